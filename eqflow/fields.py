@@ -1,0 +1,122 @@
+"""From networks to predictors: where time, scale, condition and guidance meet a network.
+
+Network = (z, t, condition) -> y, a model with its parameters bound; condition is a pytree with a
+leading [b], or None. Predict = (z, t) -> y, t always [b]. All of these are Partials: jit arguments.
+"""
+
+from collections.abc import Callable
+import numbers
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float
+
+from eqflow import arrays, processes
+from eqflow.arrays import Coef, Data
+from eqflow.mix import remix
+from eqflow.outputs import Output
+from eqflow.processes import Process
+
+Network = Callable[[Data, Float[Array, 'b'], Any], Data]
+Predict = Callable[[Data, Float[Array, 'b']], Data]
+
+
+@Partial
+def unit(process: Process, t: Coef) -> Coef:
+  """1: the network sees the state as it is."""
+  return jnp.ones_like(t)
+
+
+def unit_variance(process: Process, t: Coef, *, sigma_data: ArrayLike) -> Coef:
+  """1/sqrt(sigma^2 + sd^2 alpha^2): the network sees unit variance where data has std sd."""
+  state = process(t)
+  return 1 / jnp.sqrt(jnp.square(state.eps) + jnp.square(sigma_data * state.x))
+
+
+@Partial
+def time(process: Process, t: Coef) -> Coef:
+  """The noise label t."""
+  return t
+
+
+@Partial
+def none(process: Process, t: Coef) -> Coef:
+  """The noise label 0 at every t: a network that is blind to time."""
+  return jnp.zeros_like(t)
+
+
+logsnr = processes.logsnr
+
+
+@Partial
+def quarter_log_sigma(process: Process, t: Coef) -> Coef:
+  """The noise label ln(sigma/alpha)/4, EDM's c_noise."""
+  return -processes.logsnr(process, t) / 8
+
+
+@Partial
+def table_index(process: Process, t: Coef) -> Coef:
+  """The noise label 1000 t - 1: entry k of a table of 1,000 is t = (k + 1)/1000, as DiT has it."""
+  return 1000 * t - 1
+
+
+def conditioned(network: Network, process: Process, *, scale_input: Callable,
+                label_noise: Callable) -> Network:
+  """network(scale_input z, label_noise, condition), of (z, t, condition).
+
+  The one place where time and scale meet a network; loss and samplers share it.
+  """
+  return Partial(_conditioned, network=network, process=process, scale_input=scale_input,
+                 label_noise=label_noise)
+
+
+def _conditioned(z, t, condition, *, network, process, scale_input, label_noise):
+  return network(arrays.combine((scale_input(process, t), z)), label_noise(process, t), condition)
+
+
+def bind(network: Network, condition: Any) -> Predict:
+  """(z, t) -> network(z, t, condition)."""
+  return Partial(_bound, network=network, condition=condition)
+
+
+def _bound(z, t, *, network, condition):
+  return network(z, t, condition)
+
+
+def as_output(predict: Predict, *, process: Process, output: Output, to: Output) -> Predict:
+  """A predictor of `output`, asked for `to`: remix of the state and what it returns."""
+  return Partial(_as_output, predict=predict, process=process, output=output, to=to)
+
+
+def _as_output(z, t, *, predict, process, output, to):
+  return remix(to(process, t), state=process(t), out=output(process, t), z=z, y=predict(z, t))
+
+
+def guided(network: Network, condition: Any, null: Any, *, scale: ArrayLike) -> Predict:
+  """y_null + scale (y_condition - y_null), both branches in one call: classifier-free guidance.
+
+  condition and null are pytrees with a leading [b]. scale is a number, 1 for no guidance, which
+  then costs no null branch; or an array over the last axis of y, a scale per channel.
+  """
+  if isinstance(scale, numbers.Number) and scale == 1:
+    return bind(network, condition)
+  arrays.check_alike('null', null, 'condition', condition)
+  return Partial(_guided, network=network, condition=condition, null=null, scale=scale)
+
+
+def _guided(z, t, *, network, condition, null, scale):
+  y = network(_pair(z, z), _pair(t, t), _pair(condition, null))
+  def leaf(y):
+    y = y.reshape((-1, 2) + y.shape[1:])
+    toward, away = y[:, 0], y[:, 1]
+    return (away + scale * (toward - away)).astype(y.dtype)
+  return jax.tree.map(leaf, y)
+
+
+def _pair(first, second):
+  # Stacked behind the batch axis, so that each device's shard keeps both branches of its examples.
+  def leaf(a, b):
+    return jnp.stack([a, b], axis=1).reshape((-1,) + a.shape[1:])
+  return jax.tree.map(leaf, first, second)

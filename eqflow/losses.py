@@ -1,0 +1,57 @@
+"""One loss. Flow matching, eps-, x-, v- and score-matching, EDM and Equilibrium Matching are calls."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from eqflow import arrays, processes, times, weights
+from eqflow.arrays import Data, Keys
+from eqflow.fields import Predict
+from eqflow.mix import gain, mix
+from eqflow.outputs import Output
+from eqflow.processes import Process
+from eqflow.times import Density
+from eqflow.weights import Weight
+
+
+def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, output: Output,
+                  density: Density, u: Float[Array, 'b'] | None = None,
+                  space: Output | None = None, weight: Weight = weights.ones,
+                  uncertainty: Callable | None = None) -> tuple[Float[Array, 'b'], dict[str, Any]]:
+  """weight(t) mean (predict(z, t) - output)^2 in `space`, per example [b], and aux.
+
+  t = density.quantile(u), z = alpha x + sigma eps. u [b] in (0, 1) and eps come from keys [b], one
+  per example; u may be given. The mean is over all coordinates of all leaves of x. The error in
+  `space` (default: the output's own) is the output's times gain(space <- output). With
+  uncertainty, r = uncertainty(t) [b], the loss is exp(-r) loss + r. aux holds t, logsnr and error,
+  the unweighted squared error in `space`, each [b]. x is cast to t's dtype. Raises ValueError where
+  predict's shapes are not z's.
+  """
+  t = density.quantile(times.draw(arrays.fold(keys, 0)) if u is None else u)
+  x = jax.tree.map(lambda a: _floating(a).astype(t.dtype), x)
+  eps = arrays.noise_like(arrays.fold(keys, 1), x)
+  state, out = process(t), output(process, t)
+  z = mix(state, x, eps)
+  y = predict(z, t)
+  arrays.check_alike('predict returned', y, 'z', z)
+  # The target leads, so that the difference has its dtype where the network computes in less.
+  miss = arrays.combine((1, mix(out, x, eps)), (-1, y))
+  error = arrays.square_norm(miss) / arrays.coordinates(x)
+  if space is not None:
+    error = error * jnp.square(gain(space(process, t), state=state, out=out))
+  loss = weight(process, t) * error
+  if uncertainty is not None:
+    r = uncertainty(t)
+    loss = jnp.exp(-r) * loss + r
+  return loss, {'t': t, 'logsnr': processes.logsnr(process, t), 'error': error}
+
+
+def _floating(a):
+  a = jnp.asarray(a)
+  if not jnp.issubdtype(a.dtype, jnp.floating):
+    raise TypeError(f'x must be floating, not {a.dtype}: scale it to about unit size, for example '
+                    'uint8 images to x / 127.5 - 1')
+  return a

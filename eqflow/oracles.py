@@ -1,0 +1,77 @@
+"""Exact predictors: data whose E[x | z] is known in closed form, as any output.
+
+Each is the best that a network can learn, so it meets a loss's floor and drives a solver without
+training. They give E[x | z] and E[eps | z] and mix them, never remix, and so are finite at both
+ends. Bind everything but (z, t) with one Partial.
+"""
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from eqflow import arrays
+from eqflow.mix import mix
+from eqflow.outputs import Output
+from eqflow.processes import Process
+
+
+def gaussian(z: Float[Array, 'b d'], t: Float[Array, 'b'], *, process: Process, output: Output,
+             mean: Float[ArrayLike, 'd'], cov: Float[ArrayLike, 'd d']) -> Float[Array, 'b d']:
+  """E[output | z] for x ~ N(mean, cov): E[x | z] = mean + alpha cov S^-1 (z - alpha mean).
+
+  S = alpha^2 cov + sigma^2 I is z's covariance; cov must be positive definite.
+  """
+  state = process(t)
+  alpha, sigma = (jnp.broadcast_to(c, t.shape) for c in state)
+  mean, cov = jnp.asarray(mean, z.dtype), jnp.asarray(cov, z.dtype)
+
+  def one(z, alpha, sigma):
+    spread = alpha**2 * cov + sigma**2 * jnp.eye(len(mean), dtype=z.dtype)
+    whitened = jnp.linalg.solve(spread, z - alpha * mean)
+    return mean + alpha * cov @ whitened, sigma * whitened
+
+  x, eps = jax.vmap(one)(z, alpha, sigma)
+  return mix(output(process, t), x, eps)
+
+
+def mixture(z: Float[Array, 'b d'], t: Float[Array, 'b'], *, process: Process, output: Output,
+            means: Float[ArrayLike, 'k d'], stds: Float[ArrayLike, 'k'],
+            weights: Float[ArrayLike, 'k']) -> Float[Array, 'b d']:
+  """E[output | z] for x ~ sum_k w_k N(mean_k, std_k^2 I), stds positive."""
+  state = process(t)
+  alpha, sigma = (jnp.broadcast_to(c, t.shape) for c in state)
+
+  def one(z, alpha, sigma):
+    variance = (alpha * stds) ** 2 + sigma**2
+    offset = z - alpha * means
+    likelihood = -jnp.sum(offset**2, -1) / (2 * variance) - len(z) / 2 * jnp.log(variance)
+    share = jax.nn.softmax(likelihood + jnp.log(weights))
+    x = means + (alpha * stds**2 / variance)[:, None] * offset
+    eps = (sigma / variance)[:, None] * offset
+    return share @ x, share @ eps
+
+  means, stds, weights = (jnp.asarray(a, z.dtype) for a in (means, stds, weights))
+  x, eps = jax.vmap(one)(z, alpha, sigma)
+  return mix(output(process, t), x, eps)
+
+
+def finite(z: Float[Array, 'b ...'], t: Float[Array, 'b'], *, process: Process, output: Output,
+           data: Float[ArrayLike, 'n ...']) -> Float[Array, 'b ...']:
+  """E[output | z] for x uniform among n records: the softmax of -|z - alpha x_i|^2/(2 sigma^2).
+
+  What a network that memorises its training set converges to. At sigma = 0 it is the nearest
+  record, with no noise.
+  """
+  state = process(t)
+  alpha, sigma = (jnp.broadcast_to(c, t.shape) for c in state)
+  records = jnp.asarray(data, z.dtype).reshape(len(data), -1)
+
+  def one(z, alpha, sigma):
+    square = jnp.sum(jnp.square(z - alpha * records), -1)
+    farther = square - jnp.min(square)
+    share = jax.nn.softmax(jnp.where(farther == 0, 0, -farther / (2 * sigma**2)))
+    x = share @ records
+    return x, jnp.where(sigma == 0, 0, (z - alpha * x) / jnp.where(sigma == 0, 1, sigma))
+
+  x, eps = jax.vmap(one)(z.reshape(len(z), -1), alpha, sigma)
+  return mix(output(process, t), x.reshape(z.shape), eps.reshape(z.shape))

@@ -1,0 +1,74 @@
+"""Solver = (init, step), and the one loop that runs it.
+
+init(z) -> memory; step(predict, z, memory, t, s, keys) -> (z, memory) moves from t to the less
+noisy s. t and s are scalars, keys [b] or None. Both are Partials of module-level functions, the
+step binding `process` and `output` by those names.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+import numpy as np
+
+from eqflow import arrays, times as grids
+from eqflow.arrays import Data, Keys
+from eqflow.fields import Predict
+
+
+class Solver(NamedTuple):
+  """Two pure functions, as an optax transform."""
+  init: Callable[[Data], Any]
+  step: Callable[..., tuple[Data, Any]]
+
+
+def no_memory(z: Data) -> tuple:
+  """The memory of a solver that remembers nothing."""
+  return ()
+
+
+def sample(solver: Solver, predict: Predict, z: Data, times: Float[Array | np.ndarray, 'n'],
+           keys: Keys | None = None) -> Data:
+  """z carried from times[0] to times[-1], one step a pair of times: a sample [b, ...].
+
+  z is the state at times[0] (noise, scaled as the process asks). keys [b] feed solvers that draw:
+  step i uses fold_in(keys, i). One compiled scan; solvers, networks and times of the same shapes
+  share it. Raises ValueError where the solver's output is blind on the grid, before compiling.
+  """
+  return _run(solver, predict, z, times, keys, path=False)
+
+
+def sample_path(solver: Solver, predict: Predict, z: Data, times: Float[Array | np.ndarray, 'n'],
+                keys: Keys | None = None) -> Data:
+  """Every state of `sample`, [n, b, ...] for n times, the first being z. Raises as `sample` does."""
+  return _run(solver, predict, z, times, keys, path=True)
+
+
+def _run(solver, predict, z, times, keys, *, path):
+  bound = getattr(solver.step, 'keywords', {})
+  if 'process' in bound and 'output' in bound:
+    grids.check_grid(times, process=bound['process'], output=bound['output'])
+  # A Partial is a pytree: its arrays are arguments of the compiled loop, its function the cache key.
+  predict = predict if isinstance(predict, Partial) else Partial(predict)
+  return _scan(solver, predict, jax.tree.map(jnp.asarray, z), jnp.asarray(times), keys, path=path)
+
+
+@jax.jit(static_argnames='path')
+def _scan(solver, predict, z, times, keys, *, path):
+  b = arrays.batch_size(z)
+  at_all = lambda z, t: predict(z, jnp.broadcast_to(t, (b,)))
+
+  def step(carry, interval):
+    z, memory = carry
+    i, t, s = interval
+    z, memory = solver.step(at_all, z, memory, t, s, None if keys is None else arrays.fold(keys, i))
+    return (z, memory), z if path else None
+
+  intervals = jnp.arange(len(times) - 1), times[:-1], times[1:]
+  (end, _), states = jax.lax.scan(step, (z, solver.init(z)), intervals)
+  if not path:
+    return end
+  return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), z, states)

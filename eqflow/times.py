@@ -1,0 +1,202 @@
+"""When to look: densities of t for training, grids of t for sampling, and the check of a grid.
+
+A density is its quantile function and its pdf; u in (0, 1) comes from a key or from a
+low-discrepancy sequence, so every density can be stratified. Grids are numpy float64, falling from
+noise to data; the predictor is evaluated at every entry but the last.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jax.scipy import special
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+
+from eqflow import arrays, outputs, processes
+from eqflow.arrays import Coef, Keys
+from eqflow.mix import det
+from eqflow.outputs import Output
+from eqflow.processes import Process
+
+
+class Density(NamedTuple):
+  """t = quantile(u) for u uniform in (0, 1), and p(t)."""
+  quantile: Callable[[Coef], Coef]
+  pdf: Callable[[Coef], Coef]
+
+
+def _uniform_quantile(u):
+  return u
+
+
+def _uniform_pdf(t):
+  return jnp.ones_like(t)
+
+
+uniform = Density(Partial(_uniform_quantile), Partial(_uniform_pdf))
+
+
+def uniform_on(low: float, high: float) -> Density:
+  """t uniform in (low, high): how a blind end is kept out of training."""
+  if not low < high:
+    raise ValueError(f'uniform_on({low}, {high}): low must be below high')
+  return Density(Partial(_uniform_on_quantile, low=low, high=high),
+                 Partial(_uniform_on_pdf, low=low, high=high))
+
+
+def _uniform_on_quantile(u, *, low, high):
+  return low + (high - low) * u
+
+
+def _uniform_on_pdf(t, *, low, high):
+  return jnp.where((t >= low) & (t <= high), 1 / (high - low), 0) * jnp.ones_like(t)
+
+
+def logit_normal(mean: ArrayLike, std: ArrayLike) -> Density:
+  """log(t/(1 - t)) ~ N(mean, std^2): SD3's density on [0, 1] [Esser+ 2403.03206, eq. 19]."""
+  return Density(Partial(_logit_normal_quantile, mean=mean, std=std),
+                 Partial(_logit_normal_pdf, mean=mean, std=std))
+
+
+def _logit_normal_quantile(u, *, mean, std):
+  return jax.nn.sigmoid(mean + std * special.ndtri(u))
+
+
+def _logit_normal_pdf(t, *, mean, std):
+  return jax.scipy.stats.norm.pdf(special.logit(t), mean, std) / (t * (1 - t))
+
+
+def lognormal(mean: ArrayLike, std: ArrayLike) -> Density:
+  """log t ~ N(mean, std^2): EDM's density of sigma, with P_mean and P_std."""
+  return Density(Partial(_lognormal_quantile, mean=mean, std=std),
+                 Partial(_lognormal_pdf, mean=mean, std=std))
+
+
+def _lognormal_quantile(u, *, mean, std):
+  return jnp.exp(mean + std * special.ndtri(u))
+
+
+def _lognormal_pdf(t, *, mean, std):
+  return jax.scipy.stats.norm.pdf(jnp.log(t), mean, std) / t
+
+
+def draw(keys: Keys) -> Float[Array, 'b']:
+  """u uniform in the open interval (0, 1), one per key: zeros do come up, and are moved off."""
+  return jax.vmap(lambda key: jax.random.uniform(key))(keys) + 2.0**-24
+
+
+def low_discrepancy(k: ArrayLike, offset: ArrayLike) -> Float[Array, '...']:
+  """u_k = frac(k/golden ratio + offset/2^32) in (0, 1): any run of k covers (0, 1) evenly.
+
+  In uint32, where it neither drifts nor dies at large k; the 23 leading bits become a float32.
+  """
+  bits = jnp.asarray(k, jnp.uint32) * jnp.uint32(2654435769) + jnp.asarray(offset, jnp.uint32)
+  return (bits >> 9).astype(jnp.float32) * 2.0**-23 + 2.0**-24
+
+
+def uniform_grid(num_steps: int, start: float = 1.0, end: float = 0.0) -> np.ndarray:
+  """num_steps + 1 times, evenly from `start` to `end`, float64."""
+  return np.linspace(start, end, _positive(num_steps) + 1)
+
+
+def karras_grid(num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0,
+                rho: float = 7.0) -> np.ndarray:
+  """num_steps sigmas even in sigma^(1/rho) from sigma_max to sigma_min, then 0; float64.
+
+  For the `edm` process, whose t is sigma [Karras+ 2206.00364, eq. 5].
+  """
+  ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+  return np.append(np.linspace(*ends, _positive(num_steps)) ** rho, 0.0)
+
+
+def logsnr_grid(num_steps: int, *, process: Process, start: float, end: float, low: float = 0.0,
+                high: float = 1.0) -> np.ndarray:
+  """num_steps + 1 times in [low, high], even in log-SNR from `start` (noise) up to `end`; float64.
+
+  Append 0 to step on to the data. EDM's t is not bounded by 1: give it a `high`.
+  """
+  values = np.linspace(start, end, _positive(num_steps) + 1)
+  with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    return np.asarray(processes.time_of_logsnr(process, jnp.asarray(values), low=low, high=high))
+
+
+def _positive(num_steps):
+  if num_steps < 1:
+    raise ValueError(f'num_steps={num_steps}: a grid has at least one step')
+  return num_steps
+
+
+BLIND = 1e-6
+
+
+def check_grid(times: np.ndarray, *, process: Process, output: Output,
+               label_noise: Callable | None = None) -> None:
+  """Raises ValueError where `output` is blind, or `label_noise` not finite, on a sampling grid.
+
+  Blind means |det(state, out)| < 1e-6 |state| |out| at a time at which the network is evaluated:
+  every one but the last. Also refuses a grid that is not finite, rises, or leaves the process.
+  Computed in float64 on the host; says nothing where a number of the process or the output is
+  traced.
+  """
+  if arrays.is_traced(times, process, output, label_noise):
+    return
+  times = np.asarray(times, np.float64)
+  if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
+    raise ValueError(f'times {times} of shape {times.shape}: a grid is at least two finite times')
+  if (np.diff(times) > 0).any():
+    at = int(np.argmax(np.diff(times) > 0))
+    raise ValueError(f'times rise from {times[at]:.6g} to {times[at + 1]:.6g}: '
+                     'a grid falls from noise (t = 1) to data (t = 0)')
+  state = _host(process, times)
+  if not (np.isfinite(state).all() and (state >= 0).all()):
+    at = times[~(np.isfinite(state) & (state >= 0)).all(axis=0)][0]
+    raise ValueError(f'process {arrays.name_of(process)!r} at t={at:.6g} is not a mix of data and '
+                     'noise (alpha, sigma >= 0): keep the grid within [0, 1], or sigma >= 0 for edm')
+  evaluated = times[:-1]
+  sight = _sight(process, output, evaluated)
+  if (sight < BLIND).any():
+    at = evaluated[np.argmin(sight)]
+    raise ValueError(f'output {arrays.name_of(output)!r} cannot give x at t={at:.6g}: '
+                     f'{_remedy(process, output, at, evaluated)} or train \'v\'')
+  if label_noise is not None:
+    label = _host(lambda t: label_noise(process, t), evaluated)[0]
+    if not np.isfinite(label).all():
+      at = evaluated[~np.isfinite(label)][0]
+      raise ValueError(f'noise label {arrays.name_of(label_noise)!r} is not finite at t={at:.6g}: '
+                       'keep the grid off that time or label the noise by \'time\'')
+
+
+def _host(function, times):
+  with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    values = function(jnp.asarray(times, jnp.float64))
+    return np.stack([np.broadcast_to(np.asarray(a), times.shape) for a in jax.tree.leaves(values)])
+
+
+def _sight(process, output, times):
+  """|det(state, out)|/(|state| |out|) in [0, 1]; 0 where out is zero or not a number."""
+  p = _host(process, times)
+  q = _host(lambda t: output(process, t), times)
+  infinite = np.isinf(q)
+  q = np.where(infinite.any(axis=0), np.where(infinite, np.sign(q), 0), q)
+  with np.errstate(invalid='ignore', divide='ignore'):
+    area = np.abs(p[0] * q[1] - p[1] * q[0]) / (np.hypot(*p) * np.hypot(*q))
+  return np.nan_to_num(area, nan=0.0)
+
+
+def _remedy(process, output, blind, times):
+  """The nearest time to `blind`, towards the middle of the grid, at which `output` still sees."""
+  seeing = times[_sight(process, output, times) >= BLIND]
+  middle = seeing[np.argmin(np.abs(seeing - blind))] if len(seeing) else blind / 2
+  if _sight(process, output, np.array([middle]))[0] < BLIND:
+    return 'no part of this grid can be used:'
+  limit = blind
+  for _ in range(60):
+    half = (limit + middle) / 2
+    seen = _sight(process, output, np.array([half]))[0] >= BLIND
+    limit, middle = (limit, half) if seen else (half, middle)
+  if middle < blind:
+    return f'start the grid at t<={np.floor(middle * 1e6) / 1e6:.6g}'
+  return f'end the grid at t>={middle * 1.01:.2g}'
