@@ -1,3 +1,3 @@
-"""Diffusion, flow matching and Equilibrium Matching: vectors in one plane, every conversion one Cramer's rule."""
+"""Diffusion, flow matching and Equilibrium Matching in JAX, as vectors in one plane."""
 
 __version__ = '0.1.0'

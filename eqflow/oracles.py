@@ -9,7 +9,6 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from eqflow import arrays
 from eqflow.mix import mix
 from eqflow.outputs import Output
 from eqflow.processes import Process

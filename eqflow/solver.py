@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num, PyTree
 import numpy as np
 
 from eqflow import arrays, times as grids
@@ -42,7 +42,7 @@ def sample(solver: Solver, predict: Predict, z: Data, times: Float[Array | np.nd
 
 
 def sample_path(solver: Solver, predict: Predict, z: Data, times: Float[Array | np.ndarray, 'n'],
-                keys: Keys | None = None) -> Data:
+                keys: Keys | None = None) -> PyTree[Num[Array, 'n b ...']]:
   """Every state of `sample`, [n, b, ...] for n times, the first being z. Raises as `sample` does."""
   return _run(solver, predict, z, times, keys, path=True)
 

@@ -15,9 +15,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 import numpy as np
 
-from eqflow import arrays, outputs, processes
+from eqflow import arrays, processes
 from eqflow.arrays import Coef, Keys
-from eqflow.mix import det
 from eqflow.outputs import Output
 from eqflow.processes import Process
 

@@ -1,0 +1,48 @@
+# make demo: the handwritten digits, trained, sampled and evaluated.  make test: the whole suite.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2
+RUFF := $(BIN)/ruff check --line-length 104 --select E,F,W,B \
+	--ignore E731,E741,F722,F821,B008,B023,B905
+
+.PHONY: demo test test-all lint figures speed constraints clean
+
+demo: .venv/demo
+	$(BIN)/python -m eqflow.main --config=configs/digits.py --workdir=runs/digits
+
+test: .venv/dev lint
+	JAX_PLATFORMS=cpu $(PYTEST) -m 'not long'
+
+test-all: .venv/dev lint
+	JAX_PLATFORMS=cpu $(PYTEST)
+
+lint: .venv/dev
+	$(RUFF) eqflow configs tests experiments
+
+# Every picture of the README that no training run makes.
+figures: .venv/demo
+	$(BIN)/python -m experiments.gain
+
+speed: .venv/demo
+	$(BIN)/python -m experiments.speed
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'eqflow needs Python 3.11 or later: make PYTHON=python3.11'; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo 'python -m venv failed; on Debian: apt install python3-venv'; exit 1; }
+
+.venv/demo: setup.cfg constraints.txt .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev: setup.cfg constraints.txt .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ .venv/demo
+
+constraints:
+	@{ echo '# Versions that make demo and make test were last run with. Made by make constraints.'; \
+	  $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

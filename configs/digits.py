@@ -1,0 +1,64 @@
+"""The 1,797 handwritten digits of scikit-learn, 8x8: a generative model in two minutes on a laptop.
+
+paper    Equilibrium Matching [Wang & Du 2510.02300], at the scale of two CPU cores
+command  python -m eqflow.main --config=configs/digits.py --workdir=runs/digits
+variants eqm (default), flow, v, eps, x, blind_flow: --config=configs/digits.py:flow
+cost     384,000 examples (6,000 steps of 64)
+result   not yet run
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = 'eqm') -> ml_collections.ConfigDict:
+  """The config of one variant; raises ValueError for a name that is none."""
+  if variant not in VARIANTS:
+    raise ValueError(f'configs/digits.py:{variant}: choose from {sorted(VARIANTS)}')
+  config = ml_collections.ConfigDict(BASE)
+  config.update(ml_collections.ConfigDict(VARIANTS[variant]))
+  return config
+
+
+BASE = dict(
+    seed=0,
+    data=dict(
+        name='digits', split='all', dir='~/.cache/eqflow/data', shape=(8, 8, 1), num_classes=10,
+        flip=False, workers=0),
+    model=dict(
+        name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
+        scale_input=dict(name='unit')),
+    process=dict(name='linear'),
+    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True),
+    train=dict(
+        batch=64, accumulate=1, num_examples=384_000, drop_label=0.0,
+        log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,
+        keep_checkpoints=2),
+    optimizer=dict(
+        rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=6_400,
+        schedule=dict(name='cosine')),
+    ema=dict(decays=(0.999,)),
+    # threshold: a descent stops a sample where the norm of the field falls below; 0 never stops.
+    sample=dict(params='0.999', batch=600, threshold=0.0, scale=1.0),
+    evaluate=dict(split='all', num_samples=1_797),
+)
+
+DESCENT = dict(solver=dict(name='gradient_descent', step_size=0.003), num_steps=130)
+ODE = dict(solver=dict(name='ddim'), num_steps=50)
+TO_NOISE = dict(name='uniform', start=1.0, end=0.0)
+# eps is blind at pure noise, x at data.
+SHORT = dict(name='uniform', start=0.999, end=0.0)
+
+
+def _variant(output, label_noise, sample):
+  return dict(output=output, model=dict(label_noise=dict(name=label_noise)), sample=sample)
+
+
+VARIANTS = {
+    'eqm': _variant(dict(name='equilibrium', decay=dict(name='truncated', start=0.8, gain=4.0)),
+                    'none', DESCENT),
+    'flow':       _variant(dict(name='u'),   'time', dict(**ODE, grid=TO_NOISE)),
+    'v':          _variant(dict(name='v'),   'time', dict(**ODE, grid=TO_NOISE)),
+    'eps':        _variant(dict(name='eps'), 'time', dict(**ODE, grid=SHORT)),
+    'x':          _variant(dict(name='x'),   'time', dict(**ODE, grid=TO_NOISE)),
+    'blind_flow': _variant(dict(name='u'),   'none', dict(**ODE, grid=TO_NOISE)),
+}

@@ -1,0 +1,49 @@
+"""Two-dimensional toys: a field or a flow on moons in seconds.
+
+command  python -m eqflow.main --config=configs/toy.py --workdir=runs/moons
+variants flow (default), eqm, v; other data: --config.data.name=checkerboard, rings, mixture
+cost     768,000 examples (3,000 steps of 256)
+result   not yet run
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = 'flow') -> ml_collections.ConfigDict:
+  """The config of one variant; raises ValueError for a name that is none."""
+  if variant not in VARIANTS:
+    raise ValueError(f'configs/toy.py:{variant}: choose from {sorted(VARIANTS)}')
+  config = ml_collections.ConfigDict(BASE)
+  config.update(ml_collections.ConfigDict(VARIANTS[variant]))
+  return config
+
+
+BASE = dict(
+    seed=0,
+    data=dict(name='moons', split='train', dir='', shape=(2,), num_classes=0, flip=False,
+              workers=0),
+    model=dict(name='mlp', width=128, depth=3, dtype='float32', scale_input=dict(name='unit')),
+    process=dict(name='linear'),
+    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True),
+    train=dict(
+        batch=256, accumulate=1, num_examples=768_000, drop_label=0.0,
+        log_examples=25_600, sample_examples=256_000, checkpoint_examples=256_000,
+        keep_checkpoints=2),
+    optimizer=dict(
+        rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=25_600,
+        schedule=dict(name='cosine')),
+    ema=dict(decays=(0.999,)),
+    sample=dict(params='0.999', batch=2_000, threshold=0.0, scale=1.0),
+    evaluate=dict(split='heldout', num_samples=2_000),
+)
+
+ODE = dict(solver=dict(name='ddim'), num_steps=50, grid=dict(name='uniform', start=1.0, end=0.0))
+
+VARIANTS = {
+    'flow': dict(output=dict(name='u'), model=dict(label_noise=dict(name='time')), sample=ODE),
+    'v':    dict(output=dict(name='v'), model=dict(label_noise=dict(name='time')), sample=ODE),
+    'eqm':  dict(
+        output=dict(name='equilibrium', decay=dict(name='truncated', start=0.8, gain=4.0)),
+        model=dict(label_noise=dict(name='none')),
+        sample=dict(solver=dict(name='gradient_descent', step_size=0.003), num_steps=100)),
+}

@@ -1,0 +1,297 @@
+"""ConfigDict -> functions: the one file with tables of names.
+
+A section of a config is {'name': row of a table, **the row's numbers}. Whatever does not fit, an
+unknown name, a key that the row does not take, one that it needs, is refused with a list of what
+exists, before anything compiles.
+"""
+
+from collections.abc import Callable
+import inspect
+from typing import Any, NamedTuple
+
+from jax import numpy as jnp
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+import numpy as np
+
+from eqflow import arrays, descent, ema, fields, losses, outputs, processes, samplers
+from eqflow import times, weights
+from eqflow.models import dit, mlp
+from eqflow.training import optimizer as optimizers
+
+PROCESSES = {
+    'linear': processes.linear,
+    'cosine': processes.cosine,
+    'variance_preserving': processes.variance_preserving,
+    'edm': processes.edm,
+    'shifted': processes.shifted,
+}
+OUTPUTS = {
+    'x': outputs.x,
+    'eps': outputs.eps,
+    'v': outputs.v,
+    'u': outputs.u,
+    'score': outputs.score,
+    'edm': outputs.edm,
+    'equilibrium': outputs.equilibrium,
+}
+DECAYS = {
+    'constant': outputs.constant_decay,
+    'linear': outputs.linear_decay,
+    'truncated': outputs.truncated_decay,
+    'piecewise': outputs.piecewise_decay,
+}
+DENSITIES = {
+    'uniform': lambda: times.uniform,
+    'uniform_on': times.uniform_on,
+    'logit_normal': times.logit_normal,
+    'lognormal': times.lognormal,
+}
+WEIGHTS = {
+    'ones': weights.ones,
+    'edm': weights.edm,
+    'on_logsnr': weights.on_logsnr,
+}
+SPECTRA = {
+    'sigmoid': weights.sigmoid,
+    'min_snr': weights.min_snr,
+}
+SCALES = {
+    'unit': fields.unit,
+    'unit_variance': fields.unit_variance,
+}
+LABELS = {
+    'time': fields.time,
+    'logsnr': fields.logsnr,
+    'quarter_log_sigma': fields.quarter_log_sigma,
+    'table_index': fields.table_index,
+    'none': fields.none,
+}
+SOLVERS = {
+    'ddim': samplers.ddim,
+    'euler': samplers.euler,
+    'heun': samplers.heun,
+    'ancestral': samplers.ancestral,
+}
+DESCENTS = {
+    'gradient_descent': descent.gradient_descent,
+    'nesterov': descent.nesterov,
+}
+GRIDS = {
+    'uniform': times.uniform_grid,
+    'karras': times.karras_grid,
+    'logsnr': times.logsnr_grid,
+}
+MODELS = {
+    'mlp': mlp.MLP,
+    'dit': dit.DiT,
+}
+SCHEDULES = {
+    'constant': optimizers.constant,
+    'cosine': optimizers.cosine,
+    'inverse_square_root': optimizers.inverse_square_root,
+}
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
+
+# A number that is itself a function is a section of its own, found by the key it stands under.
+NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA}
+
+
+class Recipe(NamedTuple):
+  """What a config means: pure functions, and the optimizer that they are trained with."""
+  init: Callable        # key -> params
+  network: Callable     # params -> Network, told time and scale as the config says
+  loss: Callable        # (keys, params, batch) -> ([b], aux)
+  optimizer: Any        # optax.GradientTransformation
+  keep: Callable        # step -> {name of average: keep}
+  draw: Callable        # (params, keys, labels) -> ([b, ...], evaluations [b])
+
+
+def recipe(config: ConfigDict) -> Recipe:
+  """Everything a run computes, from its config alone. Raises ValueError naming the key at fault."""
+  process = bound(PROCESSES, config.process, 'process')
+  output = bound(OUTPUTS, config.output, 'output')
+  module = model(config.model, config.data.num_classes)
+  scale_input = bound(SCALES, config.model.scale_input, 'model.scale_input')
+  label_noise = bound(LABELS, config.model.label_noise, 'model.label_noise')
+
+  def init(key):
+    z = jnp.zeros((1, *config.data.shape))
+    label = jnp.zeros(1, jnp.int32) if config.data.num_classes else None
+    return module.init(key, z, jnp.zeros(1), label)['params']
+
+  def network(params):
+    return fields.conditioned(Partial(module.apply, {'params': params}), process,
+                              scale_input=scale_input, label_noise=label_noise)
+
+  return Recipe(
+      init=init, network=network,
+      loss=_loss(config, network, process, output),
+      optimizer=_optimizer(config),
+      keep=_keep(config),
+      draw=_draw(config, network, process, output, label_noise))
+
+
+def model(section: ConfigDict, num_classes: int) -> Any:
+  """The flax module of config.model."""
+  options = {k: v for k, v in section.items() if k not in ('name', 'scale_input', 'label_noise')}
+  for key in ('dtype', 'param_dtype'):
+    if key in options:
+      options[key] = choose(DTYPES, options[key], f'model.{key}')
+  make = choose(MODELS, section.name, 'model.name')
+  known = [k for k in inspect.signature(make).parameters if k not in ('parent', 'name')]
+  for key in options:
+    if key not in known or key == 'num_classes':
+      raise ValueError(f'config.model.{key}: {section.name!r} takes {sorted(known)}; '
+                       'num_classes stands in config.data')
+  return make(num_classes=num_classes, **options)
+
+
+def _loss(config, network, process, output):
+  density = bound(DENSITIES, config.loss.density, 'loss.density')
+  space = choose(OUTPUTS, config.loss.space, 'loss.space') if config.loss.space else None
+  if space is not None and _needs(space):
+    raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
+                     f'{sorted(k for k, row in OUTPUTS.items() if not _needs(row))}')
+  weight = bound(WEIGHTS, config.loss.weight, 'loss.weight', density=density)
+  drop, classes = config.train.drop_label, config.data.num_classes
+  if not 0 <= drop <= 1:
+    raise ValueError(f'config.train.drop_label={drop}: a share of the labels, between 0 and 1')
+
+  def loss(keys, params, batch):
+    label = None
+    if classes:
+      null = times.draw(arrays.fold(keys, 2)) < drop
+      label = jnp.where(null, classes, batch['label'])
+    u = None
+    if config.loss.stratified:
+      u = times.low_discrepancy(batch['index'], np.uint32(config.seed))
+    return losses.matching_loss(
+        keys, fields.bind(network(params), label), batch['x'], process=process, output=output,
+        density=density, u=u, space=space, weight=weight)
+
+  return loss
+
+
+def _optimizer(config):
+  section = config.optimizer
+  shape = bound(SCHEDULES, section.schedule, 'optimizer.schedule',
+                num_examples=config.train.num_examples)
+  for key in ('rate', 'b1', 'b2', 'eps', 'weight_decay', 'clip', 'warmup_examples'):
+    if section[key] < 0:
+      raise ValueError(f'config.optimizer.{key}={section[key]} is negative: give 0 or more')
+  schedule = optimizers.learning_rate(
+      rate=section.rate, shape=shape, warmup_examples=section.warmup_examples,
+      batch=config.train.batch)
+  return optimizers.adamw(schedule, b1=section.b1, b2=section.b2, eps=section.eps,
+                          weight_decay=section.weight_decay, clip=section.clip)
+
+
+def ema_names(config: ConfigDict) -> dict[str, float]:
+  """{name: decay} of the averages that the run keeps; a name is its decay as written."""
+  for decay in config.ema.decays:
+    if not 0 < decay < 1:
+      raise ValueError(f'config.ema.decays={tuple(config.ema.decays)}: {decay} is not between 0 '
+                       'and 1')
+  return {f'{decay:g}': decay for decay in config.ema.decays}
+
+
+def _keep(config):
+  decays = ema_names(config)
+  if config.sample.params not in ('params', *decays):
+    raise ValueError(f'config.sample.params={config.sample.params!r}: choose from '
+                     f'{["params", *decays]}')
+  return lambda step: {name: ema.warmed(decay, step) for name, decay in decays.items()}
+
+
+def _draw(config, network, process, output, label_noise):
+  section, classes = config.sample, config.data.num_classes
+  solver, grid = _solver(section, process, output, label_noise)
+  if not classes and section.scale != 1:
+    raise ValueError(f'config.sample.scale={section.scale} guides by class, but '
+                     'config.data.num_classes=0: set it to 1')
+  start = process(jnp.float32(1.0 if grid is None else grid[0])).eps
+
+  def draw(params, keys, labels):
+    noise = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((len(keys), *config.data.shape)))
+    z = arrays.combine((start, noise))
+    net = network(params)
+    predict = fields.bind(net, None)
+    if classes:
+      predict = fields.guided(net, labels, jnp.full_like(labels, classes), scale=section.scale)
+    if grid is not None:
+      z = samplers.sample(solver, predict, z, grid, arrays.fold(keys, 2))
+    elif section.threshold:
+      z, steps, _ = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
+                                          threshold=section.threshold)
+      return z, steps
+    else:
+      z = descent.descend(solver, predict, z, num_steps=section.num_steps)
+    return z, jnp.full(len(keys), section.num_steps)
+
+  return draw
+
+
+def _solver(section, process, output, label_noise):
+  """The solver of config.sample, and its grid of times, or None for a descent."""
+  name, path = section.solver.name, 'sample.solver'
+  row = choose({**SOLVERS, **DESCENTS}, name, f'{path}.name')
+  numbers = _numbers(row, section.solver, path)
+  if section.num_steps < 1:
+    raise ValueError(f'config.sample.num_steps={section.num_steps}: at least one step is needed')
+  if name in DESCENTS:
+    if label_noise is not fields.none:
+      raise ValueError(
+          f'config.{path}.name={name!r} descends a field that may not depend on time, but '
+          f'config.model.label_noise is {arrays.name_of(label_noise)!r}: train with \'none\' or '
+          f'sample with one of {sorted(SOLVERS)}')
+    return row(**numbers), None
+  if section.threshold:
+    raise ValueError(f'config.sample.threshold={section.threshold}: only a descent '
+                     f'({sorted(DESCENTS)}) stops by the norm of its field; set it to 0')
+  grid = bound(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
+  times.check_grid(grid, process=process, output=output, label_noise=label_noise)
+  return row(process, output, **numbers), grid
+
+
+def choose(table: dict, name: str, path: str) -> Any:
+  """table[name]. Raises ValueError with the table's names."""
+  if name not in table:
+    raise ValueError(f'config.{path}={name!r}: choose from {sorted(table)}')
+  return table[name]
+
+
+def bound(table: dict, section: ConfigDict, path: str, **given: Any) -> Any:
+  """The row named by section.name, called or bound with the section's numbers.
+
+  `given` are numbers that the config does not hold, used where the row asks for them.
+  """
+  row = choose(table, section.name, f'{path}.name')
+  numbers = _numbers(row, section, path, **given)
+  if table in (DENSITIES, GRIDS):
+    return row(**numbers)
+  return Partial(row, **numbers) if numbers else row
+
+
+def _numbers(row, section, path, **given):
+  needs = _needs(row)
+  numbers = {key: value for key, value in given.items() if key in needs}
+  for key, value in section.items():
+    if key == 'name':
+      continue
+    if key not in needs or key in given:
+      takes = sorted(set(needs) - set(given)) or 'no numbers'
+      raise ValueError(f'config.{path}.{key}: {section.name!r} takes {takes}')
+    numbers[key] = bound(NESTED[key], value, f'{path}.{key}', **given) if key in NESTED else value
+  missing = [k for k, required in needs.items() if required and k not in numbers]
+  if missing:
+    raise ValueError(f'config.{path}: {section.name!r} also needs {missing}')
+  return numbers
+
+
+def _needs(row):
+  """{name: whether it is required} of the numbers that a row takes."""
+  function = row.func if isinstance(row, Partial) else row
+  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples')
+  return {name: p.default is p.empty for name, p in inspect.signature(function).parameters.items()
+          if name not in skip or p.kind is p.KEYWORD_ONLY}

@@ -1,0 +1,1 @@
+"""Sources of records and the batches made of them, with no TensorFlow anywhere."""

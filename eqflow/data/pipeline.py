@@ -1,0 +1,104 @@
+"""Batches of a run: which record is the k-th, and how it is flipped, depend on (seed, k) alone."""
+
+import functools
+import os
+
+from absl import flags
+import grain
+from jaxtyping import Float32, Int, Int32
+import numpy as np
+
+from eqflow.data.records import InMemory, Source, decoded, gather
+
+# One past the largest count of an example that a uint32 holds: where the iterator ends.
+END = 2**32
+
+
+def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_index: int = 0,
+            process_count: int = 1, workers: int = 0,
+            flip: bool = False) -> grain.DatasetIterator:
+  """This process's rows of the batches of the run, from the example counted `start` on.
+
+  Each element is {'x': float32 [b, ...], 'label': int32 [b], 'index': uint32 [b]} with
+  b = batch // process_count: `index` is k, the count of the example in the run, rows
+  process_index::process_count of the global batch. Images are in [-1, 1], with `flip` mirrored left
+  to right with probability 1/2; vectors are as they are. Each epoch is a new permutation of all
+  records, and batches run on across epochs.
+
+  `workers` processes decode (0: threads here, or nothing but a gather for records in memory); the
+  batches do not depend on it. Close the iterator, for example with contextlib.closing. It ends
+  where k leaves uint32. Raises ValueError where process_count does not divide batch.
+  """
+  _check(source, batch, start, process_index, process_count, flip)
+  rows = functools.partial(_rows, source, seed, flip, np.arange(process_index, batch, process_count))
+  dataset = grain.MapDataset.range(start, END - batch + 1, batch).map(rows)
+  # In memory a batch costs less than handing it from thread to thread.
+  threads = 0 if workers or isinstance(source.records, InMemory) else min(8, os.cpu_count() or 1)
+  dataset = dataset.to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+  if workers:
+    # Grain reads absl flags in its workers' parent, and outside app.run nobody has parsed them.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  return iter(dataset)
+
+
+def record_index(source_length: int, seed: int,
+                 k: int | Int[np.ndarray, '...']) -> Int[np.ndarray, '...']:
+  """The number of the record that is the k-th of the run, k = 0, 1, ...; one k, or an array."""
+  return _of_epoch(source_length, seed, k, 0)
+
+
+def arrays(source: Source) -> tuple[Float32[np.ndarray, 'n ...'], Int32[np.ndarray, 'n']]:
+  """All records in order, in memory: (x float32 [n, ...], images in [-1, 1]; label int32 [n])."""
+  records = decoded(source).records
+  return _scaled(records.x), records.label
+
+
+def _rows(source, seed, flip, offsets, first):
+  k = first + offsets
+  x, label = gather(source, record_index(len(source), seed, k))
+  if flip:
+    mirrored = _of_epoch(len(source), seed, k, 1).astype(bool)
+    x[mirrored] = x[mirrored, :, ::-1]
+  return {'x': _scaled(x), 'label': label, 'index': k.astype(np.uint32)}
+
+
+def _scaled(x):
+  return x.astype(np.float32) / 127.5 - 1 if x.dtype == np.uint8 else x.astype(np.float32)
+
+
+def _of_epoch(n, seed, k, which):
+  """Entry k mod n of the order (which = 0) or of the flips (1) of epoch k div n."""
+  epochs, places = np.divmod(k, n)
+  picked = np.empty(np.shape(k), np.int64)
+  for epoch in range(np.min(epochs), np.max(epochs) + 1):
+    here = epochs == epoch
+    picked[here] = _epoch(n, seed, epoch)[which][places[here]]
+  return picked
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(n, seed, epoch):
+  """(order [n], flips [n]) of one epoch."""
+  # RandomState, because numpy promises its streams for good: a run may outlive an upgrade.
+  random = np.random.RandomState(np.random.MT19937([seed, epoch]))
+  return random.permutation(n), random.randint(0, 2, n, np.uint8)
+
+
+def _check(source, batch, start, process_index, process_count, flip):
+  if batch < 1 or process_count < 1 or batch % process_count:
+    below = max(batch // max(process_count, 1), 1) * process_count
+    raise ValueError(f'batch={batch} is not divisible by process_count={process_count}: every '
+                     f'process takes the same number of rows, for example batch={below}')
+  if not 0 <= process_index < process_count:
+    raise ValueError(f'process_index={process_index} with process_count={process_count}: it is '
+                     'numbered from 0 and must be below the count')
+  if not 0 <= start <= END - batch:
+    raise ValueError(f'start={start}: the run counts examples from 0 and ends at {END}')
+  if not len(source):
+    raise ValueError(f'the source {source.name!r} has no records')
+  if flip and len(source.shape) != 3:
+    raise ValueError(f'flip=True mirrors images, but {source.name!r} has records of shape '
+                     f'{source.shape}: leave flip off')

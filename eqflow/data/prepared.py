@@ -1,0 +1,129 @@
+"""Data sets that TFDS has prepared, read from their files alone: no builder code, no TensorFlow."""
+
+import dataclasses
+import io
+import os
+import re
+from typing import Any
+
+from eqflow.data import images
+from eqflow.data.records import Source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
+  """Records of a TFDS data source, decoded when they are asked for; label 0 where there is none."""
+
+  encoded: Any
+  image: str
+  label: str | None
+  channels: int
+  size: int | None
+
+  def __len__(self):
+    return len(self.encoded)
+
+  def __getitem__(self, i):
+    record = self.encoded[i]
+    x = images.read(io.BytesIO(record[self.image]), channels=self.channels, size=self.size)
+    return {'x': x, 'label': int(record[self.label]) if self.label else 0}
+
+
+def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
+           size: int | None = None) -> Source:
+  """The split of a prepared TFDS data set, its images cropped to size x size where size is given.
+
+  `name` is 'cifar10', 'imagenet_resized/64x64' or either with ':version'; `split` may be sliced and
+  added ('train[:90%]', 'train+test'). Raises FileNotFoundError where data_dir has no such data set,
+  ValueError for an unknown split, a file format without random access, features that hold no one
+  uint8 image, and images of many sizes when no size is given.
+  """
+  import tensorflow_datasets as tfds
+  place = find(name, data_dir)
+  if place is None:
+    raise FileNotFoundError(_unprepared(name, data_dir))
+  builder = tfds.builder_from_directory(place)
+  features = dict(builder.info.features.items())
+  image = _image_feature(name, features, tfds)
+  shape = features[image].shape if size is None else (size, size, features[image].shape[-1])
+  if None in shape:
+    raise ValueError(f'{name}: its images have no fixed shape ({features[image].shape}); give '
+                     'size=, to which they are cropped')
+  _check_split(name, split, builder)
+  skipped = {key: tfds.decode.SkipDecoding() for key in _image_keys(features, tfds)}
+  try:
+    encoded = builder.as_data_source(split=split, decoders=skipped)
+  except NotImplementedError as error:
+    raise ValueError(f'{name} in {place} is in the format {builder.info.file_format.value}, which '
+                     'has no random access: prepare it again as array_record, '
+                     f'into another data_dir, with\n  {_command(name, "ELSEWHERE")}') from error
+  labelled = isinstance(features.get('label'), tfds.features.ClassLabel)
+  records = Encoded(encoded, image, 'label' if labelled else None, shape[-1], size)
+  return Source(records, tuple(shape), features['label'].num_classes if labelled else 0, name)
+
+
+def find(name: str, data_dir: str | os.PathLike | None) -> str | None:
+  """The folder of the prepared data set in its newest version, or in that of 'name:version'."""
+  name, _, version = name.partition(':')
+  found = [info.parent for info in _root(data_dir).glob(f'{name}/{version or "*"}/{_INFO}')]
+  numbers = lambda folder: [int(digits) for digits in re.findall(r'\d+', folder.name)]
+  return os.fspath(max(found, key=numbers)) if found else None
+
+
+def prepared(data_dir: str | os.PathLike | None) -> list[str]:
+  """The names, with versions, of the data sets that are prepared under data_dir."""
+  root = _root(data_dir)
+  found = [*root.glob(f'*/*/{_INFO}'), *root.glob(f'*/*/*/{_INFO}')]
+  parts = [info.parent.relative_to(root).parts for info in found]
+  return sorted(f'{"/".join(path[:-1])}:{path[-1]}' for path in parts)
+
+
+_INFO = 'dataset_info.json'
+
+
+def _root(data_dir):
+  import tensorflow_datasets as tfds
+  # As everywhere in TFDS: without a data_dir it is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  return tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+
+
+def _command(name, data_dir):
+  return f'python -m eqflow.data.prepare --name={name} --data_dir={data_dir}'
+
+
+def _unprepared(name, data_dir):
+  root = _root(data_dir)
+  there = ', '.join(prepared(data_dir)) or 'nothing'
+  return (f'the data set {name!r} is not prepared in data_dir={os.fspath(root)!r}, where there is: '
+          f'{there}. Prepare it once with\n  {_command(name, root)}\n(some data sets need TensorFlow '
+          'for that, never for reading: pip install tensorflow-cpu importlib_resources, best in an '
+          "environment of its own). Without TFDS: 'digits', 'folder' (data_dir is a folder of "
+          "images), 'moons', 'checkerboard', 'rings', 'mixture'")
+
+
+def _image_keys(features, tfds):
+  return [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+
+
+def _image_feature(name, features, tfds):
+  keys = _image_keys(features, tfds)
+  if 'image' not in keys and len(keys) != 1:
+    raise ValueError(f"{name} has the image features {keys}: expected one, or one named 'image' "
+                     f'(all its features: {sorted(features)})')
+  key = 'image' if 'image' in keys else keys[0]
+  feature = features[key]
+  if feature.np_dtype != 'uint8' or feature.shape[-1] not in images.MODES:
+    raise ValueError(f'{name}: images are {feature.np_dtype} {feature.shape}; eqflow reads uint8 '
+                     f'with {sorted(images.MODES)} channels')
+  return key
+
+
+def _check_split(name, split, builder):
+  allowed = sorted(builder.info.splits)
+  try:
+    count = builder.info.splits[split].num_examples
+  except (KeyError, ValueError) as error:
+    raise ValueError(f"{name} has no split {split!r}: choose from {allowed}, sliced or added as in "
+                     f"'{allowed[0]}[:90%]' or '{allowed[0]}+{allowed[-1]}'") from error
+  if not count:
+    raise ValueError(f'the split {split!r} of {name} has no records: take a wider slice')

@@ -1,0 +1,85 @@
+"""What a data set is here: numbered records {'x', 'label'} and the shape that they share."""
+
+import concurrent.futures
+import dataclasses
+import os
+from typing import Any
+
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+
+# Bytes of decoded images up to which a data set is decoded once and kept.
+MEMORY = 256 * 2**20
+
+Images = UInt8[np.ndarray, 'n h w c']
+Vectors = Float[np.ndarray, 'n d']
+Labels = Int[np.ndarray, 'n']
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Records at random access: source[i] = {'x': uint8 [h, w, c] or float32 [d], 'label': int}.
+
+  `records` is any picklable sequence of such dicts, `shape` the shape of x, `num_classes` 0 where
+  there are no labels, `damaged` the files that were left out because they cannot be read.
+  """
+
+  records: Any
+  shape: tuple[int, ...]
+  num_classes: int
+  name: str
+  damaged: tuple[str, ...] = ()
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, i):
+    return self.records[i]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory:
+  """Records held as two arrays, x [n, ...] and label int32 [n], so that a batch is one gather."""
+
+  x: np.ndarray
+  label: np.ndarray
+
+  def __len__(self):
+    return len(self.x)
+
+  def __getitem__(self, i):
+    return {'x': self.x[i], 'label': int(self.label[i])}
+
+
+def gather(source: Source, rows: Int[np.ndarray, 'b']) -> tuple[Images | Vectors, Labels]:
+  """(x [b, ...], label int32 [b]) of the records numbered `rows`, as fresh arrays."""
+  records = source.records
+  if isinstance(records, InMemory):
+    return records.x[rows], records.label[rows]
+  picked = [records[int(row)] for row in rows]
+  label = np.array([record['label'] for record in picked], np.int32)
+  return np.stack([record['x'] for record in picked]), label
+
+
+def decoded(source: Source) -> Source:
+  """The same source with every record decoded, once, into memory; one thread a core."""
+  if isinstance(source.records, InMemory):
+    return source
+  dtype = np.uint8 if len(source.shape) == 3 else np.float32
+  x = np.empty((len(source), *source.shape), dtype)
+  label = np.empty(len(source), np.int32)
+
+  def decode(i):
+    record = source.records[i]
+    x[i], label[i] = record['x'], record['label']
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    # Reading the results raises what a thread raised.
+    for _ in pool.map(decode, range(len(source))):
+      pass
+  return dataclasses.replace(source, records=InMemory(x, label))
+
+
+def decoded_if_small(source: Source) -> Source:
+  """`decoded(source)` where its images fit in MEMORY bytes, else the source as it is."""
+  return decoded(source) if len(source) * int(np.prod(source.shape)) <= MEMORY else source

@@ -1,0 +1,69 @@
+"""name -> Source: the digits, image folders, two-dimensional toys and every TFDS data set."""
+
+import os
+
+from eqflow.data import folder, prepared, toys
+from eqflow.data.records import InMemory, Source, decoded_if_small
+
+TOYS = {
+    'moons':        (toys.moons, 2),
+    'checkerboard': (toys.checkerboard, 8),
+    'rings':        (toys.rings, 3),
+    'mixture':      (toys.mixture, 8),
+}
+
+
+def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int | None = None,
+         seed: int = 0, num_points: int = 10_000, channels: int = 3,
+         cache_dir: str | os.PathLike | None = None) -> Source:
+  """The records of data set `name`; what decodes to 256 MiB or less is decoded here and kept.
+
+  'digits' (prepared in data_dir on first use): 'train', 'heldout' or 'all', in a fixed order.
+  'folder' (data_dir is the folder): 'train' or 'all', both every image, [size, size, channels];
+    `cache_dir` remembers which files are intact.
+  A toy: 'train' and 'heldout' are the first and the next num_points points of `seed`, 'all' both.
+  Any other name is a TFDS data set prepared in data_dir, with the splits of TFDS.
+
+  Images are uint8 [h, w, c], cropped to size x size where size is given. Raises ValueError for an
+  unknown split and FileNotFoundError for missing data, with what there is and what to do.
+  """
+  if name in TOYS:
+    return _toy(name, split, num_points, seed)
+  if name == 'folder':
+    return _folder(split, data_dir, size, channels, cache_dir)
+  if name == 'digits':
+    return _digits(split, data_dir, size)
+  return decoded_if_small(prepared.source(name, split=split, data_dir=data_dir, size=size))
+
+
+def _toy(name, split, num_points, seed):
+  rows = {'train': slice(num_points), 'heldout': slice(num_points, None), 'all': slice(None)}
+  _check_split(name, split, rows)
+  draw, num_classes = TOYS[name]
+  x, label = draw(2 * num_points, seed)
+  return Source(InMemory(x[rows[split]], label[rows[split]]), (2,), num_classes, name)
+
+
+def _folder(split, data_dir, size, channels, cache_dir):
+  _check_split('folder', split, ('train', 'all'),
+               '; for held-out images give data_dir a folder of their own')
+  if data_dir is None or size is None:
+    raise ValueError(f"data set 'folder' with data_dir={data_dir!r}, size={size!r}: give data_dir, "
+                     'the folder of images, and size, to which they are cropped')
+  return decoded_if_small(folder.source(data_dir, size=size, channels=channels,
+                                        cache_dir=cache_dir))
+
+
+def _digits(split, data_dir, size):
+  names = {'train': 'train', 'heldout': 'heldout', 'all': 'train+heldout'}
+  _check_split('digits', split, names)
+  if prepared.find('digits', data_dir) is None:
+    from eqflow.data import digits
+    digits.prepare(data_dir)
+  source = prepared.source('digits', split=names[split], data_dir=data_dir, size=size)
+  return decoded_if_small(source)
+
+
+def _check_split(name, split, allowed, advice=''):
+  if split not in allowed:
+    raise ValueError(f'{name} has no split {split!r}: choose from {sorted(allowed)}{advice}')

@@ -1,0 +1,49 @@
+"""--mode=evaluate: samples against data, next to what needs no model."""
+
+import json
+import pathlib
+import time
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from eqflow import build, run, sample
+from eqflow.data import pipeline
+from eqflow.evaluation import report
+
+
+def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+  """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
+
+  Draws config.evaluate.num_samples samples with the labels of the data, clipped to [-1, 1] where
+  they are images. Writes evaluation.json, samples.png and samples.npz to workdir. None of the
+  distances is an FID: their spaces are pixels and fixed random features.
+  """
+  recipe = build.recipe(config)
+  if config.evaluate.num_samples < 4:
+    raise ValueError(f'config.evaluate.num_samples={config.evaluate.num_samples}: precision and '
+                     'recall look at third neighbours, so at least 4 are needed')
+  real, label = pipeline.arrays(run.open_source(config, split=config.evaluate.split))
+  run.claim(config, workdir)
+  step, params = run.restore(config, recipe, workdir)
+
+  wanted = np.resize(label, config.evaluate.num_samples)
+  clock = time.perf_counter()
+  fake, evaluations = sample.draw(recipe, params, wanted, seed=config.seed,
+                                  batch=config.sample.batch)
+  seconds = time.perf_counter() - clock
+  fake = np.clip(fake, -1, 1) if fake.ndim == 4 else fake
+  sample.write(workdir / 'samples', fake, wanted, evaluations=evaluations)
+
+  name = f'{workdir.name}, step {step:,}'
+  rows = {name: report.compare(real, fake)}
+  rows |= report.compare_baselines(real, label if config.data.num_classes else None)
+  found = dict(step=step, params=config.sample.params, num_samples=len(fake),
+               evaluations_per_sample=float(evaluations.mean()), seconds=seconds, rows=rows)
+  (workdir / 'evaluation.json').write_text(json.dumps(found, indent=2) + '\n')
+  print(f'\n{len(fake):,} samples of {config.sample.params!r} by {config.sample.solver.name}, '
+        f'{evaluations.mean():.0f} evaluations each, in {seconds:.1f} s, against {len(real):,} '
+        f'records of {config.data.name}\n')
+  print(report.table(rows))
+  print(f'\n{workdir / "samples.png"}', flush=True)
+  return rows

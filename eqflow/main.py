@@ -1,0 +1,86 @@
+"""python -m eqflow.main --config=configs/digits.py --workdir=runs/digits [--mode=train]: flags only."""
+
+import pathlib
+import sys
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+import numpy as np
+
+from eqflow import build, run, sample
+from eqflow.evaluate import evaluate
+from eqflow.train import train
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
+                                          lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'sample'],
+                          'train goes on to evaluate at its end.')
+_NUM_SAMPLES = flags.DEFINE_integer('num_samples', 100, 'mode=sample: how many.', lower_bound=1)
+_LABELS = flags.DEFINE_list('labels', None, 'mode=sample: classes, repeated in turn; drawn if unset.')
+_SEED = flags.DEFINE_integer('seed', 0, 'mode=sample: sample i is a function of this and i.',
+                             lower_bound=0, upper_bound=2**32 - 1)
+
+# What a user can mend: shown as one line, with exit code 2. Everything else is a traceback.
+REFUSALS = ValueError, FileNotFoundError, FloatingPointError
+
+
+def main(argv: list[str]) -> None:
+  """Runs the mode asked for."""
+  try:
+    if len(argv) > 1:
+      raise ValueError(f'unexpected arguments {argv[1:]}: flags are written --name=value')
+    if not _WORKDIR.value:
+      raise ValueError('--workdir is not set: give the folder of the run, such as '
+                       '--workdir=runs/digits')
+    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    if _MODE.value == 'sample':
+      draw_samples(config, workdir)
+      return
+    if _MODE.value == 'train':
+      train(config, workdir)
+    evaluate(config, workdir)
+  except REFUSALS as error:
+    refuse(error)
+
+
+def draw_samples(config, workdir: pathlib.Path) -> None:
+  """mode=sample: workdir/samples-seed<seed>.png and .npz."""
+  recipe, classes = build.recipe(config), config.data.num_classes
+  labels = chosen_labels(_LABELS.value, _NUM_SAMPLES.value, classes, _SEED.value)
+  run.claim(config, workdir)
+  step, params = run.restore(config, recipe, workdir)
+  x, evaluations = sample.draw(recipe, params, labels, seed=_SEED.value, batch=config.sample.batch)
+  path = workdir / f'samples-seed{_SEED.value}'
+  sample.write(path, x, labels, evaluations=evaluations)
+  print(f'{len(x):,} samples of {config.sample.params!r} at step {step:,}: {path}.png, {path}.npz')
+
+
+def chosen_labels(given: list[str] | None, count: int, classes: int, seed: int) -> np.ndarray:
+  """[count] labels: those given, repeated in turn, or each drawn from its sample's own key."""
+  if given is None:
+    return sample.labels_of(seed, count, classes)
+  if not all(label.isdecimal() and int(label) < classes for label in given):
+    raise ValueError(f'--labels={",".join(given)}: choose from 0 to {classes - 1}' if classes else
+                     f'--labels={",".join(given)}: this model has no classes '
+                     '(config.data.num_classes=0)')
+  return np.resize(np.asarray(given, np.int32), count)
+
+
+def refuse(error: Exception | str) -> NoReturn:
+  """One line on stderr, and exit code 2."""
+  print('eqflow:', ' '.join(str(error).split()), file=sys.stderr)
+  sys.exit(2)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Flags and config overrides; whatever is misspelt or mistyped is refused by name."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    refuse(error)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse)

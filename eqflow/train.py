@@ -1,0 +1,125 @@
+"""--mode=train: from a config to a trained, sampled and evaluated model, read from top to bottom."""
+
+import contextlib
+import math
+import pathlib
+import time
+from typing import Any
+
+from clu import parameter_overview
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from eqflow import build, run, sample
+from eqflow.data import pipeline
+from eqflow.models import embed
+from eqflow.training import checkpoint, metrics, sharding, step as steps
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
+  """Trains until config.train.num_examples, going on from the newest checkpoint in workdir.
+
+  Writes config.json, metrics.jsonl, tensorboard/, samples-*.png and checkpoints/ there. Raises
+  ValueError for a config that cannot run, before anything compiles; FloatingPointError with the
+  step where loss or gradient is not finite: no such state is written.
+  """
+  recipe, mesh = build.recipe(config), sharding.device_mesh()
+  section = config.train
+  total = num_steps(config)
+  sharding.check_divides(section.batch, section.accumulate, mesh)
+  source = run.open_source(config)
+  run.claim(config, workdir)
+
+  first = jax.process_index() == 0
+  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh)
+  checkpoints = checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints)
+  restored = checkpoint.restore(checkpoints, state)
+  if first:
+    describe(restored or state, resumed=restored is not None)
+  state = restored or state
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh,
+                         accumulate=section.accumulate)
+
+  at, running = int(state.step), steps.empty_metrics(mesh)
+  every = lambda examples: max(1, round(examples / section.batch))
+  writer = metrics.Writer(workdir, step=at, active=first)
+  progress = metrics.Progress(section.num_examples, at * section.batch, active=first)
+  batches = pipeline.batches(
+      source, seed=config.seed, batch=section.batch, start=at * section.batch,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+      workers=config.data.workers, flip=config.data.flip)
+  health, since, clock = None, at, time.perf_counter()
+  with contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress):
+    while at < total:
+      state, running, fresh = step(state, running, sharding.place_batch(next(batches), mesh))
+      # A step late, so that the device never waits to be asked.
+      check_health(health, at)
+      health, at = fresh, at + 1
+
+      if at % every(section.log_examples) == 0 or at == total:
+        check_health(health, at)
+        values = {name: float(value) for name, value in running.compute().items()}
+        speed = (at - since) * section.batch / (time.perf_counter() - clock)
+        writer.scalars(at, {'examples': at * section.batch, **values, 'examples_per_second': speed})
+        progress.show(at * section.batch, values['loss'], speed)
+        running, since, clock = steps.empty_metrics(mesh), at, time.perf_counter()
+
+      if at % every(section.checkpoint_examples) == 0 or at == total:
+        check_health(health, at)
+        checkpoint.save(checkpoints, state)
+
+      if at % every(section.sample_examples) == 0 and at < total:
+        paused = time.perf_counter()
+        if first:
+          preview(config, recipe, state, writer, progress, workdir, at)
+        clock += time.perf_counter() - paused
+  checkpoints.wait_until_finished()
+  checkpoints.close()
+  return state
+
+
+def num_steps(config: ConfigDict) -> int:
+  """Updates that a run makes: examples are counted whole batches at a time, the last one whole."""
+  section = config.train
+  for key in ('batch', 'num_examples', 'log_examples', 'sample_examples', 'checkpoint_examples',
+              'keep_checkpoints', 'accumulate'):
+    if section[key] < 1:
+      raise ValueError(f'config.train.{key}={section[key]}: give a positive number')
+  return math.ceil(section.num_examples / section.batch)
+
+
+def check_health(health: Any, step: int) -> None:
+  """Raises FloatingPointError where [loss, grad_norm] of the update to `step` is not finite."""
+  if health is None:
+    return
+  loss, norm = np.asarray(health)
+  if not (np.isfinite(loss) and np.isfinite(norm)):
+    raise FloatingPointError(
+        f'step {step}: loss {loss}, gradient norm {norm}. Nothing after the last checkpoint was '
+        'written; lower config.optimizer.rate, set config.optimizer.clip, or compute in float32')
+
+
+def describe(state: steps.TrainState, *, resumed: bool) -> None:
+  """Prints the parameter table, and where the run stands."""
+  print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+  total, trainable = embed.count(state.params)
+  print(f'{total:,} parameters, {trainable:,} of them trained, on {jax.device_count()} '
+        f'{jax.devices()[0].platform} device(s)')
+  print(f'going on from step {int(state.step):,}' if resumed else 'starting anew', flush=True)
+
+
+def preview(config: ConfigDict, recipe: build.Recipe, state: steps.TrainState,
+            writer: metrics.Writer, progress: metrics.Progress, workdir: pathlib.Path,
+            at: int) -> None:
+  """A first look while training: samples-<step>.png and TensorBoard."""
+  classes = config.data.num_classes
+  count = 1_000 if len(config.data.shape) == 1 else 100
+  label = np.arange(count, dtype=np.int32) % max(classes, 1)
+  params = steps.parameters(state, config.sample.params)
+  x, _ = sample.draw(recipe, params, label, seed=config.seed, batch=config.sample.batch)
+  picture = sample.picture(x, label)
+  path = workdir / f'samples-{at:07d}.png'
+  sample.images.save_png(path, picture)
+  writer.picture(at, 'samples', picture)
+  progress.say(f'samples at step {at:,}: {path}')

@@ -1,0 +1,48 @@
+"""Learning rates as functions of examples seen, and the optimizer that follows them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jaxtyping import PyTree
+import optax
+
+from eqflow.models import embed
+
+
+def constant(examples: Any, *, num_examples: int) -> Any:
+  """1: the rate stays where warm-up brought it."""
+  return jnp.ones_like(examples)
+
+
+def cosine(examples: Any, *, num_examples: int) -> Any:
+  """(1 + cos(pi examples/num_examples))/2, reaching 0 at the end of training."""
+  return (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, examples / num_examples))) / 2
+
+
+def inverse_square_root(examples: Any, *, num_examples: int, decay_examples: float) -> Any:
+  """1/sqrt(max(1, examples/decay_examples)) [Karras+ 2312.02696, section 2.3]."""
+  return 1 / jnp.sqrt(jnp.maximum(1.0, examples / decay_examples))
+
+
+def learning_rate(*, rate: float, shape: Callable, warmup_examples: int,
+                  batch: int) -> optax.Schedule:
+  """count -> rate shape(count batch) min(1, examples/warmup_examples), count the updates made."""
+  def schedule(count):
+    examples = count * float(batch)
+    return rate * shape(examples) * jnp.minimum(1.0, (examples + batch) / max(warmup_examples, batch))
+  return schedule
+
+
+def adamw(schedule: optax.Schedule, *, b1: float, b2: float, eps: float, weight_decay: float,
+          clip: float) -> optax.GradientTransformation:
+  """AdamW on the trainable parameters, after clipping the gradient to the global norm `clip`.
+
+  clip = 0 does not clip. Fixed tables are left alone and have no optimizer state.
+  """
+  steps = [optax.clip_by_global_norm(clip)] if clip else []
+  steps.append(optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))
+  def label(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda on: 'trainable' if on else 'fixed', embed.trainable(params))
+  return optax.partition({'trainable': optax.chain(*steps), 'fixed': optax.set_to_zero()}, label)

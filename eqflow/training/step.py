@@ -1,0 +1,98 @@
+"""The train state and the one compiled step."""
+
+from collections.abc import Callable
+from typing import Any
+
+from clu import metrics as clu_metrics
+import flax
+import jax
+from jax import numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from eqflow import ema
+from eqflow.training import sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a run is: what a checkpoint holds, and nothing else is needed to go on."""
+  seed: Any        # uint32; every key is folded from it, so none is stored
+  step: Any        # int32, updates made
+  examples: Any    # uint32, examples seen: the place in the data
+  params: Any
+  opt_state: Any
+  emas: Any        # {name: tree like params}
+
+
+@flax.struct.dataclass
+class TrainMetrics(clu_metrics.Collection):
+  """Means over the steps since the last line of the log."""
+  loss: clu_metrics.Average.from_output('loss')
+  error: clu_metrics.Average.from_output('error')
+  grad_norm: clu_metrics.Average.from_output('grad_norm')
+
+
+def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, seed: int,
+           mesh: Mesh) -> TrainState:
+  """A fresh state, made on the devices: params = init(key(seed)), averages equal to them."""
+  def make(seed):
+    params = init(jax.random.key(seed))
+    return TrainState(seed=seed, step=jnp.int32(0), examples=jnp.uint32(0), params=params,
+                      opt_state=optimizer.init(params), emas=ema.init(params, names))
+  return jax.jit(make, out_shardings=sharding.replicated(mesh))(jnp.uint32(seed))
+
+
+def make_step(loss: Callable, optimizer: optax.GradientTransformation, keep: Callable, mesh: Mesh,
+              *, accumulate: int = 1) -> Callable:
+  """(state, metrics, batch) -> (state, metrics, health), compiled; health is [loss, grad_norm].
+
+  loss(keys, params, batch) -> ([b], aux); keep(step) -> {name: keep} for the averages. The gradient
+  is the mean over `accumulate` microbatches, each spread over all devices.
+  """
+  def mean_loss(params, keys, batch):
+    losses, aux = loss(keys, params, batch)
+    return losses.mean(), aux['error'].mean()
+
+  gradient = jax.value_and_grad(mean_loss, has_aux=True)
+
+  def accumulated(params, keys, batch):
+    if accumulate == 1:
+      return gradient(params, keys, batch)
+    # Microbatch j takes rows j, j + accumulate, ...: every device keeps its own rows.
+    split = lambda a: jnp.moveaxis(a.reshape((-1, accumulate) + a.shape[1:]), 1, 0)
+    def add(total, micro):
+      return jax.tree.map(jnp.add, total, gradient(params, *micro)), None
+    micros = jax.tree.map(split, (keys, batch))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype),
+                         jax.eval_shape(gradient, params, *jax.tree.map(lambda a: a[0], micros)))
+    return jax.tree.map(lambda a: a / accumulate, jax.lax.scan(add, zeros, micros)[0])
+
+  def step(state, metrics, batch):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
+    (value, error), grads = accumulated(state.params, keys, batch)
+    norm = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = state.replace(
+        step=state.step + 1, examples=state.examples + jnp.uint32(len(batch['index'])),
+        params=params, opt_state=opt_state,
+        emas=ema.update(state.emas, params, keep(state.step)))
+    seen = TrainMetrics.single_from_model_output(loss=value, error=error, grad_norm=norm)
+    return state, metrics.merge(seen), jnp.stack([value, norm])
+
+  # The old state's buffers become the new one's: it must not be read after the call.
+  everywhere = sharding.replicated(mesh)
+  return jax.jit(step, donate_argnums=(0, 1), out_shardings=everywhere)
+
+
+def empty_metrics(mesh: Mesh) -> TrainMetrics:
+  """Metrics of no steps, placed like those that a step returns."""
+  return jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(mesh))()
+
+
+def parameters(state: TrainState, name: str) -> Any:
+  """The parameters called `name`: 'params', the last ones, or an average."""
+  return state.params if name == 'params' else state.emas[name]
+
+

@@ -1,0 +1,134 @@
+"""Configs become functions, every one of them; what does not fit is refused by name."""
+
+import importlib.util
+import pathlib
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from eqflow import build
+from eqflow.training import sharding, step as steps
+from tests import rows
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+def load(name):
+  """The module configs/<name>.py, which is no package."""
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+ALL = [(path.stem, variant) for path in sorted(CONFIGS.glob('*.py'))
+       for variant in load(path.stem).VARIANTS]
+
+
+@pytest.mark.parametrize('name,variant', ALL)
+def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
+  config = load(name).get_config(variant).lock()
+  recipe = build.recipe(config)
+  mesh = sharding.device_mesh(jax.devices()[:1])
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh)
+  def run(key, batch):
+    params = recipe.init(key)
+    state = steps.TrainState(
+        seed=jnp.uint32(0), step=jnp.int32(0), examples=jnp.uint32(0), params=params,
+        opt_state=recipe.optimizer.init(params), emas={k: params for k in build.ema_names(config)})
+    state, metrics, health = step(state, steps.TrainMetrics.empty(), batch)
+    draws, _ = recipe.draw(params, jax.random.split(key, 2), batch['label'][:2])
+    return state, metrics, health, draws
+  b, shape = config.train.batch, tuple(config.data.shape)
+  batch = {'x': jax.ShapeDtypeStruct((b, *shape), jnp.float32),
+           'label': jax.ShapeDtypeStruct((b,), jnp.int32),
+           'index': jax.ShapeDtypeStruct((b,), jnp.uint32)}
+  state, _, health, draws = jax.eval_shape(run, jax.random.key(0), batch)
+  assert health.shape == (2,) and draws.shape == (2, *shape)
+  assert state.examples.dtype == jnp.uint32
+
+
+def test_every_row_of_the_tables_is_held_to_the_laws():
+  assert set(build.PROCESSES) <= set(rows.PROCESSES)
+  assert set(build.OUTPUTS) <= {name.split('_')[0] for name in rows.OUTPUTS}
+  assert set(build.DECAYS) <= set(rows.DECAYS)
+
+
+def _changed(path, value, name='digits', variant=None):
+  config = load(name).get_config(*([variant] if variant else []))
+  *parents, key = path.split('.')
+  section = config
+  for parent in parents:
+    section = section[parent]
+  with section.unlocked():
+    section[key] = value
+  return config
+
+
+REFUSED = [
+    ('process.name', 'linaer', r"config.process.name='linaer': choose from \['cosine', 'edm'"),
+    ('process.beta_min', 0.1, r"config.process.beta_min: 'linear' takes no numbers"),
+    ('output.name', 'V', r"config.output.name='V': choose from"),
+    ('output.gain', 4.0, r"config.output.gain: 'equilibrium' takes \['decay'\]"),
+    ('output.decay.name', 'cut', r"config.output.decay.name='cut': choose from \['constant'"),
+    ('output.decay', dict(name='truncated'), r"config.output.decay: 'truncated' also needs \['start'\]"),
+    ('loss.density.name', 'beta', r"config.loss.density.name='beta': choose from"),
+    ('loss.weight.name', 'snr', r"config.loss.weight.name='snr': choose from"),
+    ('loss.space', 'edm', r"config.loss.space='edm' has numbers of its own"),
+    ('model.name', 'unet', r"config.model.name='unet': choose from \['dit', 'mlp'\]"),
+    ('model.widht', 3, r"config.model.widht: 'dit' takes \["),
+    ('model.dtype', 'half', r"config.model.dtype='half': choose from"),
+    ('model.label_noise.name', 'tiem', r"config.model.label_noise.name='tiem': choose from"),
+    ('model.label_noise.name', 'time', r"descends a field that may not depend on time.*train with 'none'"),
+    ('sample.solver.name', 'dimm', r"config.sample.solver.name='dimm': choose from"),
+    ('sample.solver.momentum', 0.3, r"config.sample.solver.momentum: 'gradient_descent' takes"),
+    ('sample.num_steps', 0, r"config.sample.num_steps=0: at least one step"),
+    ('sample.params', '0.99', r"config.sample.params='0.99': choose from \['params', '0.999'\]"),
+    ('ema.decays', (1.5,), r"config.ema.decays=\(1.5,\): 1.5 is not between 0 and 1"),
+    ('optimizer.rate', -1.0, r"config.optimizer.rate=-1.0 is negative"),
+    ('optimizer.schedule.name', 'linear', r"config.optimizer.schedule.name='linear': choose from"),
+    ('train.drop_label', 2.0, r"config.train.drop_label=2.0: a share"),
+]
+
+
+@pytest.mark.parametrize('path,value,message', REFUSED, ids=lambda v: str(v)[:24])
+def test_bad_values_are_refused_by_key_with_what_is_allowed(path, value, message):
+  with pytest.raises(ValueError, match=message):
+    build.recipe(_changed(path, value))
+
+
+def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
+  grid = dict(name='uniform', start=1.0, end=0.0)
+  with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1: start the grid at"):
+    build.recipe(_changed('sample.grid', grid, variant='eps'))
+  with pytest.raises(ValueError, match="noise label 'logsnr' is not finite at t=1"):
+    build.recipe(_changed('model.label_noise.name', 'logsnr', variant='flow'))
+
+
+def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():
+  with pytest.raises(ValueError, match='config.sample.threshold=1.0: only a descent'):
+    build.recipe(_changed('sample.threshold', 1.0, variant='flow'))
+  with pytest.raises(ValueError, match='config.sample.scale=2.0 guides by class'):
+    build.recipe(_changed('sample.scale', 2.0, name='toy'))
+
+
+def test_labels_are_dropped_to_null_at_the_rate_asked_for_and_per_example():
+  config = _changed('train.drop_label', 0.25)
+  recipe = build.recipe(config)
+  params = recipe.init(jax.random.key(0))
+  # With a table that is zero but for the null row, the loss tells which labels were dropped.
+  table = jnp.zeros((11, 64)).at[10].set(1.0)
+  params['classes']['table']['embedding'] = table
+  params['final']['kernel'] = jnp.ones_like(params['final']['kernel'])
+  params['final_modulation']['kernel'] = jnp.full((64, 128), 0.1)
+  n = 512
+  keys = jax.random.split(jax.random.key(1), n)
+  batch = {'x': jnp.zeros((n, 8, 8, 1)), 'label': jnp.zeros(n, jnp.int32),
+           'index': jnp.arange(n, dtype=jnp.uint32)}
+  dropped, _ = jax.jit(recipe.loss)(keys, params, batch)
+  params['classes']['table']['embedding'] = jnp.zeros((11, 64))
+  kept, _ = jax.jit(recipe.loss)(keys, params, batch)
+  share = float(jnp.mean(dropped != kept))
+  assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / n), f'{share:.3f} of the labels were dropped'

@@ -1,0 +1,124 @@
+"""Sampling by optimization: the algorithms as printed, and stopping sample by sample."""
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eqflow import descent
+
+A = np.diag([1.0, 3.0])
+Z = np.array([[1.0, -2.0], [0.5, 4.0], [0.0, 0.1]])
+
+
+def _field(z, t):
+  return z @ jnp.asarray(A, z.dtype) + jnp.sin(z)
+
+
+def _numpy_field(z):
+  return z @ A + np.sin(z)
+
+
+def test_gradient_descent_is_its_recursion(x64):
+  z = Z
+  for _ in range(60):
+    z = z - 0.05 * _numpy_field(z)
+  found = descent.descend(descent.gradient_descent(0.05), _field, jnp.asarray(Z), num_steps=60)
+  np.testing.assert_allclose(found, z, rtol=1e-12)
+
+
+def test_nesterov_looks_ahead_and_steps_from_where_it_stands(x64):
+  z = previous = Z
+  for _ in range(60):
+    ahead = z + 0.35 * (z - previous)
+    z, previous = z - 0.05 * _numpy_field(ahead), z
+  found = descent.descend(descent.nesterov(0.05, 0.35), _field, jnp.asarray(Z), num_steps=60)
+  np.testing.assert_allclose(found, z, rtol=1e-12)
+
+
+@pytest.mark.parametrize('make', [optax.sgd, lambda r: optax.adam(r), lambda r: optax.chain(
+    optax.clip_by_global_norm(1.0), optax.sgd(r, momentum=0.9))])
+def test_an_optax_transform_runs_on_each_sample_by_itself(make):
+  transform = make(0.05)
+  found = descent.descend(descent.from_optax(transform), _field, jnp.asarray(Z, jnp.float32),
+                          num_steps=20)
+  for row, start in zip(found, Z):
+    z = jnp.asarray(start, jnp.float32)
+    state = transform.init(z)
+    for _ in range(20):
+      update, state = transform.update(_field(z[None], 0)[0], state, z)
+      z = optax.apply_updates(z, update)
+    np.testing.assert_allclose(row, z, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('transform', [optax.polyak_sgd(), optax.lbfgs()])
+def test_optimizers_that_need_a_loss_are_refused_by_name(transform):
+  with pytest.raises(ValueError, match="'value'.*a field has no loss value to give"):
+    descent.from_optax(transform)
+
+
+def _restated(z, *, threshold, max_steps):
+  """Gradient descent of one sample that stops at the first small slope, before its move."""
+  for steps in range(1, max_steps + 1):
+    slope = _numpy_field(z)
+    norm = np.linalg.norm(slope)
+    if norm < threshold:
+      return z, steps, norm
+    z = z - 0.05 * slope
+  return z, max_steps, norm
+
+
+def test_each_sample_stops_where_its_slope_is_small_and_no_later(x64):
+  found = descent.descend_until(descent.gradient_descent(0.05), _field, jnp.asarray(Z),
+                                max_steps=200, threshold=0.5)
+  for i, start in enumerate(Z):
+    z, steps, norm = _restated(start, threshold=0.5, max_steps=200)
+    np.testing.assert_allclose(found[0][i], z, rtol=1e-12)
+    assert found[1][i] == steps, f'sample {i} took {found[1][i]} steps, not {steps}'
+    np.testing.assert_allclose(found[2][i], norm, rtol=1e-12)
+  assert len(set(np.asarray(found[1]))) == 3, 'the samples should differ in their steps'
+
+
+def test_a_threshold_out_of_reach_stops_at_the_last_step_and_shows(x64):
+  z, steps, norms = descent.descend_until(descent.gradient_descent(0.05), _field, jnp.asarray(Z),
+                                          max_steps=7, threshold=1e-9)
+  assert (steps == 7).all() and (norms >= 1e-9).all()
+  np.testing.assert_allclose(z, descent.descend(descent.gradient_descent(0.05), _field,
+                                                jnp.asarray(Z), num_steps=7), rtol=1e-12)
+
+
+def test_nan_never_counts_as_converged():
+  field = lambda z, t: jnp.where(z > 3, jnp.nan, z)
+  z, steps, norms = descent.descend_until(descent.gradient_descent(0.5), field,
+                                          jnp.array([[4.0], [1.0]]), max_steps=20, threshold=0.1)
+  assert steps[0] == 20 and jnp.isnan(norms[0])
+  assert steps[1] < 20 and jnp.isfinite(z[1]).all(), 'one sample must not spoil another'
+
+
+def test_the_norm_is_over_all_leaves_and_nesterov_reports_it_ahead(x64):
+  z = {'a': jnp.ones((1, 2)), 'b': jnp.ones((1, 2, 1))}
+  _, _, norms = descent.descend_until(descent.gradient_descent(0.1), lambda z, t: z, z,
+                                      max_steps=1, threshold=0.0)
+  np.testing.assert_allclose(norms, [2.0])
+  _, _, norms = descent.descend_until(descent.nesterov(0.1, 0.5), lambda z, t: z,
+                                      jnp.ones((1, 1)), max_steps=2, threshold=0.0)
+  # z: 1, then 0.9; the second look-ahead is 0.9 + 0.5 (0.9 - 1) = 0.85.
+  np.testing.assert_allclose(norms, [0.85], rtol=1e-12)
+
+
+def test_a_sample_does_not_depend_on_the_batch():
+  z = jnp.asarray(Z, jnp.float32)
+  together = descent.descend_until(descent.nesterov(0.05, 0.3), _field, z, max_steps=99,
+                                   threshold=0.3)
+  alone = descent.descend_until(descent.nesterov(0.05, 0.3), _field, z[1:2], max_steps=99,
+                                threshold=0.3)
+  for a, b in zip(alone, together):
+    np.testing.assert_allclose(a, b[1:2], rtol=1e-5)
+
+
+def test_descent_is_differentiable_in_its_step_size(x64):
+  def end(step):
+    return descent.descend(descent.gradient_descent(step), lambda z, t: z, jnp.ones((1, 1)),
+                           num_steps=10)[0, 0]
+  np.testing.assert_allclose(jax.grad(end)(0.1), -10 * 0.9**9, rtol=1e-12)

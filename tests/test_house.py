@@ -1,0 +1,114 @@
+"""The house keeps its order: ranks, light imports, short files, docstrings, names."""
+
+import ast
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+
+from jax.tree_util import Partial
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / 'eqflow').rglob('*.py'))
+
+RANKS = {
+    'arrays': 0, 'mix': 1, 'processes': 2, 'outputs': 3, 'times': 3.5, 'weights': 4, 'fields': 4,
+    'oracles': 4, 'solver': 4.5, 'losses': 5, 'samplers': 5, 'descent': 5,
+    'ema': 1, 'models': 1, 'data': 1, 'evaluation': 1, 'training': 2,
+    'build': 6, 'run': 6, 'sample': 6.5, 'evaluate': 7, 'train': 7, 'main': 8,
+}
+CORE = [name for name in RANKS if RANKS[name] <= 5 and name not in
+        ('models', 'data', 'evaluation', 'training')]
+
+
+def _part(path):
+  """'mix' for eqflow/mix.py, 'models' for eqflow/models/dit.py."""
+  return path.relative_to(ROOT / 'eqflow').parts[0].removesuffix('.py')
+
+
+def _imports(path):
+  """The parts of eqflow that a file imports, anywhere in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('eqflow'):
+      below = node.module.split('.')[1:]
+      yield from [below[0]] if below else [alias.name for alias in node.names]
+    elif isinstance(node, ast.Import):
+      yield from (alias.name.split('.')[1] for alias in node.names
+                  if alias.name.startswith('eqflow.'))
+
+
+def _module_imports(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom):
+      yield node.module.split('.')[0]
+    elif isinstance(node, ast.Import):
+      yield from (alias.name.split('.')[0] for alias in node.names)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_only_files_of_a_lower_rank(path):
+  part = _part(path)
+  if part == '__init__':
+    return
+  assert part in RANKS, f'{part} has no rank: give it one in this test'
+  for other in _imports(path):
+    assert other == part or RANKS[other] < RANKS[part], (
+        f'{path.name} (rank {RANKS[part]}) imports {other} (rank {RANKS[other]})')
+
+
+@pytest.mark.parametrize('name', CORE)
+def test_the_core_needs_jax_numpy_and_jaxtyping_alone(name):
+  allowed = {'jax', 'numpy', 'jaxtyping', 'eqflow', *sys.stdlib_module_names}
+  found = set(_module_imports(ROOT / 'eqflow' / f'{name}.py'))
+  assert found <= allowed, f'{name} imports {found - allowed}'
+
+
+def test_importing_the_samplers_brings_no_flax_optax_tfds_or_tensorflow():
+  heavy = ['flax', 'optax', 'tensorflow_datasets', 'tensorflow', 'grain', 'orbax', 'matplotlib']
+  code = (f'import eqflow.samplers, eqflow.descent, eqflow.losses, sys; '
+          f'print([m for m in {heavy} if m in sys.modules])')
+  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                       cwd=ROOT)
+  assert out.stdout.strip() == '[]', f'the core imported {out.stdout}'
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_short_and_named_for_what_they_hold(path):
+  lines = path.read_text().count('\n')
+  assert lines <= 300, f'{path} has {lines} lines'
+  assert path.stem not in ('utils', 'common', 'helpers', 'misc')
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_everything_public_says_what_it_computes(path):
+  tree = ast.parse(path.read_text())
+  if tree.body:
+    assert ast.get_docstring(tree), f'{path} has no docstring'
+  for node in tree.body:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+      assert ast.get_docstring(node), f'{path.name}: {node.name} has no docstring'
+
+
+def test_broadcasting_happens_in_one_place():
+  for path in FILES:
+    found = re.findall(r'\[:, None, None(?:, None)*\]', path.read_text())
+    assert not found, f'{path} broadcasts by hand: {found}'
+
+
+def test_partials_carry_their_docstring():
+  from eqflow import fields, outputs, processes, weights
+  for module in (fields, outputs, processes, weights):
+    for name, value in vars(module).items():
+      if isinstance(value, Partial):
+        assert inspect.getdoc(value.func), f'{module.__name__}.{name}'
+
+
+def test_the_project_names_no_registry_and_no_machine():
+  names = re.compile(r'https?://(pypi|files\.pythonhosted|deb\.debian|registry\.npm)')
+  tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+  for name in tracked.stdout.split():
+    path = ROOT / name
+    if path.suffix in ('.py', '.md', '.cfg', '.txt', '.toml') and path.exists():
+      assert not names.search(path.read_text()), f'{name} names a registry host'

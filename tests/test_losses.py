@@ -1,0 +1,191 @@
+"""One loss: every training objective of the field is a call of it, and oracles meet its floor."""
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+import pytest
+
+from eqflow import losses, oracles, outputs, processes, times, weights
+from tests import rows
+
+KEYS = jax.random.split(jax.random.key(3), 256)
+X = np.random.default_rng(1).normal(size=(256, 4, 3)).astype(np.float32)
+
+
+def _draws(process, u):
+  """t, eps and z of matching_loss: recovered by asking for eps on data 0 and reading the target."""
+  seen = {}
+  def spy(z, t):
+    seen.update(z=z, t=t)
+    return jnp.zeros_like(z)
+  losses.matching_loss(KEYS, spy, X, process=process, output=outputs.u, density=times.uniform, u=u)
+  state = process(seen['t'])
+  eps = (seen['z'] - np.asarray(state.x)[:, None, None] * X) / np.asarray(state.eps)[:, None, None]
+  return np.asarray(seen['t']), np.asarray(seen['z']), eps
+
+
+def _network(z, t):
+  return jnp.sin(2 * z) + t[:, None, None]
+
+
+U = jnp.asarray(np.random.default_rng(2).uniform(0.2, 0.8, 256), jnp.float32)
+
+
+def test_flow_matching_is_the_mean_square_of_y_minus_eps_plus_x():
+  t, z, eps = _draws(processes.linear, U)
+  loss, aux = losses.matching_loss(KEYS, _network, X, process=processes.linear, output=outputs.u,
+                                   density=times.uniform, u=U)
+  expected = np.mean((_network(z, t) - (eps - X)) ** 2, axis=(1, 2))
+  np.testing.assert_allclose(loss, expected, rtol=1e-4)
+  np.testing.assert_allclose(aux['logsnr'], 2 * np.log((1 - t) / t), rtol=1e-5)
+  np.testing.assert_allclose(aux['error'], expected, rtol=1e-4)
+
+
+def test_equilibrium_matching_is_the_truncated_multiple_of_eps_minus_x():
+  t, z, eps = _draws(processes.linear, U)
+  loss, _ = losses.matching_loss(KEYS, _network, X, process=processes.linear, density=times.uniform,
+                                 output=rows.OUTPUTS['equilibrium_truncated'], u=U)
+  c = 4 * np.minimum(1, 5 * t)[:, None, None]
+  np.testing.assert_allclose(loss, np.mean((_network(z, t) - (eps - X) * c) ** 2, axis=(1, 2)),
+                             rtol=1e-4)
+
+
+def test_edms_loss_is_lambda_times_the_denoisers_error():
+  # [Karras+ 2206.00364, eq. 2 and table 1]: lambda = (s^2 + sd^2)/(s sd)^2, D = c_skip z + c_out F.
+  sd, density = 0.5, times.lognormal(-1.2, 1.2)
+  loss, aux = losses.matching_loss(
+      KEYS, _network, X, process=processes.edm, output=Partial(outputs.edm, sigma_data=sd),
+      density=density, u=U)
+  s = np.asarray(aux['t'])[:, None, None]
+  np.testing.assert_allclose(aux['t'], density.quantile(U))
+  noise = jax.vmap(lambda k: jax.random.normal(
+      jax.random.fold_in(jax.random.fold_in(k, 1), 0), (4, 3)))(KEYS)
+  z = X + s * noise
+  f = _network(z, s[:, 0, 0])
+  n = np.sqrt(s**2 + sd**2)
+  denoised = sd**2 / n**2 * z + s * sd / n * f
+  expected = np.mean((s**2 + sd**2) / (s * sd) ** 2 * (denoised - X) ** 2, axis=(1, 2))
+  np.testing.assert_allclose(loss, expected, rtol=2e-4)
+
+
+def test_edms_weight_on_x_is_the_same_loss_as_its_output_unweighted():
+  sd = 0.5
+  edm = Partial(outputs.edm, sigma_data=sd)
+  call = lambda **kw: losses.matching_loss(
+      KEYS, _network, X, process=processes.edm, output=edm, density=times.lognormal(-1.2, 1.2),
+      u=U, **kw)[0]
+  weighted = call(space=outputs.x, weight=Partial(weights.edm, sigma_data=sd))
+  np.testing.assert_allclose(weighted, call(), rtol=1e-4)
+
+
+@pytest.mark.parametrize('source', ['v', 'u', 'x', 'edm', 'equilibrium_truncated'])
+@pytest.mark.parametrize('space', ['x', 'eps', 'v'])
+def test_the_loss_in_another_space_is_that_of_the_converted_prediction(source, space):
+  process, output, to = processes.cosine, rows.OUTPUTS[source], rows.OUTPUTS[space]
+  t, z, eps = _draws(process, U)
+  loss, _ = losses.matching_loss(KEYS, _network, X, process=process, output=output,
+                                 density=times.uniform, u=U, space=to)
+  state, out, target = (f[:] for f in (process(t), output(process, t), to(process, t)))
+  # Solve the 2x2 system for x and eps element by element, then form the vector `space`.
+  y = np.asarray(_network(z, t))
+  matrix = np.stack([np.stack(np.broadcast_arrays(*state, t)[:2], -1),
+                     np.stack(np.broadcast_arrays(*out, t)[:2], -1)], axis=1)
+  known = np.stack([z, y], axis=1).reshape(256, 2, -1)
+  x_hat, eps_hat = np.moveaxis(np.linalg.solve(matrix.astype(np.float64), known), 1, 0)
+  a, b = (np.broadcast_to(c, t.shape)[:, None] for c in target)
+  expected = np.mean((a * x_hat + b * eps_hat - a * X.reshape(256, -1)
+                      - b * eps.reshape(256, -1)) ** 2, axis=1)
+  np.testing.assert_allclose(loss, expected, rtol=2e-3)
+
+
+def test_the_mean_is_over_all_coordinates_of_all_leaves():
+  x = {'a': X, 'b': X[:, 0, :2]}
+  predict = lambda z, t: jax.tree.map(jnp.zeros_like, z)
+  loss, _ = losses.matching_loss(KEYS, predict, x, process=processes.linear, output=outputs.x,
+                                 density=times.uniform)
+  expected = (np.square(x['a']).sum((1, 2)) + np.square(x['b']).sum(1)) / 14
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_uncertainty_weighs_and_regularizes():
+  call = lambda **kw: losses.matching_loss(KEYS, _network, X, process=processes.linear,
+                                           output=outputs.u, density=times.uniform, u=U, **kw)[0]
+  np.testing.assert_allclose(call(uncertainty=lambda t: 2 * t), np.exp(-2 * U) * call() + 2 * U,
+                             rtol=1e-5)
+
+
+def test_an_examples_loss_depends_on_its_own_key_alone():
+  call = lambda keys, x: losses.matching_loss(keys, _network, x, process=processes.linear,
+                                              output=outputs.u, density=times.uniform)[0]
+  together, alone = call(KEYS, X), call(KEYS[7:9], X[7:9])
+  np.testing.assert_allclose(alone, together[7:9], rtol=1e-6)
+
+
+@pytest.mark.parametrize('output', ['x', 'eps', 'v', 'u', 'edm', 'equilibrium_truncated'])
+def test_the_exact_predictor_meets_the_floor_of_the_loss(output):
+  # x ~ N(m, s^2): Var[x | z] = s^2 sigma^2/(alpha^2 s^2 + sigma^2), and an error e in x, with
+  # eps = (z - alpha x)/sigma, is an error e det(state, out)/sigma in the output.
+  n, m, s, t = 40_000, 0.5, 0.3, 0.6
+  keys = jax.random.split(jax.random.key(0), n)
+  x = m + s * jax.random.normal(jax.random.key(1), (n, 1))
+  process, out = processes.cosine, rows.OUTPUTS[output]
+  exact = Partial(oracles.gaussian, process=process, output=out, mean=jnp.array([m]),
+                  cov=jnp.array([[s * s]]))
+  loss, _ = losses.matching_loss(keys, exact, x, process=process, output=out,
+                                 density=times.uniform, u=jnp.full(n, t))
+  alpha, sigma = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
+  a, b = (float(c) for c in out(process, jnp.float32(t)))
+  floor = s**2 * sigma**2 / (alpha**2 * s**2 + sigma**2) * ((alpha * b - sigma * a) / sigma) ** 2
+  # The loss is chi-square with one degree of freedom: its mean has relative spread sqrt(2/n).
+  assert abs(loss.mean() / floor - 1) < 5 * np.sqrt(2 / n), (
+      f'{output}: loss {loss.mean()} for a floor of {floor}')
+  worse = losses.matching_loss(keys, lambda z, t: exact(z, t) + 0.3, x, process=process,
+                               output=out, density=times.uniform, u=jnp.full(n, t))[0]
+  np.testing.assert_allclose(worse.mean() - loss.mean(), 0.09, atol=0.02)
+
+
+@pytest.mark.parametrize('name', ['linear', 'cosine', 'shifted'])
+@pytest.mark.parametrize('density', [times.uniform, times.logit_normal(0.3, 1.2)])
+def test_a_weight_on_log_snr_gives_the_same_loss_whatever_draws_the_times(name, density, x64):
+  # With eps errors of 1, the loss is int w dlambda: 8 for a sigmoid is softplus at its ends.
+  process = rows.PROCESSES[name]
+  weight = Partial(weights.on_logsnr, w=Partial(weights.sigmoid, bias=1.0), density=density)
+  u = (jnp.arange(200_000) + 0.5) / 200_000
+  t = density.quantile(u)
+  value = processes.logsnr(process, t)
+  inside = abs(value) < 6
+  found = jnp.mean(jnp.where(inside, weight(process, t), 0))
+  expected = np.logaddexp(0, 7) - np.logaddexp(0, -5)
+  np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_min_snr_is_the_clipped_ratio_on_the_cosine_process(x64):
+  t = rows.times('cosine', 33, 'float64')
+  weight = weights.on_logsnr(processes.cosine, t, density=times.uniform,
+                             w=Partial(weights.min_snr, gamma=5.0))
+  snr = (np.cos(np.pi / 2 * t) / np.sin(np.pi / 2 * t)) ** 2
+  # |d lambda/dt| = 2 pi/sin(pi t), and sech(lambda/2) = sin(pi t): their product is 2 pi.
+  np.testing.assert_allclose(weight, 2 * np.pi * np.minimum(snr, 5) / snr, rtol=1e-9)
+
+
+def test_predictions_of_another_shape_are_refused_by_name():
+  with pytest.raises(ValueError, match=r'predict returned \(256, 4, 1\) for z \(256, 4, 3\)'):
+    losses.matching_loss(KEYS, lambda z, t: z[..., :1], X, process=processes.linear,
+                         output=outputs.u, density=times.uniform)
+
+
+def test_integers_are_refused_with_the_remedy():
+  with pytest.raises(TypeError, match=r'x must be floating, not uint8: scale it'):
+    losses.matching_loss(KEYS, _network, np.zeros((256, 4, 3), np.uint8),
+                         process=processes.linear, output=outputs.u, density=times.uniform)
+
+
+def test_a_low_precision_network_is_compared_in_full_precision():
+  seen = []
+  def predict(z, t):
+    seen.append(z.dtype)
+    return z.astype(jnp.bfloat16)
+  loss, _ = losses.matching_loss(KEYS, predict, X.astype(jnp.bfloat16), process=processes.linear,
+                                 output=outputs.u, density=times.uniform)
+  assert seen == [jnp.float32] and loss.dtype == jnp.float32

@@ -1,0 +1,217 @@
+"""Solvers: their orders, their equalities, their distributions, and what they refuse."""
+
+import chex
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+import pytest
+
+from eqflow import arrays, descent, oracles, outputs, processes, samplers, times
+from tests import rows
+
+MEAN, STD = 0.7, 0.4
+COSINE, LINEAR = processes.cosine, processes.linear
+
+
+def _gaussian(process, output):
+  return Partial(oracles.gaussian, process=process, output=output, mean=jnp.array([MEAN]),
+                 cov=jnp.array([[STD**2]]))
+
+
+def _exact(process, z, t, s):
+  """The ODE's map on Gaussian data: the standardized state does not change."""
+  def moments(t):
+    state = process(jnp.asarray(t))
+    return state.x * MEAN, jnp.sqrt((state.x * STD) ** 2 + state.eps**2)
+  (m_t, s_t), (m_s, s_s) = moments(t), moments(s)
+  return m_s + (z - m_t) * s_s / s_t
+
+
+@pytest.mark.parametrize('solver,least', [('ddim', 0.95), ('euler', 0.95), ('heun', 1.9)])
+@pytest.mark.parametrize('name,output', [('linear', 'u'), ('cosine', 'v'), ('cosine', 'x'),
+                                         ('edm', 'edm')])
+def test_order_of_convergence(solver, least, name, output, x64):
+  process, out = rows.PROCESSES[name], rows.OUTPUTS[output]
+  start, end = (20.0, 0.02) if name == 'edm' else (0.98, 0.02)
+  z, steps = jnp.array([[-1.0], [0.3], [2.0]]), np.array([32, 64, 128, 256])
+  make = getattr(samplers, solver)(process, out)
+  errors = []
+  for n in steps:
+    grid = np.geomspace(start, end, n + 1) if name == 'edm' else np.linspace(start, end, n + 1)
+    # Repeated at the start, where a step of length zero does nothing: one compilation serves all.
+    grid = np.concatenate([np.full(steps[-1] - n, start), grid])
+    found = samplers.sample(make, _gaussian(process, out), z, grid)
+    errors.append(float(abs(found - _exact(process, z, start, end)).max()))
+  order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+  assert order >= least, f'{solver} on {name} with {output}: order {order:.2f}, errors {errors}'
+
+
+def _affine(process, output, t, s):
+  """(A, c, b) with z_s = A z_t + c + b noise, read off the ancestral step itself."""
+  step = samplers.ancestral(process, output).step
+  keys = jax.random.split(jax.random.key(0), 4)
+  z = jnp.array([[0.0], [1.0], [0.0], [0.0]])
+  keys = keys[jnp.array([0, 0, 1, 2])]
+  predict = _gaussian(process, output)
+  found, _ = step(lambda z, t: predict(z, jnp.full(4, t)), z, (), t, s, keys)
+  noise = arrays.noise_like(keys, z)
+  b = (found[2] - found[3]) / (noise[2] - noise[3])
+  return (found[1] - found[0])[0], (found[0] - b * noise[0])[0], b[0]
+
+
+@pytest.mark.parametrize('name', ['linear', 'cosine'])
+def test_the_ancestral_solvers_bias_falls_with_its_steps(name, x64):
+  process = rows.PROCESSES[name]
+  coefficients = jax.jit(jax.vmap(lambda t, s: jnp.stack(_affine(process, outputs.v, t, s))))
+  steps, bias = np.array([128, 256, 512]), []
+  for n in steps:
+    grid = jnp.asarray(np.linspace(1, 0, n + 1))
+    mean, variance = 0.0, 1.0
+    for a, c, b in np.asarray(coefficients(grid[:-1], grid[1:])):
+      mean, variance = a * mean + c, a * a * variance + b * b
+    bias.append([abs(mean - MEAN), abs(variance - STD**2)])
+  for what, errors in zip(('mean', 'variance'), np.asarray(bias).T):
+    if errors.max() < 1e-13:
+      continue  # Exact: nothing is left that could fall.
+    order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert order >= 0.9, f'{name}: the {what} converges with order {order:.2f}, errors {errors}'
+  assert errors[-1] < 0.01 and errors.max() > 1e-13, f'{name}: variance off by {errors}'
+
+
+def test_ancestral_is_ddim_over_twice_the_log_snr_and_noise_forward(x64):
+  t, s = 0.6, 0.5
+  at = lambda t: (float(COSINE(t).x), float(COSINE(t).eps), float(processes.logsnr(COSINE, t)))
+  (_, _, l_t), (a_s, s_s, l_s) = at(t), at(s)
+  d = float(processes.time_of_logsnr(COSINE, jnp.asarray(2 * l_s - l_t)))
+  z, y = jnp.array([[0.3], [-1.0]]), jnp.array([[0.2], [0.5]])
+  constant = lambda z, t: y
+  keys = jax.random.split(jax.random.key(5), 2)
+  found, _ = samplers.ancestral(COSINE, outputs.eps).step(constant, z, (), t, s, keys)
+  jump, _ = samplers.ddim(COSINE, outputs.eps).step(constant, z, (), t, d, None)
+  a_d, s_d, _ = at(d)
+  forward = a_s / a_d * jump + np.sqrt(s_s**2 - (a_s / a_d * s_d) ** 2) * arrays.noise_like(keys, z)
+  np.testing.assert_allclose(found, forward, rtol=1e-9)
+
+
+def _field(z, t):
+  return jnp.tanh(z) + t[:, None] * jnp.cos(z)
+
+
+@pytest.mark.parametrize('steps,bound', [(1, 2e-15), (50, 1e-13)])
+def test_euler_on_the_linear_process_is_ddim(steps, bound, x64):
+  z = jax.random.normal(jax.random.key(0), (64, 3))
+  grid = np.linspace(1, 1 - 1 / 50, 2) if steps == 1 else np.linspace(1, 0, 51)
+  ends = [samplers.sample(make(LINEAR, outputs.u), _field, z, grid)
+          for make in (samplers.ddim, samplers.euler)]
+  error = float(abs(ends[0] - ends[1]).max() / abs(ends[0]).max())
+  assert error <= bound, f'after {steps} steps they differ by {error:.2e}'
+
+
+def _scale(t):
+  return 0.5 + t + jnp.sin(3 * t)
+
+
+@pytest.mark.parametrize('steps,bound', [(1, 2e-15), (50, 1e-13)])
+@pytest.mark.parametrize('output', ['x', 'eps'])
+def test_ddim_does_not_see_the_scale_of_the_process(steps, bound, output, x64):
+  out, c = rows.OUTPUTS[output], _scale
+  stretched = Partial(processes.scaled, process=COSINE, scale=Partial(c))
+  z = jax.random.normal(jax.random.key(0), (64, 3))
+  grid = np.linspace(0.98, 0.96, 2) if steps == 1 else np.linspace(0.98, 0, 51)
+  plain = samplers.sample(samplers.ddim(COSINE, out), _field, z, grid)
+  unscaled = lambda z, t: _field(z / c(t)[:, None], t)
+  other = samplers.sample(samplers.ddim(stretched, out), unscaled, c(grid[0]) * z, grid)
+  error = float(abs(other / c(grid[-1]) - plain).max() / abs(plain).max())
+  assert error <= bound, f'after {steps} steps they differ by {error:.2e}'
+
+
+def test_heun_on_edm_is_the_papers_algorithm(x64):
+  # Algorithm 1 of 2206.00364 with sigma(t) = t, s(t) = 1, restated.
+  def denoiser(z, sigma):
+    return MEAN + STD**2 / (STD**2 + sigma**2) * (z - MEAN)
+  grid = times.karras_grid(18)
+  z = x = np.array([[60.0], [-100.0]])
+  for t, s in zip(grid[:-1], grid[1:]):
+    d = (x - denoiser(x, t)) / t
+    ahead = x + (s - t) * d
+    if s > 0:
+      ahead = x + (s - t) * (d / 2 + (ahead - denoiser(ahead, s)) / s / 2)
+    x = ahead
+  found = samplers.sample(samplers.heun(processes.edm, outputs.x),
+                          _gaussian(processes.edm, outputs.x), jnp.asarray(z), grid)
+  np.testing.assert_allclose(found, x, rtol=1e-10)
+
+
+def test_the_path_starts_at_z_and_ends_at_the_sample():
+  z, grid = jnp.ones((2, 1)), times.uniform_grid(5)
+  given = samplers.ddim(LINEAR, outputs.u), _gaussian(LINEAR, outputs.u), z, grid
+  path = samplers.sample_path(*given)
+  assert path.shape == (6, 2, 1)
+  np.testing.assert_array_equal(path[0], z)
+  np.testing.assert_allclose(path[-1], samplers.sample(*given), rtol=1e-6)
+
+
+def test_a_sample_depends_on_its_own_key_alone():
+  keys = jax.random.split(jax.random.key(1), 8)
+  z = jax.random.normal(jax.random.key(2), (8, 1))
+  run = lambda z, keys: samplers.sample(samplers.ancestral(LINEAR, outputs.u),
+                                        _gaussian(LINEAR, outputs.u), z, times.uniform_grid(10), keys)
+  np.testing.assert_allclose(run(z, keys)[3:5], run(z[3:5], keys[3:5]), rtol=1e-5)
+
+
+def test_trees_are_sampled_leaf_by_leaf():
+  z = {'a': jnp.ones((2, 3)), 'b': jnp.ones((2, 1, 1))}
+  end = samplers.sample(samplers.heun(LINEAR, outputs.u), lambda z, t: z, z, times.uniform_grid(4))
+  np.testing.assert_allclose(end['b'], end['a'][:, :1, None], rtol=1e-6)
+
+
+def test_new_numbers_of_the_same_shapes_are_one_compilation():
+  process = lambda b: Partial(processes.variance_preserving, beta_min=0.1, beta_max=b)
+  traces = []
+  def predict(z, t):
+    traces.append(1)
+    return z
+  for n in (20.0, 15.0):
+    samplers.sample(samplers.ddim(process(n), outputs.v), predict, jnp.ones((2, 2)),
+                    times.uniform_grid(4, start=0.9))
+  assert len(traces) <= 2, f'traced {len(traces)} times for two values of beta_max'
+
+
+def test_sampling_is_differentiable():
+  def end(mean):
+    predict = Partial(oracles.gaussian, process=LINEAR, output=outputs.u, mean=mean,
+                      cov=jnp.eye(1))
+    return samplers.sample(samplers.ddim(LINEAR, outputs.u), predict, jnp.zeros((1, 1)),
+                           times.uniform_grid(64)).sum()
+  # The map from noise 0 is the mean itself, up to the solver's first order.
+  chex.assert_trees_all_close(jax.grad(end)(jnp.array([0.4])), jnp.ones(1), atol=0.1)
+
+
+def test_a_blind_output_is_refused_before_compiling():
+  def predict(z, t):
+    raise AssertionError('traced')
+  with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1"):
+    samplers.sample(samplers.ddim(LINEAR, outputs.eps), predict, jnp.ones((2, 2)),
+                    times.uniform_grid(4))
+
+
+def test_solvers_that_draw_ask_for_keys():
+  with pytest.raises(ValueError, match='ancestral draws noise: give sample'):
+    samplers.sample(samplers.ancestral(LINEAR, outputs.u), _field, jnp.ones((2, 2)),
+                    times.uniform_grid(4))
+
+
+def test_wrong_predictions_are_named():
+  with pytest.raises(ValueError, match=r'predict returned \(2, 1\) for z \(2, 2\)'):
+    samplers.sample(samplers.ddim(LINEAR, outputs.u), lambda z, t: z[:, :1], jnp.ones((2, 2)),
+                    times.uniform_grid(4))
+
+
+def test_a_descent_step_is_a_move_in_time(x64):
+  # On the linear process, z - step c (eps - x) is the state at t - step c.
+  x, eps, t, step = jnp.array([[2.0]]), jnp.array([[-1.0]]), 0.3, 0.01
+  c = 4.0
+  z = (1 - t) * x + t * eps
+  moved, _ = descent.gradient_descent(step).step(lambda z, t: c * (eps - x), z, (), 0.0, 0.0, None)
+  np.testing.assert_allclose(moved, (1 - t + step * c) * x + (t - step * c) * eps, rtol=1e-14)
