@@ -5,7 +5,7 @@ import sys
 from typing import NoReturn
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 import numpy as np
 
 from eqflow import build, run, sample
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
       raise ValueError('--workdir is not set: give the folder of the run, such as '
                        '--workdir=runs/digits')
-    config, workdir = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    config, workdir = given_config(), pathlib.Path(_WORKDIR.value)
     if _MODE.value == 'sample':
       draw_samples(config, workdir)
       return
@@ -45,7 +45,19 @@ def main(argv: list[str]) -> None:
     refuse(error)
 
 
-def draw_samples(config, workdir: pathlib.Path) -> None:
+def given_config() -> ConfigDict:
+  """The config of --config; raises ValueError where none is given or its file cannot be read."""
+  if _CONFIG.value is None:
+    raise ValueError('--config is not set: give a file, such as --config=configs/digits.py')
+  try:
+    _CONFIG.value.to_dict()
+  except OSError as error:
+    # ml_collections tells of a missing file only when the config is first read.
+    raise ValueError(f'--config: {error}') from error
+  return _CONFIG.value
+
+
+def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   """mode=sample: workdir/samples-seed<seed>.png and .npz."""
   recipe, classes = build.recipe(config), config.data.num_classes
   labels = chosen_labels(_LABELS.value, _NUM_SAMPLES.value, classes, _SEED.value)
@@ -78,8 +90,12 @@ def parse(argv: list[str]) -> list[str]:
   """Flags and config overrides; whatever is misspelt or mistyped is refused by name."""
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    refuse(error)
+  except (AttributeError, KeyError) as error:
+    # ml_collections quotes its own message once too often.
+    refuse('no such key in the config: ' + str(error.args[0]).replace('\\n', ' ').replace("\\'", "'"))
+  except (flags.Error, TypeError, ValueError, OSError) as error:
+    # A config file that raises is quoted with its whole traceback; the last line is its message.
+    refuse(str(error).strip().splitlines()[-1] if 'Traceback' in str(error) else error)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """--mode=train: from a config to a trained, sampled and evaluated model, read from top to bottom."""
 
+from collections.abc import Callable
 import contextlib
 import math
 import pathlib
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import build, run, sample
-from eqflow.data import pipeline
+from eqflow.data import pipeline, sources
 from eqflow.models import embed
 from eqflow.training import checkpoint, metrics, sharding, step as steps
 
@@ -26,38 +27,52 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
   """
   recipe, mesh = build.recipe(config), sharding.device_mesh()
   section = config.train
-  total = num_steps(config)
+  until = num_steps(config)
   sharding.check_divides(section.batch, section.accumulate, mesh)
   source = run.open_source(config)
   run.claim(config, workdir)
 
-  first = jax.process_index() == 0
   state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh)
-  checkpoints = checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints)
-  restored = checkpoint.restore(checkpoints, state)
-  if first:
-    describe(restored or state, resumed=restored is not None)
-  state = restored or state
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh,
-                         accumulate=section.accumulate)
+  with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
+    restored = checkpoint.restore(checkpoints, state)
+    state = restored or state
+    if jax.process_index() == 0:
+      describe(state, resumed=restored is not None)
+    step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh,
+                           accumulate=section.accumulate)
+    save = lambda state: checkpoint.save(checkpoints, state)
+    return fit(config, recipe, source, step, state, workdir, until=until, save=save)
 
-  at, running = int(state.step), steps.empty_metrics(mesh)
+
+def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: Callable,
+        state: steps.TrainState, workdir: pathlib.Path, *, until: int,
+        save: Callable) -> steps.TrainState:
+  """The loop: `step` on batch after batch from where `state` stands to `until` updates.
+
+  save(state) is called every config.train.checkpoint_examples and at the end, never with a state
+  whose last update was not finite.
+  """
+  section, mesh = config.train, sharding.device_mesh()
   every = lambda examples: max(1, round(examples / section.batch))
+  first = jax.process_index() == 0
+  at = since = int(state.step)
   writer = metrics.Writer(workdir, step=at, active=first)
   progress = metrics.Progress(section.num_examples, at * section.batch, active=first)
   batches = pipeline.batches(
       source, seed=config.seed, batch=section.batch, start=at * section.batch,
       process_index=jax.process_index(), process_count=jax.process_count(),
       workers=config.data.workers, flip=config.data.flip)
-  health, since, clock = None, at, time.perf_counter()
+  running, health, clock = steps.empty_metrics(mesh), None, time.perf_counter()
+
   with contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress):
-    while at < total:
+    while at < until:
       state, running, fresh = step(state, running, sharding.place_batch(next(batches), mesh))
       # A step late, so that the device never waits to be asked.
       check_health(health, at)
       health, at = fresh, at + 1
+      due = lambda examples: at % every(examples) == 0
 
-      if at % every(section.log_examples) == 0 or at == total:
+      if due(section.log_examples) or at == until:
         check_health(health, at)
         values = {name: float(value) for name, value in running.compute().items()}
         speed = (at - since) * section.batch / (time.perf_counter() - clock)
@@ -65,17 +80,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
         progress.show(at * section.batch, values['loss'], speed)
         running, since, clock = steps.empty_metrics(mesh), at, time.perf_counter()
 
-      if at % every(section.checkpoint_examples) == 0 or at == total:
+      if due(section.checkpoint_examples) or at == until:
         check_health(health, at)
-        checkpoint.save(checkpoints, state)
+        save(state)
 
-      if at % every(section.sample_examples) == 0 and at < total:
+      if due(section.sample_examples) and at < until and first:
         paused = time.perf_counter()
-        if first:
-          preview(config, recipe, state, writer, progress, workdir, at)
+        preview(config, recipe, state, writer, progress, workdir)
         clock += time.perf_counter() - paused
-  checkpoints.wait_until_finished()
-  checkpoints.close()
   return state
 
 
@@ -110,10 +122,9 @@ def describe(state: steps.TrainState, *, resumed: bool) -> None:
 
 
 def preview(config: ConfigDict, recipe: build.Recipe, state: steps.TrainState,
-            writer: metrics.Writer, progress: metrics.Progress, workdir: pathlib.Path,
-            at: int) -> None:
+            writer: metrics.Writer, progress: metrics.Progress, workdir: pathlib.Path) -> None:
   """A first look while training: samples-<step>.png and TensorBoard."""
-  classes = config.data.num_classes
+  at, classes = int(state.step), config.data.num_classes
   count = 1_000 if len(config.data.shape) == 1 else 100
   label = np.arange(count, dtype=np.int32) % max(classes, 1)
   params = steps.parameters(state, config.sample.params)

@@ -5,6 +5,8 @@ import os
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('MPLBACKEND', 'Agg')
+# Two test processes on two cores: BLAS threads would only wait for each other.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import jax
 import pytest

@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import logging
 import jax
+from jax import numpy as jnp
 import orbax.checkpoint as ocp
 
 
@@ -21,7 +22,8 @@ def save(manager: ocp.CheckpointManager, state: Any) -> None:
   """Starts writing the state under its step; a step already there is left alone."""
   step = int(state.step)
   if step not in manager.all_steps():
-    manager.save(step, args=ocp.args.StandardSave(state))
+    # A copy: the next update takes the state's own buffers while the write still runs.
+    manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)))
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:

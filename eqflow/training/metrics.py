@@ -32,7 +32,7 @@ class Writer:
     kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step]
     self.path.write_text(''.join(kept))
 
-  def scalars(self, step: int, values: dict[str, float]) -> None:
+  def scalars(self, step: int, values: dict[str, float | int]) -> None:
     """One line of numbers, at `step`."""
     if self.active:
       self.file.write(json.dumps({'step': step, **values}) + '\n')

@@ -1,0 +1,76 @@
+"""Samples as pictures: tiles of images, clouds of points, PNG files."""
+
+import math
+import os
+import pathlib
+
+from jaxtyping import Array, Float, Integer, UInt8
+import numpy as np
+from PIL import Image
+
+_TILE = 32
+# Okabe and Ito's colours, told apart by colour-blind eyes as well; black first.
+_COLOURS = np.array([(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
+                     (0, 114, 178), (213, 94, 0), (204, 121, 167)], np.uint8)
+
+
+def grid(x: Float[Array | np.ndarray, 'n h w c'], columns: int | None = None,
+         pad: int = 1) -> UInt8[np.ndarray, '_ _ c']:
+  """round(127.5 x + 127.5) of images x [n, h, w, c] in [-1, 1], tiled row by row, uint8 HWC.
+
+  Tiles are enlarged by the smallest whole number that gives their longer side 32 pixels, with
+  `pad` white pixels around each; values outside [-1, 1] are clipped. The default is as many
+  columns as rows, or one more. Raises ValueError where c is not 1 or 3, or x is not finite.
+  """
+  x = np.asarray(x, np.float32)
+  n, height, width, channels = x.shape
+  if not n or channels not in (1, 3) or not np.isfinite(x).all():
+    raise ValueError(f'grid was given x {x.shape}, of which {np.sum(~np.isfinite(x))} numbers are '
+                     'not finite: give finite images with 1 or 3 channels, or slice the channels')
+  columns = columns or math.ceil(math.sqrt(n))
+  scale = math.ceil(_TILE / max(height, width))
+  tiles = np.rint(127.5 * np.clip(x, -1, 1) + 127.5).astype(np.uint8)
+  tiles = tiles.repeat(scale, 1).repeat(scale, 2)
+  down, right = tiles.shape[1] + pad, tiles.shape[2] + pad
+  picture = np.full((-(-n // columns) * down + pad, columns * right + pad, channels), 255, np.uint8)
+  for i, tile in enumerate(tiles):
+    top, left = i // columns * down + pad, i % columns * right + pad
+    picture[top:top + tile.shape[0], left:left + tile.shape[1]] = tile
+  return picture
+
+
+def scatter(x: Float[Array | np.ndarray, 'n 2'],
+            label: Integer[Array | np.ndarray, 'n'] | None = None, *, limit: float | None = None,
+            size: int = 384) -> UInt8[np.ndarray, '{size} {size} 3']:
+  """Points x [n, 2] as 3x3 dots on white, over [-limit, limit]^2, the second axis upwards.
+
+  Give pictures that are to be compared one `limit`; the default just holds the farthest point.
+  Colours follow label [n], eight of them in turn. Points outside, or not finite, are not drawn.
+  """
+  x = np.asarray(x, np.float64)
+  shade = _COLOURS[(np.zeros(len(x), int) if label is None else np.asarray(label)) % len(_COLOURS)]
+  finite = np.isfinite(x).all(1)
+  limit = limit or 1.05 * np.abs(x[finite]).max(initial=0) or 1.0
+  inside = finite & (np.abs(x) < limit).all(1)
+  column, row = ((x[inside] * (1, -1) / limit + 1) / 2 * size).astype(int).T
+  picture = np.full((size + 2, size + 2, 3), 255, np.uint8)  # a frame of one for dots at the edge
+  for i in range(3):
+    for j in range(3):
+      picture[row + i, column + j] = shade[inside]
+  return picture[1:-1, 1:-1]
+
+
+def save_png(path: str | os.PathLike, picture: UInt8[np.ndarray, '_ _ _']) -> None:
+  """Writes a picture, uint8 [h, w, 1 or 3], as a PNG file, whole or not at all.
+
+  Makes the folder if need be.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'.{path.name}.{os.getpid()}')
+  image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+  try:
+    image.save(part, format='PNG')
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)

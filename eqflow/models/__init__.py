@@ -1,0 +1,1 @@
+"""Networks (z, label of noise, condition) -> y, that know nothing of processes."""

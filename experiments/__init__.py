@@ -1,0 +1,1 @@
+"""One folder a claim: its question, its command, its numbers."""

@@ -1,0 +1,1 @@
+"""python -m experiments.gain: where each output is blind, as one figure."""

@@ -1,0 +1,1 @@
+"""python -m experiments.speed: what the house costs on top of its heart, as ratios."""

@@ -1,0 +1,145 @@
+"""The training loop against the bare step, sampling against bare calls, the import, demo and tests.
+
+Ratios are of runs taken in turn in one process, so that a machine whose speed drifts drifts for
+both; the median of the pairs is printed with its range.
+  python -m experiments.speed              the ratios and the import
+  python -m experiments.speed --whole      also times make demo and make test, several minutes
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+
+from eqflow import build, outputs, processes, run, samplers, times
+from eqflow import train as training
+from eqflow.data import pipeline
+from eqflow.training import sharding, step as steps
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def digits():
+  spec = importlib.util.spec_from_file_location('digits', ROOT / 'configs/digits.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def pairs(first, second, count):
+  """The ratio seconds(first)/seconds(second), taken in turn: median, least and greatest."""
+  first(), second()
+  ratios = []
+  for i in range(count):
+    # Whoever goes first in a pair goes second in the next.
+    seconds = {f: clock(f) for f in ((first, second) if i % 2 else (second, first))}
+    ratios.append(seconds[first] / seconds[second])
+  return np.median(ratios), min(ratios), max(ratios)
+
+
+def clock(function):
+  start = time.perf_counter()
+  function()
+  return time.perf_counter() - start
+
+
+def loop_against_step(count=7, num_steps=300):
+  """train.fit, with data, log and averages, against the compiled step on one batch."""
+  config = digits().get_config()
+  config.train.update(dict(sample_examples=10**9, checkpoint_examples=10**9))
+  config.lock()
+  recipe, mesh = build.recipe(config), sharding.device_mesh()
+  source, b = run.open_source(config), config.train.batch
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh)
+  fresh = lambda: steps.create(recipe.init, recipe.optimizer, build.ema_names(config), 0, mesh)
+  with contextlib.closing(pipeline.batches(source, seed=0, batch=b)) as batches:
+    batch = sharding.place_batch(next(batches), mesh)
+
+  def bare():
+    state, metrics = fresh(), steps.empty_metrics(mesh)
+    for _ in range(num_steps):
+      state, metrics, health = step(state, metrics, batch)
+    jax.block_until_ready(health)
+
+  def loop():
+    with tempfile.TemporaryDirectory() as folder:
+      training.fit(config, recipe, source, step, fresh(), pathlib.Path(folder),
+                   until=num_steps, save=lambda state: None)
+
+  ratio, low, high = pairs(bare, loop, count)
+  return f'{ratio:.1%} ({low:.1%} to {high:.1%})'
+
+
+def sample_against_calls(num_steps=50, batch=16, count=15):
+  """sample with N steps against N calls of the jitted network, width 64, depth 3, 8x8x1."""
+  config = digits().get_config('flow')
+  module = build.model(config.model, 10)
+  z = jax.random.normal(jax.random.key(0), (batch, 8, 8, 1))
+  label = jnp.zeros(batch, jnp.int32)
+  params = module.init(jax.random.key(1), z, jnp.zeros(batch), label)
+  predict = Partial(lambda params, label, z, t: module.apply(params, z, t, label), params, label)
+  solver = samplers.ddim(processes.linear, outputs.u)
+  grid = times.uniform_grid(num_steps)
+  network = jax.jit(predict)
+  ts = [jnp.full(batch, t, jnp.float32) for t in grid[:-1]]
+
+  def whole():
+    samplers.sample(solver, predict, z, grid).block_until_ready()
+
+  def calls():
+    # Each call waits for the last, as the steps of a sampler must.
+    y = z
+    for t in ts:
+      y = network(y, t)
+    y.block_until_ready()
+
+  ratio, low, high = pairs(whole, calls, count)
+  return f'{ratio:.3f} ({low:.3f} to {high:.3f})'
+
+
+def import_seconds(count=7):
+  code = ('import jax, time; start = time.perf_counter(); import eqflow.samplers; '
+          'print(time.perf_counter() - start)')
+  found = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                                check=True, cwd=ROOT).stdout) for _ in range(count)]
+  return f'{np.median(found):.3f} s ({min(found):.3f} to {max(found):.3f})'
+
+
+def make(target):
+  shutil.rmtree(ROOT / 'runs/digits', ignore_errors=True)
+  return f'{clock(lambda: subprocess.run(["make", target], cwd=ROOT, check=True)):.0f} s'
+
+
+def main():
+  flags = argparse.ArgumentParser()
+  flags.add_argument('--whole', action='store_true')
+  whole = flags.parse_args().whole
+  device = jax.devices()[0]
+  print(f'on {jax.device_count()} {device.device_kind} device(s), jax {jax.__version__}\n')
+  rows = [
+      ('training loop, of the bare step\'s examples/s', loop_against_step, '>= 95 %'),
+      ('sample of 50 steps, batch 16, over 50 calls', sample_against_calls, '<= 1.05'),
+      ('sample of 50 steps, batch 256, over 50 calls',
+       lambda: sample_against_calls(batch=256, count=5), '<= 1.05'),
+      ('import eqflow.samplers after jax', import_seconds, '<= 0.3 s'),
+  ]
+  if whole:
+    rows += [('make demo, installed', lambda: make('demo'), '<= 240 s'),
+             ('make test, installed', lambda: make('test'), '<= 360 s')]
+  print('| what | measured | target |\n|---|---|---|')
+  for name, measure, target in rows:
+    print(f'| {name} | {measure()} | {target} |', flush=True)
+
+
+if __name__ == '__main__':
+  main()

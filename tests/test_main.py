@@ -1,0 +1,75 @@
+"""The command line: what is misspelt, mistyped or missing is refused in one line, with exit code 2."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = '--config=configs/digits.py'
+TINY = ['--config.model.width=16', '--config.model.depth=1', '--config.model.heads=2',
+        '--config.train.batch=16', '--config.train.num_examples=32', '--config.sample.num_steps=2',
+        '--config.sample.batch=16', '--config.evaluate.num_samples=16']
+
+
+def eqflow(*flags):
+  return subprocess.run([sys.executable, '-m', 'eqflow.main', *map(str, flags)], cwd=ROOT,
+                        capture_output=True, text=True, timeout=300)
+
+
+REFUSED = [
+    ([DIGITS, '--config.trian.batch=32'], ['trian', 'train']),
+    ([DIGITS, '--config.train.batch=big'], ['config.train.batch=big', 'int']),
+    ([DIGITS, '--config.optimizer.rate=fast'], ['config.optimizer.rate=fast', 'float']),
+    (['--config=configs/digits.py:qm'], ["qm", "choose from ['blind_flow', 'eps', 'eqm'"]),
+    (['--config=configs/nothing.py'], ['configs/nothing.py']),
+    ([DIGITS, '--mode=tarin'], ['mode', 'train', 'evaluate', 'sample']),
+    ([DIGITS, '--config.process.name=linaer'], ["config.process.name='linaer'", 'choose from']),
+    ([DIGITS, '--config.train.batch=0'], ['config.train.batch=0']),
+    ([DIGITS, '--config.data.name=nothing', '--config.data.dir=/nowhere'],
+     ['nothing', '/nowhere', 'python -m eqflow.data.prepare']),
+    ([DIGITS, '--config.data.name=folder', '--config.data.dir=/nowhere'], ['/nowhere']),
+    ([DIGITS, '--mode=evaluate'], ['no checkpoint', 'train first']),
+    ([DIGITS, '--mode=sample', '--labels=1,12'], ['--labels=1,12', 'choose from 0 to 9']),
+    ([DIGITS, 'stray'], ['stray']),
+]
+
+
+@pytest.mark.parametrize('flags,words', REFUSED, ids=lambda v: '-'.join(map(str, v))[:40])
+def test_bad_input_is_refused_in_one_line(tmp_path, flags, words):
+  done = eqflow(f'--workdir={tmp_path / "run"}', *flags)
+  assert done.returncode == 2, f'exit code {done.returncode}: {done.stderr[-2000:]}'
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith('eqflow: '), f'not a refusal: {done.stderr[-2000:]}'
+  for word in words:
+    assert word in last, f'{word!r} is not in {last!r}'
+  assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'run/checkpoints').exists() or not any((tmp_path / 'run').rglob('*.npz'))
+
+
+def test_the_folder_of_the_run_must_be_given():
+  done = eqflow(DIGITS)
+  assert done.returncode == 2 and '--workdir is not set' in done.stderr
+
+
+def test_train_evaluate_and_sample_from_the_command_line(tmp_path):
+  workdir = tmp_path / 'run'
+  common = [DIGITS, f'--workdir={workdir}', f'--config.data.dir={tmp_path}', *TINY]
+  done = eqflow(*common)
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout.strip().splitlines()[-1] == str(workdir / 'samples.png')
+  assert 'a Gaussian per class' in done.stdout and 'FID' not in done.stdout
+  assert set(json.loads((workdir / 'evaluation.json').read_text())['rows']) > {'one Gaussian'}
+
+  done = eqflow(*common, '--mode=sample', '--num_samples=5', '--labels=7,1', '--seed=9')
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert (workdir / 'samples-seed9.png').exists()
+  with np.load(workdir / 'samples-seed9.npz') as file:
+    assert file['samples'].shape == (5, 8, 8, 1)
+    np.testing.assert_array_equal(file['labels'], [7, 1, 7, 1, 7])
+
+  done = eqflow(*common, '--config.train.num_examples=64')
+  assert done.returncode == 2 and 'config.train.num_examples: 32 there, 64 given' in done.stderr

@@ -1,0 +1,328 @@
+"""The networks: published sizes, published forward pass, and what a training run relies on."""
+
+import functools
+import json
+import os
+import pathlib
+
+import chex
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from eqflow.models import dit, embed
+from eqflow.models.dit import DiT
+from eqflow.models.mlp import MLP
+
+# Parameters, positions included, on 32x32x4 latents with 1,000 classes and doubled output.
+PUBLISHED = {
+    'S/2': 32_963_360, 'B/2': 130_512_416, 'L/2': 458_102_816, 'XL/2': 675_129_632,
+    'S/4': 32_945_024, 'B/4': 130_475_648, 'XL/4': 675_074_432, 'XL/8': 675_683_072,
+}
+
+NETWORKS = {
+    'mlp': (MLP(width=16, depth=2, num_classes=3), (4, 2)),
+    'dit': (DiT(patch=2, width=16, depth=1, heads=2, num_classes=3), (4, 4, 6, 3)),
+    'dit_variant': (DiT(patch=2, width=16, depth=1, heads=2, num_classes=3, doubled=True,
+                        learned_positions=True), (4, 4, 6, 3)),
+}
+each = pytest.mark.parametrize('name', NETWORKS)
+
+
+@functools.cache
+def _start(name):
+  network, shape = NETWORKS[name]
+  z = jax.random.normal(jax.random.key(1), shape)
+  inputs = z, jnp.linspace(0.1, 0.9, len(z)), jnp.arange(len(z)) % 4
+  return network, _init(network, *inputs), inputs
+
+
+def _trained_alike(name):
+  """The learned leaves moved by noise, so that no gate is closed."""
+  network, params, inputs = _start(name)
+  rng = np.random.default_rng(0)
+  move = lambda p, learned: p + np.float32(0.2 * learned * rng.standard_normal(p.shape))
+  return network, jax.tree.map(move, params, embed.trainable(params)), inputs
+
+
+def _init(network, *inputs):
+  # rbg, since its draws compile several times faster than threefry's.
+  return jax.jit(network.init)(jax.random.key(0, impl='rbg'), *inputs)['params']
+
+
+def _apply(network, params, *inputs):
+  return _jitted(network)({'params': params}, *inputs)
+
+
+@functools.cache
+def _jitted(network):
+  return jax.jit(network.apply)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+  network = dit.dit(name, num_classes=1000, doubled=True)
+  inputs = jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, int)
+  params = jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
+  tokens = (32 // network.patch) ** 2
+  assert embed.count(params) == (PUBLISHED[name], PUBLISHED[name] - tokens * network.width)
+
+
+@pytest.mark.parametrize('name', ['XS/2', 'XL', 'XL/', 'XL/two', ''])
+def test_unknown_size_is_refused(name):
+  with pytest.raises(ValueError, match='S, B, L, XL, a slash and'):
+    dit.dit(name)
+
+
+@each
+def test_one_null_row_more_than_classes(name):
+  _, params, _ = _start(name)
+  assert params['classes']['table']['embedding'].shape == (4, 16)
+
+
+@each
+def test_starts_as_exactly_zero(name):
+  network, params, inputs = _start(name)
+  y = _apply(network, params, *inputs)
+  assert y.shape == inputs[0].shape and not np.any(y)
+
+
+@pytest.mark.parametrize('name', ['mlp', 'dit'])
+def test_final_scale_opens_the_last_layer(name):
+  network, _, inputs = _start(name)
+  params = _init(network.clone(final_scale=0.02), *inputs)
+  assert 0.01 < np.std(params['final']['kernel']) < 0.03
+  assert np.all(np.std(_apply(network, params, *inputs), axis=tuple(range(1, inputs[0].ndim))) > 0)
+
+
+def test_published_initialisation():
+  # Xavier bounds for linear layers, patches flattened; 0.02 for the class table and the noise MLP.
+  network = DiT(patch=2, width=64, depth=1, heads=4, num_classes=500)
+  inputs = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros(1, int)
+  params = _init(network, *inputs)
+  for layer, fan in ((params['patch_embed'], 16 + 64), (params['block_0']['qkv'], 64 + 192),
+                     (params['block_0']['up'], 64 + 256)):
+    bound = np.sqrt(6 / fan)
+    assert 0.98 * bound < np.abs(layer['kernel']).max() <= bound and not np.any(layer['bias'])
+  for drawn in (params['classes']['table']['embedding'], params['noise']['up']['kernel'],
+                params['noise']['out']['kernel']):
+    np.testing.assert_allclose(np.std(drawn), 0.02, rtol=0.05)
+  for layer in (params['block_0']['modulation'], params['final_modulation'], params['final']):
+    assert not np.any(layer['kernel']) and not np.any(layer['bias'])
+
+
+@each
+def test_every_learned_parameter_receives_a_gradient(name):
+  network, params, inputs = _trained_alike(name)
+  loss = lambda params: jnp.sum(network.apply({'params': params}, *inputs) ** 2)
+  grads = jax.jit(jax.grad(loss))(params)
+  for (path, grad), learned in zip(jax.tree_util.tree_leaves_with_path(grads),
+                                   jax.tree.leaves(embed.trainable(params)), strict=True):
+    assert np.any(grad) == learned, path
+
+
+@pytest.mark.parametrize('name', ['mlp', 'dit'])
+def test_an_energy_can_be_differentiated_twice(name):
+  network, params, (z, *told) = _trained_alike(name)
+  energy = lambda params, z: jnp.sum(z * network.apply({'params': params}, z, *told))
+  loss = lambda params: jnp.sum(jax.grad(energy, argnums=1)(params, z) ** 2)
+  grads = jax.jit(jax.grad(loss))(params)
+  chex.assert_tree_all_finite(grads)
+  assert np.any(grads['final']['kernel'])
+
+
+@each
+def test_noise_label_and_condition_change_their_example_only(name):
+  network, params, (z, label, condition) = _trained_alike(name)
+  y = _apply(network, params, z, label, condition)
+  for other in (_apply(network, params, z, label.at[1].add(0.3), condition),
+                _apply(network, params, z, label, condition.at[1].set(3))):
+    changed = np.abs(other - y).reshape(len(y), -1).max(1) > 1e-3
+    np.testing.assert_array_equal(changed, [False, True, False, False])
+
+
+@each
+def test_no_condition_is_the_null_label(name):
+  network, params, (z, label, condition) = _trained_alike(name)
+  np.testing.assert_array_equal(_apply(network, params, z, label, None),
+                                _apply(network, params, z, label, jnp.full_like(condition, 3)))
+
+
+@each
+def test_class_beyond_the_table_is_noticed(name):
+  network, params, (z, label, condition) = _trained_alike(name)
+  assert np.all(np.isnan(_apply(network, params, z, label, condition.at[0].set(4))[0]))
+
+
+@each
+def test_condition_without_classes_is_refused(name):
+  network, _, inputs = _start(name)
+  with pytest.raises(ValueError, match='num_classes=0: pass condition=None'):
+    jax.eval_shape(network.clone(num_classes=0).init, jax.random.key(0), *inputs)
+
+
+def test_no_classes_no_table():
+  network, _, (z, label, _) = _start('dit')
+  params = jax.eval_shape(network.clone(num_classes=0).init, jax.random.key(0), z, label)['params']
+  assert 'classes' not in params
+
+
+@pytest.mark.parametrize('shape', [(1, 5, 4, 3), (1, 4, 5, 3)])
+def test_image_that_patches_do_not_cover_is_refused(shape):
+  network, _, _ = _start('dit')
+  with pytest.raises(ValueError, match=f'{shape[1]}x{shape[2]}.*divisible by 2'):
+    network.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1), None)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+  with pytest.raises(ValueError, match='width=16 is not divisible by heads=3'):
+    DiT(patch=2, width=16, depth=1, heads=3).init(
+      jax.random.key(0), jnp.zeros((1, 4, 4, 1)), jnp.zeros(1))
+
+
+@pytest.mark.parametrize('name', ['mlp', 'dit'])
+def test_bfloat16_computes_close_and_keeps_float32_params(name):
+  network, params, inputs = _trained_alike(name)
+  half = network.clone(dtype=jnp.bfloat16)
+  full, y = _apply(network, params, *inputs), _apply(half, params, *inputs)
+  assert y.dtype == jnp.bfloat16
+  assert np.abs(y.astype(np.float32) - full).max() < 0.05 * np.abs(full).max()
+  started = jax.eval_shape(half.init, jax.random.key(0), *inputs)['params']
+  assert {p.dtype for p in jax.tree.leaves(started)} == {np.dtype('float32')}
+
+
+def test_remat_computes_the_same():
+  network, params, inputs = _trained_alike('dit')
+
+  def loss(params, network):
+    y = network.apply({'params': params}, *inputs)
+    return jnp.sum(y ** 2), y
+
+  def results(network):
+    traced = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1).trace(params, network)
+    return traced.lower().compile()(params), str(traced.jaxpr)
+
+  kept, plain = results(network.clone(remat=False))
+  again, recomputed = results(network.clone(remat=True))
+  assert 'remat' in recomputed and 'remat' not in plain
+  chex.assert_trees_all_close(kept, again, rtol=1e-5, atol=1e-5)
+
+
+@each
+def test_an_example_does_not_see_the_others(name):
+  network, params, inputs = _trained_alike(name)
+  alone = _apply(network, params, *(a[2:3] for a in inputs))
+  np.testing.assert_allclose(alone, _apply(network, params, *inputs)[2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_hold_what_they_cover():
+  z = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+  patches = dit.patchify(z, 2)
+  assert patches.shape == (2, 6, 12)
+  # Row 1 of 2, column 2 of 3.
+  np.testing.assert_array_equal(patches[:, 5], z[:, 2:4, 4:6].reshape(2, -1))
+  np.testing.assert_array_equal(dit.unpatchify(patches, 2, 4, 6), z)
+
+
+@pytest.mark.parametrize('axis', [1, 2])
+def test_without_positions_a_shift_by_a_patch_shifts_the_output(axis):
+  network, params, (z, *told) = _trained_alike('dit')
+  y = _apply(network, params, jnp.roll(z, 2, axis), *told)
+  blind = {**params, 'fixed_positions': jnp.zeros_like(params['fixed_positions'])}
+  y_blind = _apply(network, blind, jnp.roll(z, 2, axis), *told)
+  np.testing.assert_allclose(y_blind, jnp.roll(_apply(network, blind, z, *told), 2, axis),
+                             rtol=1e-4, atol=1e-4)
+  assert np.abs(y - y_blind).max() > 0.1
+
+
+def test_positions_tell_rows_from_columns():
+  table = embed.sincos_positions(3, 5, 8).reshape(3, 5, 8)
+  assert table.dtype == np.float32
+  for y, x in np.ndindex(3, 5):
+    expected = [f(p * w) for p in (x, y) for f in (np.sin, np.cos) for w in (1, 0.01)]
+    np.testing.assert_allclose(table[y, x], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_sinusoids():
+  label = jnp.array([0.0, 0.37, 999.0])
+  expected = np.array([[f(t * w) for f in (np.cos, np.sin) for w in (1, 0.1, 0.01, 0.001)]
+                       for t in np.asarray(label, np.float64)])
+  np.testing.assert_allclose(embed.sinusoids(label, 8), expected, atol=2e-5)
+  assert embed.sinusoids(label.astype(jnp.bfloat16)).dtype == jnp.float32
+  assert embed.sinusoids(label).shape == (3, 256)
+
+
+def test_tables_refuse_sizes_they_cannot_fill():
+  with pytest.raises(ValueError, match='dim=7 must be even'):
+    embed.sinusoids(jnp.zeros(1), 7)
+  with pytest.raises(ValueError, match='dim=6 must be divisible by 4'):
+    embed.sincos_positions(2, 2, 6)
+
+
+def test_fixed_tables_are_not_trainable():
+  _, params, _ = _start('dit')
+  mask = embed.trainable(params)
+  assert not mask['fixed_positions']
+  assert all(jax.tree.leaves({**mask, 'fixed_positions': True}))
+  assert embed.count(params)[0] - embed.count(params)[1] == 2 * 3 * 16
+  assert all(jax.tree.leaves(embed.trainable(_start('dit_variant')[1])))
+  # Anywhere on the path, also inside what an optimizer keeps.
+  paths = jax.tree_util.tree_leaves_with_path(({'a': {'fixed_x': 1, 'prefixed_x': 2}},))
+  assert [embed.is_fixed(path) for path, _ in paths] == [True, False]
+
+
+def _golden():
+  beside = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
+  folder = pathlib.Path(os.environ.get('EQFLOW_GOLDEN', beside))
+  if not folder.is_dir():
+    pytest.skip(f'no golden examples at {folder}: set EQFLOW_GOLDEN')
+  raw = (folder / 'dit_tiny_state.safetensors').read_bytes()
+  start = 8 + int.from_bytes(raw[:8], 'little')
+  state = {}
+  for key, entry in json.loads(raw[8:start]).items():
+    if key != '__metadata__':
+      begin, end = entry['data_offsets']
+      state[key] = np.frombuffer(raw[start + begin:start + end], '<f4').reshape(entry['shape'])
+  return state, dict(np.load(folder / 'dit_tiny_forward.npz'))
+
+
+def _from_torch(state):
+  def linear(key):
+    return {'kernel': state[f'{key}.weight'].T, 'bias': state[f'{key}.bias']}
+
+  patch = state['x_embedder.proj.weight']
+  params = {
+      'patch_embed': {'kernel': patch.transpose(2, 3, 1, 0).reshape(-1, len(patch)),
+                      'bias': state['x_embedder.proj.bias']},
+      'fixed_positions': state['pos_embed'][0],
+      'noise': {'up': linear('t_embedder.mlp.0'), 'out': linear('t_embedder.mlp.2')},
+      'classes': {'table': {'embedding': state['y_embedder.embedding_table.weight']}},
+      'final_modulation': linear('final_layer.adaLN_modulation.1'),
+      'final': linear('final_layer.linear'),
+  }
+  names = {'modulation': 'adaLN_modulation.1', 'qkv': 'attn.qkv', 'attended': 'attn.proj',
+           'up': 'mlp.fc1', 'down': 'mlp.fc2'}
+  for i in range(2):
+    params[f'block_{i}'] = {ours: linear(f'blocks.{i}.{theirs}') for ours, theirs in names.items()}
+  return params
+
+
+@pytest.mark.parametrize('case, time', [('sit.out', 1.0), ('eqm.out', 0.0)])
+def test_golden_forward_pass(case, time):
+  state, arrays = _golden()
+  network = DiT(patch=2, width=64, depth=2, heads=4, num_classes=10, doubled=True)
+  inputs = arrays['x'].transpose(0, 2, 3, 1), time * arrays['t'], arrays['y']
+  inputs = jax.tree.map(jnp.asarray, inputs)
+  params = _from_torch(state)
+  started = jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
+  chex.assert_trees_all_equal_shapes(params, started)
+  with jax.default_matmul_precision('highest'):
+    y = _apply(network, params, *inputs)
+  error = np.abs(y.transpose(0, 3, 1, 2) - arrays[case]).max()
+  assert error < 2e-5 * np.abs(arrays[case]).max()
+
+
+def test_golden_positions():
+  state, _ = _golden()
+  np.testing.assert_array_equal(embed.sincos_positions(4, 4, 64), state['pos_embed'][0])

@@ -1,0 +1,252 @@
+"""The run: it falls, resumes bit for bit, stops at what is not finite, and keeps its books."""
+
+import json
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from eqflow import build, run, sample
+from eqflow import train as training
+from eqflow.evaluate import evaluate
+from eqflow.training import checkpoint, sharding, step as steps
+from tests.test_build import load
+
+TINY = dict(width=16, depth=1, heads=2)
+
+
+def tiny(tmp_path, **train):
+  """The digits' config at a size that compiles in seconds: 24 steps of 16."""
+  config = load('digits').get_config()
+  config.data.dir = str(tmp_path.parent / 'data')
+  config.model.update(TINY)
+  config.train.update(dict(batch=16, num_examples=384, log_examples=64, sample_examples=10**6,
+                           checkpoint_examples=128, **train))
+  config.optimizer.warmup_examples = 64
+  config.sample.update(dict(num_steps=3, batch=16))
+  config.evaluate.num_samples = 40
+  return config.lock()
+
+
+def leaves(state):
+  return {jax.tree_util.keystr(path): np.asarray(leaf)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def assert_bitwise_equal(a, b):
+  a, b = leaves(a), leaves(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    assert a[name].tobytes() == b[name].tobytes(), f'{name} differs'
+
+
+class Interrupted(Exception):
+  pass
+
+
+def interrupt(monkeypatch, at):
+  """The run breaks when it asks for its batch number `at`."""
+  place, calls = sharding.place_batch, []
+  def broken(*args):
+    calls.append(1)
+    if len(calls) > at:
+      raise Interrupted
+    return place(*args)
+  monkeypatch.setattr(training.sharding, 'place_batch', broken)
+
+
+def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_one_does(
+    tmp_path, monkeypatch, capsys):
+  config = tiny(tmp_path)
+  whole = training.train(config, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    interrupt(patch, 13)
+    with pytest.raises(Interrupted):
+      training.train(config, tmp_path / 'broken')
+  resumed = training.train(config, tmp_path / 'broken')
+  assert 'going on from step 8' in capsys.readouterr().out
+  assert int(whole.step) == 24 and int(whole.examples) == 384
+  assert_bitwise_equal(whole, resumed)
+  with checkpoint.open_checkpoints(tmp_path / 'broken', keep=2) as checkpoints:
+    assert_bitwise_equal(checkpoint.restore(checkpoints, whole), whole)
+
+  # The books: the same lines of the same numbers, those of the lost steps written once.
+  read = lambda name: [json.loads(line) for line in
+                       (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+  steps_of = lambda name: [(row['step'], row['loss']) for row in read(name)]
+  assert steps_of('whole') == steps_of('broken')
+  assert [row['examples'] for row in read('whole')] == [64, 128, 192, 256, 320, 384]
+  assert json.loads((tmp_path / 'whole/config.json').read_text())['train']['batch'] == 16
+  assert list((tmp_path / 'whole/tensorboard').glob('events.*'))
+
+  # A finished run has nothing left to do, and is evaluated as it stands.
+  assert_bitwise_equal(training.train(config, tmp_path / 'whole'), whole)
+  rows = evaluate(config, tmp_path / 'whole')
+  assert set(rows) == {'whole, step 24', 'two halves of the data', 'bootstrap of the data',
+                       'a Gaussian per class', 'one Gaussian'}
+  assert all(np.isfinite(list(row.values())).all() for row in rows.values())
+  found = json.loads((tmp_path / 'whole/evaluation.json').read_text())
+  assert found['rows'] == rows and found['num_samples'] == 40
+  with np.load(tmp_path / 'whole/samples.npz') as file:
+    assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
+
+
+def test_a_toy_run_learns(tmp_path, capsys):
+  config = load('toy').get_config()
+  config.train.update(dict(num_examples=76_800, sample_examples=38_400))
+  state = training.train(config.lock(), tmp_path / 'moons')
+  loss = [json.loads(line)['loss'] for line in
+          (tmp_path / 'moons/metrics.jsonl').read_text().splitlines()]
+  assert loss[-1] < 0.9 * loss[0], f'the loss went from {loss[0]:.3f} to {loss[-1]:.3f}'
+  assert (tmp_path / 'moons/samples-0000150.png').exists()
+  x, _ = sample.draw(build.recipe(config), state.emas['0.999'], np.zeros(500, np.int32), seed=1,
+                     batch=504)
+  data = run.open_source(config).records.x[:2000]
+  nearest = np.sqrt(((x[:, None] - data) ** 2).sum(-1).min(1)).mean()
+  # Points of the plane at random are 0.5 away; the data among itself 0.02.
+  assert nearest < 0.15, f'samples are {nearest:.3f} from their nearest datum'
+
+
+def test_a_folder_of_images_trains_with_no_preparation(tmp_path):
+  rng = np.random.default_rng(0)
+  for i in range(20):
+    path = tmp_path / 'pictures' / 'ab'[i % 2] / f'{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (9 + i, 12, 3), np.uint8)).save(path)
+  path.write_bytes(path.read_bytes()[:100])
+  config = tiny(tmp_path)
+  config.data.update(dict(name='folder', dir=str(tmp_path / 'pictures'), shape=(8, 8, 3),
+                          num_classes=2))
+  config.train.num_examples = 64
+  state = training.train(config, tmp_path / 'run')
+  assert int(state.examples) == 64
+  assert len(run.open_source(config)) == 19, 'the damaged picture is left out'
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_bad_state(tmp_path):
+  config = tiny(tmp_path)
+  config.optimizer.rate = 1e30
+  with pytest.raises(FloatingPointError, match=r'step \d+: loss .* lower config.optimizer.rate'):
+    training.train(config, tmp_path / 'run')
+  with checkpoint.open_checkpoints(tmp_path / 'run', keep=2) as checkpoints:
+    assert checkpoints.latest_step() is None, 'a state after the failure was written'
+
+
+def test_a_folder_that_holds_another_run_is_refused_before_anything_compiles(tmp_path, monkeypatch):
+  config = tiny(tmp_path)
+  run.claim(config, tmp_path / 'run')
+  monkeypatch.setattr(steps, 'create', lambda *a: pytest.fail('compiled before refusing'))
+  other = tiny(tmp_path)
+  other.optimizer.rate = 0.5
+  with pytest.raises(ValueError, match=r'holds a run of another config \(config.optimizer.rate: '
+                                       r'0.002 there, 0.5 given\): give another --workdir'):
+    training.train(other, tmp_path / 'run')
+  for key, value in (('sample.num_steps', 99), ('train.keep_checkpoints', 5)):
+    free = tiny(tmp_path)
+    section, name = key.split('.')
+    free[section][name] = value
+    run.claim(free, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('change,message', [
+    (dict(batch=12), r'config.train.batch=12 does not divide by 8 device\(s\) x .*multiple of 8'),
+    (dict(accumulate=4), r'batch=16 does not divide by 8 device\(s\) x config.train.accumulate=4'),
+    (dict(num_examples=0), r'config.train.num_examples=0: give a positive number'),
+    (dict(log_examples=-1), r'config.train.log_examples=-1: give a positive number'),
+])
+def test_sizes_that_cannot_be_are_refused_before_anything_compiles(
+    tmp_path, monkeypatch, change, message):
+  config = tiny(tmp_path)
+  config.train.update(change)
+  monkeypatch.setattr(steps, 'create', lambda *a: pytest.fail('compiled before refusing'))
+  with pytest.raises(ValueError, match=message):
+    training.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists(), 'a refused run must leave nothing behind'
+
+
+@pytest.mark.parametrize('key,value,message', [
+    ('shape', (8, 8, 3), r'config.data.shape=\(8, 8, 3\), but digits has records of \(8, 8, 1\)'),
+    ('num_classes', 12, r'config.data.num_classes=12, but digits has 10'),
+    ('name', 'digitz', r"digitz.*not prepared|not prepared.*digitz"),
+    ('split', 'test', r"no split 'test': choose from"),
+])
+def test_data_that_is_not_what_the_config_says_is_refused(tmp_path, key, value, message):
+  config = tiny(tmp_path)
+  config.data[key] = value
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    training.train(config, tmp_path / 'run')
+
+
+def _updated(config, mesh, *, accumulate=1):
+  recipe = build.recipe(config)
+  state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh, accumulate=accumulate)
+  rng = np.random.default_rng(0)
+  metrics = steps.empty_metrics(mesh)
+  for i in range(4):
+    batch = {'x': rng.normal(size=(32, 8, 8, 1)).astype(np.float32),
+             'label': rng.integers(0, 10, 32).astype(np.int32),
+             'index': np.arange(32 * i, 32 * i + 32, dtype=np.uint32)}
+    state, metrics, health = step(state, metrics, sharding.place_batch(batch, mesh))
+  return state, np.asarray(health)
+
+
+@pytest.fixture(scope='module')
+def one_device(tmp_path_factory):
+  config = tiny(tmp_path_factory.mktemp('run'))
+  return config, *_updated(config, sharding.device_mesh(jax.devices()[:1]))
+
+
+@pytest.mark.parametrize('devices,accumulate', [(8, 1), (1, 4), (8, 2)])
+def test_devices_and_accumulation_do_not_change_what_is_computed(one_device, devices, accumulate):
+  config, expected, health = one_device
+  state, found = _updated(config, sharding.device_mesh(jax.devices()[:devices]),
+                          accumulate=accumulate)
+  np.testing.assert_allclose(found, health, rtol=1e-5)
+  # Adam divides by the gradient's size, so what is rounding in one can be a step in the other.
+  for name, leaf in leaves(state.params).items():
+    np.testing.assert_allclose(leaf, leaves(expected.params)[name], atol=2e-5, err_msg=name)
+
+
+def test_fixed_tables_are_neither_trained_nor_given_optimizer_state(one_device):
+  config, state, _ = one_device
+  start = build.recipe(config).init(jax.random.key(0))
+  np.testing.assert_array_equal(state.params['fixed_positions'], start['fixed_positions'])
+  held = [name for name in leaves(state.opt_state) if 'fixed' in name.split('[')[-1]]
+  assert not held, f'the optimizer keeps {held}'
+  moved = [name for name in leaves(state.opt_state) if 'final' in name]
+  assert moved, 'the optimizer should keep moments of what is trained'
+
+
+@pytest.mark.parametrize('kind', ['cosine', 'constant', 'inverse_square_root'])
+def test_the_rate_follows_the_examples_seen(tmp_path, kind):
+  from eqflow.training import optimizer
+  shape = {'cosine': lambda e: optimizer.cosine(e, num_examples=1000),
+           'constant': lambda e: optimizer.constant(e, num_examples=1000),
+           'inverse_square_root': lambda e: optimizer.inverse_square_root(
+               e, num_examples=1000, decay_examples=250.0)}[kind]
+  expected = {'cosine': 0.5, 'constant': 1.0, 'inverse_square_root': np.sqrt(0.5)}[kind]
+  for batch in (10, 20):
+    rate = optimizer.learning_rate(rate=2.0, shape=shape, warmup_examples=100, batch=batch)
+    np.testing.assert_allclose(rate(jnp.int32(500 // batch)), 2 * expected, rtol=1e-6)
+    ramp = rate(jnp.int32(40 // batch)) / (2 * shape(40.0))
+    np.testing.assert_allclose(ramp, (40 + batch) / 100, rtol=1e-6)
+
+
+def test_a_sample_is_a_function_of_seed_and_index_alone(tmp_path):
+  recipe = build.recipe(tiny(tmp_path))
+  params = jax.tree.map(lambda p: p + 0.02, recipe.init(jax.random.key(0)))
+  labels = sample.labels_of(3, 20, 10)
+  np.testing.assert_array_equal(labels[:7], sample.labels_of(3, 7, 10))
+  few, _ = sample.draw(recipe, params, labels, seed=3, batch=8)
+  many, evaluations = sample.draw(recipe, params, labels, seed=3, batch=24)
+  assert few.shape == (20, 8, 8, 1) and evaluations.shape == (20,)
+  np.testing.assert_allclose(few, many, atol=1e-4)
+  other, _ = sample.draw(recipe, params, labels, seed=4, batch=24)
+  assert abs(other - many).max() > 0.1, 'another seed must give other samples'
+  noise = [np.asarray(jax.random.key_data(sample.key_of(3, i))) for i in range(3)]
+  assert len({n.tobytes() for n in noise}) == 3
+  with pytest.raises(ValueError, match='config.sample.batch=12 does not divide by 8'):
+    sample.draw(recipe, params, labels, seed=3, batch=12)
