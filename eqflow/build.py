@@ -6,6 +6,7 @@ exists, before anything compiles.
 """
 
 from collections.abc import Callable
+import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -85,6 +86,8 @@ GRIDS = {
 MODELS = {
     'mlp': mlp.MLP,
     'dit': dit.DiT,
+    **{f'DiT-{size}/{patch}': functools.partial(dit.DiT, patch=patch, **numbers)
+       for size, numbers in dit.SIZES.items() for patch in (2, 4, 8)},
 }
 SCHEDULES = {
     'constant': optimizers.constant,

@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 from jax import numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -77,7 +78,7 @@ REFUSED = [
     ('loss.density.name', 'beta', r"config.loss.density.name='beta': choose from"),
     ('loss.weight.name', 'snr', r"config.loss.weight.name='snr': choose from"),
     ('loss.space', 'edm', r"config.loss.space='edm' has numbers of its own"),
-    ('model.name', 'unet', r"config.model.name='unet': choose from \['dit', 'mlp'\]"),
+    ('model.name', 'unet', r"config.model.name='unet': choose from \['DiT-B/2',.*'dit', 'mlp'\]"),
     ('model.widht', 3, r"config.model.widht: 'dit' takes \["),
     ('model.dtype', 'half', r"config.model.dtype='half': choose from"),
     ('model.label_noise.name', 'tiem', r"config.model.label_noise.name='tiem': choose from"),
@@ -97,6 +98,14 @@ REFUSED = [
 def test_bad_values_are_refused_by_key_with_what_is_allowed(path, value, message):
   with pytest.raises(ValueError, match=message):
     build.recipe(_changed(path, value))
+
+
+def test_the_published_sizes_are_rows():
+  section = ml_collections.ConfigDict(dict(name='DiT-XL/2', doubled=True))
+  module = build.model(section, 1000)
+  shapes = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 32, 32, 4)), jnp.zeros(1)),
+                          jax.random.key(0))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 675_129_632
 
 
 def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
