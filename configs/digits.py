@@ -2,7 +2,7 @@
 
 paper    Equilibrium Matching [Wang & Du 2510.02300], at the scale of two CPU cores
 command  python -m eqflow.main --config=configs/digits.py --workdir=runs/digits
-variants eqm (default), flow, v, eps, x, blind_flow: --config=configs/digits.py:flow
+variants eqm (default), flow, v, eps, x, blind_flow, edm: --config=configs/digits.py:flow
 cost     384,000 examples (6,000 steps of 64)
 result   not yet run
 """
@@ -34,7 +34,7 @@ BASE = dict(
         log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,
         keep_checkpoints=2),
     optimizer=dict(
-        rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=6_400,
+        rate=3e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=6_400,
         schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,)),
     # threshold: a descent stops a sample where the norm of the field falls below; 0 never stops.
@@ -61,4 +61,12 @@ VARIANTS = {
     'eps':        _variant(dict(name='eps'), 'time', dict(**ODE, grid=SHORT)),
     'x':          _variant(dict(name='x'),   'time', dict(**ODE, grid=TO_NOISE)),
     'blind_flow': _variant(dict(name='u'),   'none', dict(**ODE, grid=TO_NOISE)),
+    # The digits' standard deviation is 0.75.
+    'edm': dict(
+        process=dict(name='edm'), output=dict(name='edm', sigma_data=0.75),
+        model=dict(scale_input=dict(name='unit_variance', sigma_data=0.75),
+                   label_noise=dict(name='quarter_log_sigma')),
+        loss=dict(density=dict(name='lognormal', mean=-0.4, std=1.2)),
+        sample=dict(solver=dict(name='heun'), num_steps=18,
+                    grid=dict(name='karras', sigma_min=0.002, sigma_max=80.0, rho=7.0))),
 }
