@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, Num, PyTree
 import numpy as np
 
@@ -42,7 +43,7 @@ def combine(*terms: tuple[Any, Data]) -> Data:
 
   def leaf(*leaves):
     leaves = [jnp.asarray(a) for a in leaves]
-    if not jnp.issubdtype(leaves[0].dtype, jnp.inexact):
+    if not jnp.issubdtype(leaves[0].dtype, jnp.floating):
       raise TypeError(f'data must be floating, not {leaves[0].dtype}: cast it, '
                       'for example with x.astype(jnp.float32)')
     total = sum(expand(c, a) * a for c, a in zip(coefs, leaves))
@@ -81,6 +82,9 @@ def noise_like(keys: Keys, z: Data) -> Data:
   So an example's noise does not depend on the batch, the device or the process it stands on.
   """
   leaves, structure = jax.tree.flatten(z)
+  if keys.shape != (batch_size(z),):
+    raise ValueError(f'keys of shape {keys.shape} for {batch_size(z)} examples: give one key each, '
+                     f'such as jax.random.split(key, {batch_size(z)})')
 
   def leaf(i, a):
     draw = lambda key: jax.random.normal(jax.random.fold_in(key, i), a.shape[1:], a.dtype)
@@ -105,6 +109,15 @@ def square_norm(z: Data) -> Float[Array, 'b']:
 def coordinates(z: Data) -> int:
   """The number of coordinates of one example, over all leaves."""
   return sum(a[0].size if a.ndim > 1 else 1 for a in jax.tree.leaves(z))
+
+
+def pytree(function: Any) -> Partial:
+  """The function as a Partial, so that its bound numbers are arguments of what is compiled."""
+  if isinstance(function, Partial):
+    return function
+  if isinstance(function, functools.partial):
+    return Partial(function.func, *function.args, **function.keywords)
+  return Partial(function)
 
 
 def is_traced(*trees: Any) -> bool:

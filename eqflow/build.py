@@ -157,6 +157,7 @@ def _loss(config, network, process, output):
     raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
                      f'{sorted(k for k, row in OUTPUTS.items() if not _needs(row))}')
   weight = bound(WEIGHTS, config.loss.weight, 'loss.weight', density=density)
+  times.check_training(density, process=process, output=output, space=space)
   drop, classes = config.train.drop_label, config.data.num_classes
   if not 0 <= drop <= 1:
     raise ValueError(f'config.train.drop_label={drop}: a share of the labels, between 0 and 1')

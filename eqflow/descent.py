@@ -45,7 +45,7 @@ def _gradient_init(z):
 
 
 def _gradient_step(predict, z, memory, t, s, keys, *, step_size):
-  slope = predict(z, t)
+  slope = _slope(predict, z, t)
   return combine((1, z), (-step_size, slope)), Point(slope)
 
 
@@ -64,21 +64,23 @@ def _nesterov_init(z):
 
 
 def _nesterov_step(predict, z, memory, t, s, keys, *, step_size, momentum):
-  slope = predict(combine((1 + momentum, z), (-momentum, memory.previous)), t)
+  slope = _slope(predict, combine((1 + momentum, z), (-momentum, memory.previous)), t)
   return combine((1, z), (-step_size, slope)), Moving(previous=z, slope=slope)
 
 
 def from_optax(transform: Any) -> Solver:
   """z <- z + update(f(z)), for an optax gradient transformation with a state for each sample.
 
-  Raises ValueError for a transformation that needs a loss value: a field has none.
+  One that draws noise draws the same for every sample. Raises ValueError for a transformation that
+  needs a loss value: a field has none.
   """
-  dummy = jnp.zeros(1)
   try:
-    jax.eval_shape(lambda z: transform.update(z, transform.init(z), z), dummy)
+    jax.eval_shape(lambda z: transform.update(z, transform.init(z), z), jnp.zeros(1))
   except TypeError as error:
-    raise ValueError(f'from_optax: {error}: a field has no loss value to give; choose a '
-                     'transformation of gradients alone, such as optax.sgd or optax.adam') from error
+    # Another error may be of this probe alone: some transforms are made for one tree of parameters.
+    if 'missing' in str(error) and 'keyword-only' in str(error):
+      raise ValueError(f'from_optax: {error}: a field has no loss value to give; choose a '
+                       'transformation of gradients alone, such as optax.sgd(0.01)') from error
   return Solver(Partial(_optax_init, transform=Static(transform)),
                 Partial(_optax_step, transform=Static(transform)))
 
@@ -88,14 +90,14 @@ def _optax_init(z, *, transform):
 
 
 def _optax_step(predict, z, memory, t, s, keys, *, transform):
-  slope = predict(z, t)
+  slope = _slope(predict, z, t)
   updates, state = jax.vmap(transform.value.update)(slope, memory.state, z)
   return combine((1, z), (1, updates)), Optimizing(state, slope)
 
 
 def descend(solver: Solver, field: Predict, z: Data, *, num_steps: int) -> Data:
   """z after num_steps steps of the solver on the field, from z [b, ...]. One compiled scan."""
-  return _descend(solver, _pytree(field), jax.tree.map(jnp.asarray, z), num_steps=num_steps)
+  return _descend(solver, arrays.pytree(field), _start(solver, z), num_steps=num_steps)
 
 
 @jax.jit(static_argnames='num_steps')
@@ -115,9 +117,10 @@ def descend_until(solver: Solver, field: Predict, z: Data, *, max_steps: int,
 
   |f| is the norm over all coordinates where the solver evaluates the field (for Nesterov, ahead of
   z). The evaluation that finds it small is counted, and z stays where it was before that
-  evaluation's move. norms are those last seen: norms >= threshold, or NaN, did not converge.
+  evaluation's move. norms are those last seen: norms >= threshold, or NaN, did not converge. Not
+  reverse-differentiable: how long it runs depends on the samples.
   """
-  return _descend_until(solver, _pytree(field), jax.tree.map(jnp.asarray, z), max_steps, threshold)
+  return _descend_until(solver, arrays.pytree(field), _start(solver, z), max_steps, threshold)
 
 
 @jax.jit
@@ -149,5 +152,16 @@ def _rest(z):
   return jnp.zeros(arrays.batch_size(z))
 
 
-def _pytree(field):
-  return field if isinstance(field, Partial) else Partial(field)
+def _start(solver, z):
+  z = jax.tree.map(jnp.asarray, z)
+  if not hasattr(jax.eval_shape(solver.init, z), 'slope'):
+    raise ValueError(f'{arrays.name_of(solver.step)} keeps no slope, so it does not descend: choose '
+                     'gradient_descent, nesterov or from_optax, or sample along times')
+  return z
+
+
+def _slope(predict, z, t):
+  slope = predict(z, t)
+  arrays.check_alike('predict returned', slope, 'z', z)
+  # The memory must not change its type where the network computes in less than z has.
+  return jax.tree.map(lambda a, b: a.astype(b.dtype), slope, z)

@@ -68,8 +68,8 @@ def conditioned(network: Network, process: Process, *, scale_input: Callable,
 
   The one place where time and scale meet a network; loss and samplers share it.
   """
-  return Partial(_conditioned, network=network, process=process, scale_input=scale_input,
-                 label_noise=label_noise)
+  return Partial(_conditioned, network=arrays.pytree(network), process=arrays.pytree(process),
+                 scale_input=arrays.pytree(scale_input), label_noise=arrays.pytree(label_noise))
 
 
 def _conditioned(z, t, condition, *, network, process, scale_input, label_noise):
@@ -78,7 +78,7 @@ def _conditioned(z, t, condition, *, network, process, scale_input, label_noise)
 
 def bind(network: Network, condition: Any) -> Predict:
   """(z, t) -> network(z, t, condition)."""
-  return Partial(_bound, network=network, condition=condition)
+  return Partial(_bound, network=arrays.pytree(network), condition=condition)
 
 
 def _bound(z, t, *, network, condition):
@@ -87,7 +87,8 @@ def _bound(z, t, *, network, condition):
 
 def as_output(predict: Predict, *, process: Process, output: Output, to: Output) -> Predict:
   """A predictor of `output`, asked for `to`: remix of the state and what it returns."""
-  return Partial(_as_output, predict=predict, process=process, output=output, to=to)
+  return Partial(_as_output, predict=arrays.pytree(predict), process=arrays.pytree(process),
+                 output=arrays.pytree(output), to=arrays.pytree(to))
 
 
 def _as_output(z, t, *, predict, process, output, to):
@@ -103,7 +104,10 @@ def guided(network: Network, condition: Any, null: Any, *, scale: ArrayLike) -> 
   if isinstance(scale, numbers.Number) and scale == 1:
     return bind(network, condition)
   arrays.check_alike('null', null, 'condition', condition)
-  return Partial(_guided, network=network, condition=condition, null=null, scale=scale)
+  if jnp.ndim(scale) > 1:
+    raise ValueError(f'scale of shape {jnp.shape(scale)}: give one number, or one per channel')
+  return Partial(_guided, network=arrays.pytree(network), condition=condition, null=null,
+                 scale=jnp.asarray(scale))
 
 
 def _guided(z, t, *, network, condition, null, scale):
@@ -111,6 +115,8 @@ def _guided(z, t, *, network, condition, null, scale):
   def leaf(y):
     y = y.reshape((-1, 2) + y.shape[1:])
     toward, away = y[:, 0], y[:, 1]
+    if jnp.ndim(scale) and len(scale) != y.shape[-1]:
+      raise ValueError(f'scale has {len(scale)} numbers for {y.shape[-1]} channels')
     return (away + scale * (toward - away)).astype(y.dtype)
   return jax.tree.map(leaf, y)
 

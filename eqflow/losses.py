@@ -30,7 +30,10 @@ def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, ou
   the unweighted squared error in `space`, each [b]. x is cast to t's dtype. Raises ValueError where
   predict's shapes are not z's.
   """
-  t = density.quantile(times.draw(arrays.fold(keys, 0)) if u is None else u)
+  b = arrays.batch_size(x)
+  u = times.draw(arrays.fold(keys, 0)) if u is None else jnp.asarray(u)
+  _check_shape('u', u, b)
+  t = density.quantile(u)
   x = jax.tree.map(lambda a: _floating(a).astype(t.dtype), x)
   eps = arrays.noise_like(arrays.fold(keys, 1), x)
   state, out = process(t), output(process, t)
@@ -46,7 +49,13 @@ def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, ou
   if uncertainty is not None:
     r = uncertainty(t)
     loss = jnp.exp(-r) * loss + r
+  _check_shape('the loss, weighted,', loss, b)
   return loss, {'t': t, 'logsnr': processes.logsnr(process, t), 'error': error}
+
+
+def _check_shape(name, a, b):
+  if jnp.shape(a) != (b,):
+    raise ValueError(f'{name} has the shape {jnp.shape(a)}: one number for each of {b} examples')
 
 
 def _floating(a):

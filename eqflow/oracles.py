@@ -68,9 +68,11 @@ def finite(z: Float[Array, 'b ...'], t: Float[Array, 'b'], *, process: Process, 
   def one(z, alpha, sigma):
     square = jnp.sum(jnp.square(z - alpha * records), -1)
     farther = square - jnp.min(square)
-    share = jax.nn.softmax(jnp.where(farther == 0, 0, -farther / (2 * sigma**2)))
+    noisy = jnp.where(sigma == 0, 1, sigma)
+    nearest = jnp.where(farther == 0, 0, -jnp.inf)
+    share = jax.nn.softmax(jnp.where(sigma == 0, nearest, -farther / (2 * noisy**2)))
     x = share @ records
-    return x, jnp.where(sigma == 0, 0, (z - alpha * x) / jnp.where(sigma == 0, 1, sigma))
+    return x, jnp.where(sigma == 0, 0, (z - alpha * x) / noisy)
 
   x, eps = jax.vmap(one)(z.reshape(len(z), -1), alpha, sigma)
   return mix(output(process, t), x.reshape(z.shape), eps.reshape(z.shape))

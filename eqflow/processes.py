@@ -65,12 +65,13 @@ def shifted(t: Coef, *, process: Process, shift: ArrayLike) -> Mix:
   On the linear process sigma/alpha is multiplied by `shift`, so the log-SNR falls by 2 log(shift)
   at every t [Esser+ 2403.03206, section 5.3.2].
   """
-  return process(shift * t / (1 + (shift - 1) * t))
+  # The denominator is 1 + (shift - 1) t, written so that 1 is mapped to 1 exactly.
+  return process(shift * t / (shift * t + (1 - t)))
 
 
 def rate(process: Process, t: Coef) -> Mix:
   """(d alpha/dt, d sigma/dt), by forward-mode differentiation, so that dz/dt = rate x, eps."""
-  t = jnp.asarray(t)
+  t = _floating(t)
   return jax.jvp(process, (t,), (jnp.ones_like(t),))[1]
 
 
@@ -89,7 +90,7 @@ def logsnr(process: Process, t: Coef) -> Coef:
 
 def logsnr_rate(process: Process, t: Coef) -> Coef:
   """d lambda/dt, negative."""
-  t = jnp.asarray(t)
+  t = _floating(t)
   return jax.jvp(lambda t: logsnr(process, t), (t,), (jnp.ones_like(t),))[1]
 
 
@@ -100,7 +101,7 @@ def time_of_logsnr(process: Process, value: Float[ArrayLike, '...'], *, low: flo
   Differentiable in `value` and in the process's numbers: dt/dlambda = 1/(dlambda/dt). A value out
   of reach gives the nearer end. EDM's t is not bounded by 1: give it a `high`.
   """
-  value = jnp.asarray(value)
+  value = _floating(value)
 
   def halve(_, ends):
     left, right = ends
@@ -111,8 +112,13 @@ def time_of_logsnr(process: Process, value: Float[ArrayLike, '...'], *, low: flo
   ends = jnp.full_like(value, low), jnp.full_like(value, high)
   t = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, 60, halve, ends)) / 2)
   # Zero in value; its derivative is the implicit function's. At the ends lambda is not finite.
-  inside = (t > low) & (t < high)
+  inside = (t > low) & (t < high) & jnp.isfinite(value)
   t_inside = jnp.where(inside, t, (low + high) / 2)
   slope = jax.lax.stop_gradient(logsnr_rate(process, t_inside))
-  surplus = value - logsnr(process, t_inside)
+  surplus = jnp.where(inside, value, 0) - logsnr(process, t_inside)
   return t + jnp.where(inside, (surplus - jax.lax.stop_gradient(surplus)) / slope, 0)
+
+
+def _floating(a):
+  a = jnp.asarray(a)
+  return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.result_type(float))

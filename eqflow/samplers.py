@@ -23,7 +23,7 @@ def ddim(process: Process, output: Output) -> Solver:
   First order and exact where the output is constant. The scale of (alpha, sigma) does not matter;
   on the linear process this is Euler's step.
   """
-  return Solver(Partial(no_memory), Partial(_ddim_step, process=process, output=output))
+  return _solver(_ddim_step, process, output)
 
 
 def _ddim_step(predict, z, memory, t, s, keys, *, process, output):
@@ -33,7 +33,7 @@ def _ddim_step(predict, z, memory, t, s, keys, *, process, output):
 
 def euler(process: Process, output: Output) -> Solver:
   """z_s = z_t + (s - t) u: Euler's step of the probability-flow ODE dz/dt = u. First order."""
-  return Solver(Partial(no_memory), Partial(_euler_step, process=process, output=output))
+  return _solver(_euler_step, process, output)
 
 
 def _euler_step(predict, z, memory, t, s, keys, *, process, output):
@@ -46,7 +46,7 @@ def heun(process: Process, output: Output) -> Solver:
   Two evaluations a step; the step to s = 0, where no network is evaluated, is Euler's. On the `edm`
   process this is EDM's deterministic sampler [Karras+ 2206.00364, algorithm 1].
   """
-  return Solver(Partial(no_memory), Partial(_heun_step, process=process, output=output))
+  return _solver(_heun_step, process, output)
 
 
 def _heun_step(predict, z, memory, t, s, keys, *, process, output):
@@ -60,6 +60,10 @@ def _heun_step(predict, z, memory, t, s, keys, *, process, output):
   return jax.lax.cond(s > 0, correct, lambda: ahead), memory
 
 
+# It evaluates the network at s too, so a grid's last time is checked unless it is 0.
+_heun_step.looks_ahead = True
+
+
 def _velocity(predict, z, t, process, output):
   out = output(process, t)
   return remix(processes.rate(process, t), state=process(t), out=out, z=z, y=predict(z, t))
@@ -71,7 +75,7 @@ def ancestral(process: Process, output: Output) -> Solver:
   Exact at finite steps for a known x; equals DDIM over twice the log-SNR, then noise forward. Draws
   from keys, which must be given.
   """
-  return Solver(Partial(no_memory), Partial(_ancestral_step, process=process, output=output))
+  return _solver(_ancestral_step, process, output)
 
 
 def _ancestral_step(predict, z, memory, t, s, keys, *, process, output):
@@ -79,10 +83,17 @@ def _ancestral_step(predict, z, memory, t, s, keys, *, process, output):
     raise ValueError('ancestral draws noise: give sample(..., keys=...) one key per example')
   y = predict(z, t)
   here, there = process(t), process(s)
-  # The share of z's own noise that survives; the rest of sigma_s is drawn anew.
-  kept = there.eps * here.x / (there.x * here.eps)
+  # The share of z's own noise that survives; the rest of sigma_s is drawn anew. 0/0 where a time
+  # repeats at either end: all of it survives.
+  area = there.x * here.eps
+  kept = jnp.where(area == 0, 1, there.eps * here.x / jnp.where(area == 0, 1, area))
   to = Mix(there.x, there.eps * kept)
   mean = remix(to, state=here, out=output(process, t), z=z, y=y)
   # Where s = t, rounding can leave kept above 1.
   spread = there.eps * jnp.sqrt(jnp.maximum(0, (1 - kept) * (1 + kept)))
   return combine((1, mean), (spread, arrays.noise_like(keys, z))), memory
+
+
+def _solver(step, process, output):
+  return Solver(Partial(no_memory), Partial(step, process=arrays.pytree(process),
+                                            output=arrays.pytree(output)))

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jax.tree_util import Partial
-from jaxtyping import Array, Float, Num, PyTree
+from jaxtyping import Array, Num, PyTree, Shaped
 import numpy as np
 
 from eqflow import arrays, times as grids
@@ -30,7 +29,7 @@ def no_memory(z: Data) -> tuple:
   return ()
 
 
-def sample(solver: Solver, predict: Predict, z: Data, times: Float[Array | np.ndarray, 'n'],
+def sample(solver: Solver, predict: Predict, z: Data, times: Shaped[Array | np.ndarray, 'n'],
            keys: Keys | None = None) -> Data:
   """z carried from times[0] to times[-1], one step a pair of times: a sample [b, ...].
 
@@ -41,19 +40,23 @@ def sample(solver: Solver, predict: Predict, z: Data, times: Float[Array | np.nd
   return _run(solver, predict, z, times, keys, path=False)
 
 
-def sample_path(solver: Solver, predict: Predict, z: Data, times: Float[Array | np.ndarray, 'n'],
+def sample_path(solver: Solver, predict: Predict, z: Data, times: Shaped[Array | np.ndarray, 'n'],
                 keys: Keys | None = None) -> PyTree[Num[Array, 'n b ...']]:
   """Every state of `sample`, [n, b, ...] for n times, the first being z. Raises as `sample` does."""
   return _run(solver, predict, z, times, keys, path=True)
 
 
 def _run(solver, predict, z, times, keys, *, path):
-  bound = getattr(solver.step, 'keywords', {})
+  solver = Solver(*map(arrays.pytree, solver))
+  bound = solver.step.keywords
   if 'process' in bound and 'output' in bound:
-    grids.check_grid(times, process=bound['process'], output=bound['output'])
-  # A Partial is a pytree: its arrays are arguments of the compiled loop, its function the cache key.
-  predict = predict if isinstance(predict, Partial) else Partial(predict)
-  return _scan(solver, predict, jax.tree.map(jnp.asarray, z), jnp.asarray(times), keys, path=path)
+    grids.check_grid(times, process=bound['process'], output=bound['output'],
+                     last=getattr(solver.step.func, 'looks_ahead', False))
+  times = jnp.asarray(times)
+  if not jnp.issubdtype(times.dtype, jnp.floating):
+    times = times.astype(jnp.result_type(float))
+  z = jax.tree.map(jnp.asarray, z)
+  return _scan(solver, arrays.pytree(predict), z, times, keys, path=path)
 
 
 @jax.jit(static_argnames='path')

@@ -47,7 +47,8 @@ def uniform_on(low: float, high: float) -> Density:
 
 
 def _uniform_on_quantile(u, *, low, high):
-  return low + (high - low) * u
+  # Rounding must not reach the ends, of which one may be blind.
+  return jnp.clip(low + (high - low) * u, jnp.nextafter(low, high), jnp.nextafter(high, low))
 
 
 def _uniform_on_pdf(t, *, low, high):
@@ -61,7 +62,9 @@ def logit_normal(mean: ArrayLike, std: ArrayLike) -> Density:
 
 
 def _logit_normal_quantile(u, *, mean, std):
-  return jax.nn.sigmoid(mean + std * special.ndtri(u))
+  t = jax.nn.sigmoid(mean + std * special.ndtri(u))
+  limits = jnp.finfo(t.dtype)
+  return jnp.clip(t, limits.tiny, 1 - limits.epsneg)
 
 
 def _logit_normal_pdf(t, *, mean, std):
@@ -84,7 +87,8 @@ def _lognormal_pdf(t, *, mean, std):
 
 def draw(keys: Keys) -> Float[Array, 'b']:
   """u uniform in the open interval (0, 1), one per key: zeros do come up, and are moved off."""
-  return jax.vmap(lambda key: jax.random.uniform(key))(keys) + 2.0**-24
+  # In float32 whatever the default: 1 - 2**-23 is the largest draw, so the sum stays below 1.
+  return jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys) + 2.0**-24
 
 
 def low_discrepancy(k: ArrayLike, offset: ArrayLike) -> Float[Array, '...']:
@@ -132,17 +136,23 @@ BLIND = 1e-6
 
 
 def check_grid(times: np.ndarray, *, process: Process, output: Output,
-               label_noise: Callable | None = None) -> None:
+               label_noise: Callable | None = None, last: bool = False) -> None:
   """Raises ValueError where `output` is blind, or `label_noise` not finite, on a sampling grid.
 
-  Blind means |det(state, out)| < 1e-6 |state| |out| at a time at which the network is evaluated:
-  every one but the last. Also refuses a grid that is not finite, rises, or leaves the process.
-  Computed in float64 on the host; says nothing where a number of the process or the output is
-  traced.
+  Blind means |det(state, out)| < 1e-6 |state| |out|, or coordinates that are not finite, at a time
+  at which the network is evaluated: every one but the last; with `last` that too, unless it is 0.
+  Also refuses a grid that is not finite, rises, or leaves the process. Computed in float64 on the
+  host; says nothing where a number of the process or the output is traced.
   """
   if arrays.is_traced(times, process, output, label_noise):
     return
-  times = np.asarray(times, np.float64)
+  try:
+    _check_grid(np.asarray(times, np.float64), process, output, label_noise, last)
+  except jax.errors.TracerArrayConversionError:
+    pass  # A function may have closed over a number that is traced.
+
+
+def _check_grid(times, process, output, label_noise, last):
   if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
     raise ValueError(f'times {times} of shape {times.shape}: a grid is at least two finite times')
   if (np.diff(times) > 0).any():
@@ -154,7 +164,7 @@ def check_grid(times: np.ndarray, *, process: Process, output: Output,
     at = times[~(np.isfinite(state) & (state >= 0)).all(axis=0)][0]
     raise ValueError(f'process {arrays.name_of(process)!r} at t={at:.6g} is not a mix of data and '
                      'noise (alpha, sigma >= 0): keep the grid within [0, 1], or sigma >= 0 for edm')
-  evaluated = times[:-1]
+  evaluated = times if last and times[-1] > 0 else times[:-1]
   sight = _sight(process, output, evaluated)
   if (sight < BLIND).any():
     at = evaluated[np.argmin(sight)]
@@ -174,15 +184,34 @@ def _host(function, times):
     return np.stack([np.broadcast_to(np.asarray(a), times.shape) for a in jax.tree.leaves(values)])
 
 
+def check_training(density: Density, *, process: Process, output: Output,
+                   space: Output | None = None) -> None:
+  """Raises ValueError where a loss in `space` is unbounded at an end of the density's range.
+
+  That is where `output` is blind (its gain into `space` explodes) or its own coordinates exceed
+  1e6, at the outermost times that can be drawn. Computed as `check_grid` is, and silent as it is.
+  """
+  if arrays.is_traced(density, process, output, space):
+    return
+  ends = _host(density.quantile, np.array([2.0**-24, 1 - 2.0**-24]))[0]
+  size = np.abs(_host(lambda t: output(process, t), ends)).max(axis=0)
+  blind = ~(size < 1 / BLIND)
+  if space is not None and space is not output:
+    blind |= _sight(process, output, ends) < BLIND
+  if blind.any():
+    raise ValueError(
+        f'output {arrays.name_of(output)!r} has no bounded loss at t={ends[blind][0]:.3g}, which '
+        'the density can draw: keep training off it with the density \'uniform_on\', such as '
+        '(0.001, 0.999), or train \'v\'')
+
+
 def _sight(process, output, times):
-  """|det(state, out)|/(|state| |out|) in [0, 1]; 0 where out is zero or not a number."""
+  """|det(state, out)|/(|state| |out|) in [0, 1]; 0 where out is zero or not finite."""
   p = _host(process, times)
   q = _host(lambda t: output(process, t), times)
-  infinite = np.isinf(q)
-  q = np.where(infinite.any(axis=0), np.where(infinite, np.sign(q), 0), q)
   with np.errstate(invalid='ignore', divide='ignore'):
     area = np.abs(p[0] * q[1] - p[1] * q[0]) / (np.hypot(*p) * np.hypot(*q))
-  return np.nan_to_num(area, nan=0.0)
+  return np.where(np.isfinite(q).all(axis=0), np.nan_to_num(area, nan=0.0), 0.0)
 
 
 def _remedy(process, output, blind, times):
@@ -190,12 +219,18 @@ def _remedy(process, output, blind, times):
   seeing = times[_sight(process, output, times) >= BLIND]
   middle = seeing[np.argmin(np.abs(seeing - blind))] if len(seeing) else blind / 2
   if _sight(process, output, np.array([middle]))[0] < BLIND:
-    return 'no part of this grid can be used:'
+    return 'choose a grid of other times'
   limit = blind
   for _ in range(60):
     half = (limit + middle) / 2
     seen = _sight(process, output, np.array([half]))[0] >= BLIND
     limit, middle = (limit, half) if seen else (half, middle)
+  # Rounded towards the times that see, so that the number printed is one that passes.
   if middle < blind:
-    return f'start the grid at t<={np.floor(middle * 1e6) / 1e6:.6g}'
-  return f'end the grid at t>={middle * 1.01:.2g}'
+    return f'start the grid at t<={_rounded(middle, 6, np.floor):.6g}'
+  return f'end the grid at t>={_rounded(middle, 2, np.ceil):.2g}'
+
+
+def _rounded(value, digits, towards):
+  unit = 10.0 ** (np.floor(np.log10(value)) - digits + 1)
+  return towards(value / unit) * unit

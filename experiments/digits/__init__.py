@@ -1,0 +1,1 @@
+"""python -m experiments.digits: the variants of configs/digits.py at one budget, as one table."""
