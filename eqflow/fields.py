@@ -4,7 +4,7 @@ Network = (z, t, condition) -> y, a model with its parameters bound; condition i
 leading [b], or None. Predict = (z, t) -> y, t always [b]. All of these are Partials: jit arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import numbers
 from typing import Any
 
@@ -95,7 +95,8 @@ def _as_output(z, t, *, predict, process, output, to):
   return remix(to(process, t), state=process(t), out=output(process, t), z=z, y=predict(z, t))
 
 
-def guided(network: Network, condition: Any, null: Any, *, scale: ArrayLike) -> Predict:
+def guided(network: Network, condition: Any, null: Any, *,
+           scale: ArrayLike | Sequence[float]) -> Predict:
   """y_null + scale (y_condition - y_null), both branches in one call: classifier-free guidance.
 
   condition and null are pytrees with a leading [b]. scale is a number, 1 for no guidance, which

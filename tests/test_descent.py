@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow import descent
+from eqflow import descent, outputs, processes, samplers
 
 A = np.diag([1.0, 3.0])
 Z = np.array([[1.0, -2.0], [0.5, 4.0], [0.0, 0.1]])
@@ -86,6 +86,35 @@ def test_a_threshold_out_of_reach_stops_at_the_last_step_and_shows(x64):
   assert (steps == 7).all() and (norms >= 1e-9).all()
   np.testing.assert_allclose(z, descent.descend(descent.gradient_descent(0.05), _field,
                                                 jnp.asarray(Z), num_steps=7), rtol=1e-12)
+
+
+def test_a_slope_at_the_threshold_is_not_below_it():
+  _, steps, _ = descent.descend_until(descent.gradient_descent(0.0), lambda z, t: z,
+                                      jnp.array([[3.0, 4.0]]), max_steps=5, threshold=5.0)
+  assert steps[0] == 5
+
+
+@pytest.mark.parametrize('solver', [descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3),
+                                    descent.from_optax(optax.adam(0.1))])
+def test_a_network_in_low_precision_is_descended_from_full_precision(solver):
+  field = lambda z, t: z.astype(jnp.bfloat16)
+  z = descent.descend(solver, field, jnp.asarray(Z, jnp.float32), num_steps=3)
+  assert z.dtype == jnp.float32
+  z, _, norms = descent.descend_until(solver, field, jnp.asarray(Z, jnp.float32), max_steps=3,
+                                      threshold=0.1)
+  assert z.dtype == norms.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('solver', [descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3)])
+def test_a_field_of_another_shape_is_refused_by_name(solver):
+  with pytest.raises(ValueError, match=r'predict returned \(3, 1\) for z \(3, 2\)'):
+    descent.descend_until(solver, lambda z, t: z[:, :1], jnp.asarray(Z), max_steps=3, threshold=0.1)
+
+
+def test_a_solver_of_times_does_not_descend():
+  solver = samplers.ddim(processes.linear, outputs.u)
+  with pytest.raises(ValueError, match='_ddim_step keeps no slope, so it does not descend'):
+    descent.descend(solver, _field, jnp.asarray(Z), num_steps=3)
 
 
 def test_nan_never_counts_as_converged():

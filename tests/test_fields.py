@@ -87,6 +87,17 @@ def test_a_scale_per_channel_guides_only_where_it_is_not_one():
   np.testing.assert_array_equal(y[:, 0], 5 + 4 * (condition - 5))
 
 
+def test_guidance_keeps_the_networks_dtype_and_checks_its_scale():
+  z, t, condition = jnp.ones((2, 4), jnp.bfloat16), jnp.zeros(2), jnp.array([2.0, 3.0])
+  network = lambda z, t, condition: z * condition[:, None].astype(z.dtype)
+  for scale in (3.0, [4.0, 4.0, 4.0, 1.0]):
+    assert fields.guided(network, condition, condition, scale=scale)(z, t).dtype == jnp.bfloat16
+  with pytest.raises(ValueError, match='scale has 5 numbers for 4 channels'):
+    fields.guided(network, condition, condition, scale=jnp.ones(5))(z, t)
+  with pytest.raises(ValueError, match=r'scale of shape \(2, 1\)'):
+    fields.guided(network, condition, condition, scale=jnp.ones((2, 1)))
+
+
 def test_guidance_on_eight_devices_needs_no_collectives():
   mesh = Mesh(np.asarray(jax.devices()[:8]), ('data',))
   place = lambda a: jax.device_put(a, NamedSharding(mesh, PartitionSpec('data')))

@@ -115,6 +115,21 @@ def test_uncertainty_weighs_and_regularizes():
                              rtol=1e-5)
 
 
+def test_aux_holds_the_error_before_any_weight():
+  call = lambda **kw: losses.matching_loss(KEYS, _network, X, process=processes.linear,
+                                           output=outputs.u, density=times.uniform, u=U, **kw)
+  _, plain = call()
+  _, aux = call(weight=lambda process, t: 3 * t, uncertainty=lambda t: 2 * t)
+  np.testing.assert_allclose(aux['error'], plain['error'], rtol=1e-6)
+
+
+def test_one_number_for_each_example_or_a_refusal():
+  call = lambda **kw: losses.matching_loss(KEYS, _network, X, process=processes.linear,
+                                           output=outputs.u, density=times.uniform, **kw)
+  with pytest.raises(ValueError, match=r'weighted, has the shape \(256, 256\): one number for each'):
+    call(uncertainty=lambda t: t[:, None])
+
+
 def test_an_examples_loss_depends_on_its_own_key_alone():
   call = lambda keys, x: losses.matching_loss(keys, _network, x, process=processes.linear,
                                               output=outputs.u, density=times.uniform)[0]

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import mix as mixes, outputs, processes
+from eqflow import arrays, mix as mixes, outputs, processes
 from eqflow.mix import Mix, det, gain, mix, remix
 from tests import rows
 
@@ -130,6 +130,28 @@ def test_coefficients_are_not_rounded_to_low_precision_data():
   # 1/257 is no bfloat16: rounded first, the product would be 0.99609.
   product = mix(Mix(jnp.float32(1 / 256.5), jnp.float32(0)), x, x)
   assert product[0, 0] == jnp.bfloat16(256 / 256.5)
+
+
+def test_noise_differs_between_examples_and_between_equal_leaves_and_is_a_function_of_the_key():
+  keys = jax.random.split(jax.random.key(0), 500)
+  noise = arrays.noise_like(keys, {'a': jnp.zeros((500, 2)), 'b': jnp.zeros((500, 2))})
+  assert abs(np.corrcoef(noise['a'].ravel(), noise['b'].ravel())[0, 1]) < 0.15
+  assert abs(np.std(noise['a']) - 1) < 0.1 and len(np.unique(noise['a'])) > 990
+  alone = arrays.noise_like(keys[3:5], {'a': jnp.zeros((2, 2)), 'b': jnp.zeros((2, 2))})
+  np.testing.assert_array_equal(alone['b'], noise['b'][3:5])
+
+
+def test_norms_of_low_precision_data_are_summed_in_full():
+  # 1 + 1 + ... stops at 256 in bfloat16.
+  assert arrays.square_norm(jnp.ones((1, 1000), jnp.bfloat16))[0] == 1000
+
+
+def test_decays_are_those_of_the_paper():
+  gamma = jnp.array([0.0, 0.4, 0.8, 0.9, 1.0])
+  expected = {'constant': [2, 2, 2, 2, 2], 'linear': [1, 0.6, 0.2, 0.1, 0],
+              'truncated': [4, 4, 4, 2, 0], 'piecewise': [5.6, 4.8, 4, 2, 0]}
+  for name, values in expected.items():
+    np.testing.assert_allclose(rows.DECAYS[name](gamma), values, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize('operation', [

@@ -81,6 +81,13 @@ def test_at_no_noise_the_finite_oracle_returns_the_nearest_record():
   np.testing.assert_array_equal(x, [[1.0, 1.0]])
 
 
+def test_the_finite_oracle_has_its_derivative_at_ties_too(x64):
+  # dE[x|z]/dz = alpha Var[x|z]/sigma^2, here 0.5 0.25/0.25.
+  mean = lambda z: oracles.finite(z[None, None], jnp.array([0.5]), process=processes.linear,
+                                  output=outputs.x, data=jnp.array([[0.0], [1.0]]))[0, 0]
+  np.testing.assert_allclose(jax.grad(mean)(0.25), 0.5, rtol=1e-12)
+
+
 def test_images_are_records_too():
   data = jnp.arange(24.0).reshape(2, 3, 4, 1)
   x = oracles.finite(data, jnp.full(2, 0.01), process=processes.linear, output=outputs.x, data=data)

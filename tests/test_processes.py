@@ -60,6 +60,17 @@ def test_log_snr_falls_and_its_inverse_finds_the_time(name, x64):
   np.testing.assert_allclose(slope, 1 / processes.logsnr_rate(process, t), rtol=1e-6)
 
 
+def test_the_inverse_of_an_infinite_log_snr_is_the_nearer_end():
+  ends = processes.time_of_logsnr(processes.linear, jnp.array([jnp.inf, -jnp.inf]))
+  np.testing.assert_allclose(ends, [0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize('shift', [0.05, 0.1, 0.15, 0.45, 7.0])
+def test_a_shift_maps_the_ends_to_themselves_exactly(shift):
+  end = processes.shifted(jnp.float32(1), process=processes.linear, shift=shift)
+  assert end == (0, 1), f'noise is {end}'
+
+
 def test_the_inverse_is_differentiable_in_the_process_too(x64):
   def time(shift):
     process = Partial(processes.shifted, process=processes.linear, shift=shift)

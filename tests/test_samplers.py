@@ -1,5 +1,7 @@
 """Solvers: their orders, their equalities, their distributions, and what they refuse."""
 
+import functools
+
 import chex
 import jax
 from jax import numpy as jnp
@@ -7,6 +9,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
+from eqflow.mix import Mix
 from eqflow import arrays, descent, oracles, outputs, processes, samplers, times
 from tests import rows
 
@@ -158,6 +161,42 @@ def test_a_sample_depends_on_its_own_key_alone():
   run = lambda z, keys: samplers.sample(samplers.ancestral(LINEAR, outputs.u),
                                         _gaussian(LINEAR, outputs.u), z, times.uniform_grid(10), keys)
   np.testing.assert_allclose(run(z, keys)[3:5], run(z[3:5], keys[3:5]), rtol=1e-5)
+
+
+def test_each_step_draws_its_own_noise():
+  # With x known to be 0, the state after each step is fresh noise over what is left of the old.
+  keys = jax.random.split(jax.random.key(1), 2_000)
+  z = jnp.zeros((2_000, 1))
+  path = samplers.sample_path(samplers.ancestral(LINEAR, outputs.x), lambda z, t: 0 * z, z,
+                              np.array([1.0, 0.9, 0.8]), keys)
+  kept = 0.8 * 0.1 / (0.2 * 0.9) * 0.8 / 0.9
+  fresh = path[2] - kept * path[1]
+  together = float(jnp.corrcoef(path[1][:, 0], fresh[:, 0])[0, 1])
+  assert abs(together) < 0.1, f'the noise of two steps is correlated: {together:.2f}'
+
+
+def test_a_time_that_repeats_changes_nothing_at_either_end():
+  z, keys = jax.random.normal(jax.random.key(0), (4, 1)), jax.random.split(jax.random.key(1), 4)
+  for make in (samplers.ancestral, samplers.ddim, samplers.euler, samplers.heun):
+    end = samplers.sample(make(LINEAR, outputs.u), _gaussian(LINEAR, outputs.u), z,
+                          np.array([1.0, 1.0, 1.0]), keys)
+    np.testing.assert_allclose(end, z, rtol=1e-6, err_msg=make.__name__)
+  grid = np.array([0.5, 0.0, 0.0])
+  end = samplers.sample(samplers.ancestral(LINEAR, outputs.u), _gaussian(LINEAR, outputs.u), z, grid,
+                        keys)
+  assert jnp.isfinite(end).all()
+
+
+def test_plain_functions_are_processes_outputs_and_solvers_too():
+  process = functools.partial(lambda t, a: Mix(1 - t, a * t), a=1.0)
+  step = samplers.ddim(process, lambda process, t: outputs.u(process, t))
+  z, grid = jnp.ones((2, 1)), times.uniform_grid(4)
+  own = samplers.Solver(lambda z: (), lambda predict, z, memory, t, s, keys: (
+      z + (s - t) * predict(z, t), memory))
+  for solver in (step, own):
+    found = samplers.sample(solver, _field, z, np.array([1, 0]))
+    np.testing.assert_allclose(found, z - _field(z, jnp.ones(2)), rtol=1e-6)
+  assert samplers.sample(step, _field, z, grid).shape == (2, 1)
 
 
 def test_trees_are_sampled_leaf_by_leaf():

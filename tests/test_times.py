@@ -1,5 +1,7 @@
 """Densities are what they claim, grids are those of the papers, blind spots are refused."""
 
+import re
+
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
@@ -42,6 +44,16 @@ def test_u_is_never_zero_or_one():
     assert 0 < u < 1
   u = times.draw(jax.random.split(jax.random.key(0), 1000))
   assert (u > 0).all() and (u < 1).all()
+  with jax.enable_x64(True):
+    same = times.draw(jax.random.split(jax.random.key(0), 1000))
+  np.testing.assert_array_equal(u, same, 'the draw of a key must not depend on the default dtype')
+
+
+def test_rounding_does_not_carry_a_density_to_the_ends_of_its_range():
+  u = jnp.array([2.0**-24, 1 - 2.0**-24], jnp.float32)
+  for density, low, high in ((times.uniform_on(0.5, 1.0), 0.5, 1), (times.logit_normal(0.0, 4.0), 0, 1)):
+    t = density.quantile(u)
+    assert (t > low).all() and (t < high).all(), f'{t} touches an end'
 
 
 def test_the_golden_sequence_is_that_of_exact_arithmetic_even_at_the_end_of_its_range():
@@ -82,6 +94,8 @@ def test_the_log_snr_grid_is_even_in_log_snr_in_float64():
     ('linear', 'x', [0.5, 0.0, 0.0],
      r"output 'x' cannot give x at t=0: end the grid at t>=1e-06 or train 'v'"),
     ('linear', 'equilibrium_truncated', [0.5, 0.0, 0.0], r"output 'equilibrium' cannot give x at"),
+    ('linear', 'score', [0.5, 0.0, 0.0], r"output 'score' cannot give x at t=0"),
+    ('variance_preserving', 'u', [0.5, 0.0, 0.0], r"output 'u' cannot give x at t=0"),
     ('linear', 'v', [0.0, 0.5, 1.0], r'times rise from 0 to 0.5'),
     ('linear', 'v', [1.5, 0.0], r"process 'linear' at t=1.5 is not a mix"),
     ('edm', 'v', [80.0, -1.0], r"process 'edm' at t=-1 is not a mix"),
@@ -94,10 +108,47 @@ def test_a_grid_that_cannot_work_is_refused_with_the_remedy(process, output, gri
                      output=rows.OUTPUTS[output])
 
 
-def test_the_remedy_works():
-  times.check_grid(times.uniform_grid(10, start=0.999999), process=processes.linear,
-                   output=outputs.eps)
-  times.check_grid(np.array([0.5, 1.01e-6, 0.0]), process=processes.linear, output=outputs.x)
+@pytest.mark.parametrize('process,output,grid', [
+    ('linear', 'eps', [1.0, 0.5, 0.0]), ('cosine', 'score', [1.0, 0.5, 0.0]),
+    ('linear', 'x', [0.5, 1e-9, 0.0]), ('cosine', 'x', [0.5, 1e-8, 0.0]),
+    ('edm', 'x', [80.0, 1e-8, 0.0]), ('edm', 'eps', [1e9, 1.0, 0.0]),
+    ('edm', 'u', [3e9, 1.0, 0.0])])
+def test_the_time_that_a_refusal_names_is_accepted(process, output, grid):
+  given = dict(process=rows.PROCESSES[process], output=rows.OUTPUTS[output])
+  with pytest.raises(ValueError) as refusal:
+    times.check_grid(np.array(grid), **given)
+  low, high = (re.search(rf't{sign}=([\d.e+-]*\d)', str(refusal.value)) for sign in '><')
+  limit = (np.maximum(grid[:-1], float(low.group(1))) if low else
+           np.minimum(grid[:-1], float(high.group(1))))
+  times.check_grid(np.append(limit, 0.0), **given)
+
+
+def test_a_solver_that_looks_ahead_has_its_last_time_checked():
+  grid = np.array([0.9, 0.5, 1e-9])
+  given = dict(process=processes.linear, output=outputs.x)
+  times.check_grid(grid, **given)
+  with pytest.raises(ValueError, match="output 'x' cannot give x at t=1e-09"):
+    times.check_grid(grid, last=True, **given)
+  times.check_grid(np.array([0.9, 0.5, 0.0]), last=True, **given)
+
+
+@pytest.mark.parametrize('output,density,space', [
+    ('score', times.uniform, None), ('eps', times.uniform, 'x'), ('x', times.uniform, 'eps')])
+def test_a_training_range_that_touches_a_blind_spot_is_refused(output, density, space):
+  given = dict(process=processes.linear, output=rows.OUTPUTS[output],
+               space=rows.OUTPUTS[space] if space else None)
+  with pytest.raises(ValueError, match="has no bounded loss at t=.*'uniform_on'"):
+    times.check_training(density, **given)
+  times.check_training(times.uniform_on(0.001, 0.999), **given)
+  times.check_training(times.uniform, process=processes.linear, output=outputs.v, space=outputs.x)
+
+
+def test_the_check_is_silent_where_a_function_closes_over_a_traced_number():
+  def check(a):
+    times.check_grid(np.array([1.0, 0.0]), process=Partial(lambda t: processes.Mix(1 - t, a * t)),
+                     output=outputs.v)
+    return a
+  jax.jit(check)(1.0)
 
 
 @pytest.mark.parametrize('output', ['v', 'u', 'x', 'edm', 'equilibrium_truncated'])
