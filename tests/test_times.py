@@ -51,9 +51,9 @@ def test_u_is_never_zero_or_one():
 
 def test_rounding_does_not_carry_a_density_to_the_ends_of_its_range():
   u = jnp.array([2.0**-24, 1 - 2.0**-24], jnp.float32)
-  for density, low, high in ((times.uniform_on(0.5, 1.0), 0.5, 1), (times.logit_normal(0.0, 4.0), 0, 1)):
+  for density, low in ((times.uniform_on(0.5, 1.0), 0.5), (times.logit_normal(0.0, 4.0), 0.0)):
     t = density.quantile(u)
-    assert (t > low).all() and (t < high).all(), f'{t} touches an end'
+    assert (t > low).all() and (t < 1).all(), f"{t} touches an end"
 
 
 def test_the_golden_sequence_is_that_of_exact_arithmetic_even_at_the_end_of_its_range():
