@@ -10,13 +10,15 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, ArrayLike, Float, Key, Num, PyTree
+from jaxtyping import Array, ArrayLike, Float, Key, Num, PyTree, Shaped
 import numpy as np
 
 Data = PyTree[Num[Array | np.ndarray, 'b ...']]
 # Times and coefficients: one number for all examples, or one for each.
-Coef = Float[ArrayLike, '#b'] | Float[ArrayLike, '']
+Coef = Float[ArrayLike, '#b'] | Float[ArrayLike, ''] | int
 Keys = Key[Array, 'b']
+Number = float | int
+Grid = Shaped[Array | np.ndarray, 'n'] | list
 
 
 def expand(coef: Any, like: Any) -> Array:

@@ -1,15 +1,16 @@
 """ConfigDict -> functions: the one file with tables of names.
 
-A section of a config is {'name': row of a table, **the row's numbers}. Whatever does not fit, an
-unknown name, a key that the row does not take, one that it needs, is refused with a list of what
-exists, before anything compiles.
+A section of a config is {'name': row of a table, **the row's numbers}. What does not fit is refused
+with a list of what exists, before anything compiles.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
 import inspect
 from typing import Any, NamedTuple
 
+import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ import numpy as np
 
 from eqflow import arrays, descent, ema, fields, losses, outputs, processes, samplers
 from eqflow import times, weights
+from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
 from eqflow.models import dit, mlp
 from eqflow.training import optimizer as optimizers
 
@@ -112,8 +114,9 @@ class Recipe(NamedTuple):
 
 def recipe(config: ConfigDict) -> Recipe:
   """Everything a run computes, from its config alone. Raises ValueError naming the key at fault."""
-  process = bound(PROCESSES, config.process, 'process')
-  output = bound(OUTPUTS, config.output, 'output')
+  check_ranges(config)
+  process = bound(PROCESSES, config.process, 'process', nested=NESTED)
+  output = bound(OUTPUTS, config.output, 'output', nested=NESTED)
   module = model(config.model, config.data.num_classes)
   scale_input = bound(SCALES, config.model.scale_input, 'model.scale_input')
   label_noise = bound(LABELS, config.model.label_noise, 'model.label_noise')
@@ -122,6 +125,9 @@ def recipe(config: ConfigDict) -> Recipe:
     z = jnp.zeros((1, *config.data.shape))
     label = jnp.zeros(1, jnp.int32) if config.data.num_classes else None
     return module.init(key, z, jnp.zeros(1), label)['params']
+
+  with _naming('model'):
+    jax.eval_shape(init, jax.random.key(0))
 
   def network(params):
     return fields.conditioned(Partial(module.apply, {'params': params}), process,
@@ -151,16 +157,15 @@ def model(section: ConfigDict, num_classes: int) -> Any:
 
 
 def _loss(config, network, process, output):
-  density = bound(DENSITIES, config.loss.density, 'loss.density')
+  density = called(DENSITIES, config.loss.density, 'loss.density')
   space = choose(OUTPUTS, config.loss.space, 'loss.space') if config.loss.space else None
-  if space is not None and _needs(space):
+  if space is not None and needed(space):
     raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
-                     f'{sorted(k for k, row in OUTPUTS.items() if not _needs(row))}')
-  weight = bound(WEIGHTS, config.loss.weight, 'loss.weight', density=density)
-  times.check_training(density, process=process, output=output, space=space)
+                     f'{sorted(k for k, row in OUTPUTS.items() if not needed(row))}')
+  weight = bound(WEIGHTS, config.loss.weight, 'loss.weight', nested=NESTED, density=density)
+  with _naming('loss'):
+    times.check_training(density, process=process, output=output, space=space)
   drop, classes = config.train.drop_label, config.data.num_classes
-  if not 0 <= drop <= 1:
-    raise ValueError(f'config.train.drop_label={drop}: a share of the labels, between 0 and 1')
 
   def loss(keys, params, batch):
     label = None
@@ -181,9 +186,6 @@ def _optimizer(config):
   section = config.optimizer
   shape = bound(SCHEDULES, section.schedule, 'optimizer.schedule',
                 num_examples=config.train.num_examples)
-  for key in ('rate', 'b1', 'b2', 'eps', 'weight_decay', 'clip', 'warmup_examples'):
-    if section[key] < 0:
-      raise ValueError(f'config.optimizer.{key}={section[key]} is negative: give 0 or more')
   schedule = optimizers.learning_rate(
       rate=section.rate, shape=shape, warmup_examples=section.warmup_examples,
       batch=config.train.batch)
@@ -193,10 +195,6 @@ def _optimizer(config):
 
 def ema_names(config: ConfigDict) -> dict[str, float]:
   """{name: decay} of the averages that the run keeps; a name is its decay as written."""
-  for decay in config.ema.decays:
-    if not 0 < decay < 1:
-      raise ValueError(f'config.ema.decays={tuple(config.ema.decays)}: {decay} is not between 0 '
-                       'and 1')
   return {f'{decay:g}': decay for decay in config.ema.decays}
 
 
@@ -238,64 +236,29 @@ def _draw(config, network, process, output, label_noise):
 
 def _solver(section, process, output, label_noise):
   """The solver of config.sample, and its grid of times, or None for a descent."""
-  name, path = section.solver.name, 'sample.solver'
-  row = choose({**SOLVERS, **DESCENTS}, name, f'{path}.name')
-  numbers = _numbers(row, section.solver, path)
-  if section.num_steps < 1:
-    raise ValueError(f'config.sample.num_steps={section.num_steps}: at least one step is needed')
+  path = 'sample.solver'
+  row = row_of({**SOLVERS, **DESCENTS}, section.solver, path)
+  name, found = section.solver.name, numbers(row, section.solver, path)
   if name in DESCENTS:
     if label_noise is not fields.none:
       raise ValueError(
           f'config.{path}.name={name!r} descends a field that may not depend on time, but '
           f'config.model.label_noise is {arrays.name_of(label_noise)!r}: train with \'none\' or '
           f'sample with one of {sorted(SOLVERS)}')
-    return row(**numbers), None
+    return row(**found), None
   if section.threshold:
     raise ValueError(f'config.sample.threshold={section.threshold}: only a descent '
                      f'({sorted(DESCENTS)}) stops by the norm of its field; set it to 0')
-  grid = bound(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
-  times.check_grid(grid, process=process, output=output, label_noise=label_noise)
-  return row(process, output, **numbers), grid
+  grid = called(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
+  with _naming('sample.grid'):
+    times.check_grid(grid, process=process, output=output, label_noise=label_noise)
+  return row(process, output, **found), grid
 
 
-def choose(table: dict, name: str, path: str) -> Any:
-  """table[name]. Raises ValueError with the table's names."""
-  if name not in table:
-    raise ValueError(f'config.{path}={name!r}: choose from {sorted(table)}')
-  return table[name]
-
-
-def bound(table: dict, section: ConfigDict, path: str, **given: Any) -> Any:
-  """The row named by section.name, called or bound with the section's numbers.
-
-  `given` are numbers that the config does not hold, used where the row asks for them.
-  """
-  row = choose(table, section.name, f'{path}.name')
-  numbers = _numbers(row, section, path, **given)
-  if table in (DENSITIES, GRIDS):
-    return row(**numbers)
-  return Partial(row, **numbers) if numbers else row
-
-
-def _numbers(row, section, path, **given):
-  needs = _needs(row)
-  numbers = {key: value for key, value in given.items() if key in needs}
-  for key, value in section.items():
-    if key == 'name':
-      continue
-    if key not in needs or key in given:
-      takes = sorted(set(needs) - set(given)) or 'no numbers'
-      raise ValueError(f'config.{path}.{key}: {section.name!r} takes {takes}')
-    numbers[key] = bound(NESTED[key], value, f'{path}.{key}', **given) if key in NESTED else value
-  missing = [k for k, required in needs.items() if required and k not in numbers]
-  if missing:
-    raise ValueError(f'config.{path}: {section.name!r} also needs {missing}')
-  return numbers
-
-
-def _needs(row):
-  """{name: whether it is required} of the numbers that a row takes."""
-  function = row.func if isinstance(row, Partial) else row
-  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples')
-  return {name: p.default is p.empty for name, p in inspect.signature(function).parameters.items()
-          if name not in skip or p.kind is p.KEYWORD_ONLY}
+@contextlib.contextmanager
+def _naming(path):
+  """A refusal of the library, with the section of the config that it is about."""
+  try:
+    yield
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    raise ValueError(f'config.{path}: {error}') from error

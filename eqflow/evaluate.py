@@ -20,11 +20,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
   distances is an FID: their spaces are pixels and fixed random features.
   """
   recipe = build.recipe(config)
-  if config.evaluate.num_samples < 4:
-    raise ValueError(f'config.evaluate.num_samples={config.evaluate.num_samples}: precision and '
-                     'recall look at third neighbours, so at least 4 are needed')
+  run.check_evaluation(config)
   real, label = pipeline.arrays(run.open_source(config, split=config.evaluate.split))
-  run.claim(config, workdir)
   step, params = run.restore(config, recipe, workdir)
 
   wanted = np.resize(label, config.evaluate.num_samples)
@@ -37,7 +34,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
 
   name = f'{workdir.name}, step {step:,}'
   rows = {name: report.compare(real, fake)}
-  rows |= report.compare_baselines(real, label if config.data.num_classes else None)
+  rows |= report.compare_baselines(real, label if config.data.num_classes > 1 else None)
   found = dict(step=step, params=config.sample.params, num_samples=len(fake),
                evaluations_per_sample=float(evaluations.mean()), seconds=seconds, rows=rows)
   (workdir / 'evaluation.json').write_text(json.dumps(found, indent=2) + '\n')

@@ -1,10 +1,11 @@
 """python -m eqflow.main --config=configs/digits.py --workdir=runs/digits [--mode=train]: flags only."""
 
 import pathlib
+import re
 import sys
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 import numpy as np
 
@@ -28,6 +29,7 @@ REFUSALS = ValueError, FileNotFoundError, FloatingPointError
 
 def main(argv: list[str]) -> None:
   """Runs the mode asked for."""
+  logging.set_verbosity(logging.WARNING)
   try:
     if len(argv) > 1:
       raise ValueError(f'unexpected arguments {argv[1:]}: flags are written --name=value')
@@ -35,6 +37,9 @@ def main(argv: list[str]) -> None:
       raise ValueError('--workdir is not set: give the folder of the run, such as '
                        '--workdir=runs/digits')
     config, workdir = given_config(), pathlib.Path(_WORKDIR.value)
+    if _MODE.value != 'sample' and (_LABELS.present or _SEED.present or _NUM_SAMPLES.present):
+      raise ValueError('--labels, --seed and --num_samples are for --mode=sample: a run has '
+                       'config.seed, and evaluation the labels of the data')
     if _MODE.value == 'sample':
       draw_samples(config, workdir)
       return
@@ -43,6 +48,9 @@ def main(argv: list[str]) -> None:
     evaluate(config, workdir)
   except REFUSALS as error:
     refuse(error)
+  except KeyboardInterrupt:
+    print('eqflow: stopped; the same command goes on from the last checkpoint', file=sys.stderr)
+    sys.exit(130)
 
 
 def given_config() -> ConfigDict:
@@ -61,7 +69,6 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   """mode=sample: workdir/samples-seed<seed>.png and .npz."""
   recipe, classes = build.recipe(config), config.data.num_classes
   labels = chosen_labels(_LABELS.value, _NUM_SAMPLES.value, classes, _SEED.value)
-  run.claim(config, workdir)
   step, params = run.restore(config, recipe, workdir)
   x, evaluations = sample.draw(recipe, params, labels, seed=_SEED.value, batch=config.sample.batch)
   path = workdir / f'samples-seed{_SEED.value}'
@@ -73,6 +80,9 @@ def chosen_labels(given: list[str] | None, count: int, classes: int, seed: int) 
   """[count] labels: those given, repeated in turn, or each drawn from its sample's own key."""
   if given is None:
     return sample.labels_of(seed, count, classes)
+  if not 1 <= len(given) <= count:
+    raise ValueError(f'--labels={",".join(given)}: give 1 to {count} labels, or a larger '
+                     '--num_samples')
   if not all(label.isdecimal() and int(label) < classes for label in given):
     raise ValueError(f'--labels={",".join(given)}: choose from 0 to {classes - 1}' if classes else
                      f'--labels={",".join(given)}: this model has no classes '
@@ -91,9 +101,15 @@ def parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:
-    # ml_collections quotes its own message once too often.
-    refuse('no such key in the config: ' + str(error.args[0]).replace('\\n', ' ').replace("\\'", "'"))
-  except (flags.Error, TypeError, ValueError, OSError) as error:
+    # ml_collections quotes its own message once too often, and names the last part of a key alone.
+    text = str(error.args[0]).replace('\\n', ' ').replace("\\'", "'").strip('"')
+    missing = re.search(r"'([^']+)'", text)
+    whole = [arg.partition('=')[0].lstrip('-') for arg in argv
+             if missing and missing.group(1) in arg.partition('=')[0].split('.')]
+    guess = re.search(r'Did you mean [^?]*\?', text)
+    refuse(f'{whole[0] if whole else text}: no such key in the config. '
+           f'{guess.group(0) if guess else "The keys stand in the file given as --config"}')
+  except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
     # A config file that raises is quoted with its whole traceback; the last line is its message.
     refuse(str(error).strip().splitlines()[-1] if 'Traceback' in str(error) else error)
 

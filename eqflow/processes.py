@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
-from eqflow.arrays import Coef
+from eqflow.arrays import Coef, Number
 from eqflow.mix import Mix
 
 Process = Callable[[Coef], Mix]
@@ -94,8 +94,8 @@ def logsnr_rate(process: Process, t: Coef) -> Coef:
   return jax.jvp(lambda t: logsnr(process, t), (t,), (jnp.ones_like(t),))[1]
 
 
-def time_of_logsnr(process: Process, value: Float[ArrayLike, '...'], *, low: float = 0.0,
-                   high: float = 1.0) -> Float[Array, '...']:
+def time_of_logsnr(process: Process, value: Float[ArrayLike, '...'], *, low: Number = 0.0,
+                   high: Number = 1.0) -> Float[Array, '...']:
   """The t in [low, high] at which logsnr(process, t) = value, by 60 bisections.
 
   Differentiable in `value` and in the process's numbers: dt/dlambda = 1/(dlambda/dt). A value out

@@ -1,6 +1,11 @@
-"""A run's folder and data: claimed by one config, and opened before anything compiles."""
+"""A run's folder and data: checked before anything compiles, and claimed by one config."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -17,13 +22,17 @@ FREE = ('sample', 'evaluate', 'data.dir', 'data.workers', 'train.log_examples',
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:
-  """The data set of config.data. Raises ValueError where shape or classes are not the config's."""
+  """The data set of config.data. Raises ValueError where it cannot be had or is not as described."""
   section = config.data
-  shape = tuple(section.shape)
-  size, channels = (shape[0], shape[2]) if len(shape) == 3 else (None, None)
-  source = sources.load(
-      section.name, split=split or section.split, size=size, channels=channels or 3,
-      data_dir=pathlib.Path(section.dir).expanduser() if section.dir else None)
+  shape, split = tuple(section.shape), split or section.split
+  size, channels = (shape[0], shape[2]) if len(shape) == 3 else (None, 3)
+  try:
+    source = sources.load(
+        section.name, split=split, size=size, channels=channels,
+        data_dir=pathlib.Path(section.dir).expanduser() if section.dir else None)
+  except (ValueError, OSError) as error:
+    raise ValueError(f'config.data (name {section.name!r}, dir {section.dir!r}, split {split!r}): '
+                     f'{error}') from error
   if tuple(source.shape) != shape:
     raise ValueError(f'config.data.shape={shape}, but {source.name} has records of '
                      f'{tuple(source.shape)}: set config.data.shape to that')
@@ -33,38 +42,85 @@ def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Sour
   return source
 
 
-def claim(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Writes config.json to workdir; raises ValueError where another config's run is there.
+def check_evaluation(config: ConfigDict) -> None:
+  """Raises ValueError for what would fail only after training: batch, split, too few records."""
+  devices = jax.device_count()
+  if config.sample.batch % devices:
+    raise ValueError(f'config.sample.batch={config.sample.batch} does not divide by {devices} '
+                     f'device(s): choose a multiple of {devices}')
+  records = len(open_source(config, split=config.evaluate.split))
+  if records < 8:
+    raise ValueError(f'config.evaluate.split={config.evaluate.split!r} has {records} records: halves '
+                     'of at least 4 are compared by their third neighbours, so give 8 or more')
 
-  The message names every key that differs. Keys that only say what is looked at may differ.
+
+def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises ValueError where workdir holds the run of another config, naming every key that differs.
+
+  Keys that only say what is looked at may differ; the folder of a data set of images may not.
   """
-  path = workdir / 'config.json'
-  ours = flat(config)
-  if path.exists():
+  path, ours = workdir / 'config.json', flat(config)
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'--workdir={workdir} is a file: give a folder')
+  if not path.exists():
+    return
+  try:
     theirs = flat(json.loads(path.read_text()))
-    differ = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)
-              and not any(key == free or key.startswith(free + '.') for free in FREE)]
-    if differ:
-      changes = ', '.join(f'config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} given'
-                          for key in differ)
-      raise ValueError(f'{workdir} holds a run of another config ({changes}): give another '
-                       '--workdir, or the config it was made with')
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(json.loads(as_json(config)), indent=2) + '\n')
-    partial.replace(path)
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f'{path} cannot be read ({error}): give another --workdir, or delete the file '
+                     'to let the config given take its place') from error
+  free = [key for key in FREE if key != 'data.dir' or config.data.name != 'folder']
+  differ = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)
+            and not any(key == name or key.startswith(name + '.') for name in free)]
+  if differ:
+    changes = ', '.join(f'config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} given'
+                        for key in differ)
+    raise ValueError(f'{workdir} holds a run of another config ({changes}): give another --workdir, '
+                     'or the config it was made with')
 
 
-def as_json(config: Any) -> str:
-  """The resolved config as JSON."""
-  return config.to_json_best_effort() if isinstance(config, ConfigDict) else json.dumps(config)
+@contextlib.contextmanager
+def claimed(config: ConfigDict, workdir: pathlib.Path, source: sources.Source) -> Iterator[None]:
+  """Holds workdir for one training process, with the config and the data's digest written there.
+
+  Raises ValueError where another config's run, other data or another process is there.
+  """
+  check_config(config, workdir)
+  if jax.process_index() != 0:
+    yield
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / '.lock').open('w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise ValueError(f'another process is training in {workdir}: wait for it, or give another '
+                       '--workdir') from error
+    _check_data(workdir / 'data.json', source)
+    _write(workdir / 'config.json', json.loads(config.to_json_best_effort()))
+    yield
+
+
+def _check_data(path, source):
+  names = '\n'.join(getattr(source.records, 'paths', ()))
+  ours = {'records': len(source), 'damaged': list(source.damaged),
+          'files': hashlib.sha256(names.encode()).hexdigest()}
+  if path.exists() and json.loads(path.read_text()) != ours:
+    raise ValueError(f'{source.name} has {len(source)} records that are not those this run was '
+                     f'trained on ({path}): restore the data, or give another --workdir')
+  _write(path, ours)
+
+
+def _write(path, value):
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(value, indent=2) + '\n')
+  os.replace(partial, path)
 
 
 def flat(config: Any, prefix: str = '') -> dict[str, Any]:
   """{'train.batch': 64, ...}: the config's numbers by their dotted keys."""
   if isinstance(config, ConfigDict):
-    config = json.loads(as_json(config))
+    config = json.loads(config.to_json_best_effort())
   out = {}
   for key, value in config.items():
     if isinstance(value, dict):
@@ -77,13 +133,15 @@ def flat(config: Any, prefix: str = '') -> dict[str, Any]:
 def restore(config: ConfigDict, recipe: build.Recipe, workdir: pathlib.Path) -> tuple[int, Any]:
   """(step, params): the parameters called config.sample.params, of the newest checkpoint.
 
-  Raises FileNotFoundError where there is none.
+  Raises FileNotFoundError where there is none, ValueError where workdir is another config's; writes
+  nothing.
   """
-  mesh = sharding.device_mesh()
-  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh)
-  with checkpoint.open_checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints:
-    restored = checkpoint.restore(checkpoints, state)
-  if restored is None:
+  check_config(config, workdir)
+  if not checkpoint.exists(workdir):
     raise FileNotFoundError(f'{workdir} holds no checkpoint: train first, with --mode=train and the '
                             'same --config and --workdir')
+  mesh = sharding.device_mesh()
+  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh)
+  with checkpoint.open_checkpoints(workdir, keep=None) as checkpoints:
+    restored = checkpoint.restore(checkpoints, state)
   return int(restored.step), steps.parameters(restored, config.sample.params)

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Num, PyTree, Shaped
-import numpy as np
+from jaxtyping import Array, Num, PyTree
 
 from eqflow import arrays, times as grids
-from eqflow.arrays import Data, Keys
+from eqflow.arrays import Data, Grid, Keys
 from eqflow.fields import Predict
 
 
@@ -29,7 +28,7 @@ def no_memory(z: Data) -> tuple:
   return ()
 
 
-def sample(solver: Solver, predict: Predict, z: Data, times: Shaped[Array | np.ndarray, 'n'],
+def sample(solver: Solver, predict: Predict, z: Data, times: Grid,
            keys: Keys | None = None) -> Data:
   """z carried from times[0] to times[-1], one step a pair of times: a sample [b, ...].
 
@@ -40,7 +39,7 @@ def sample(solver: Solver, predict: Predict, z: Data, times: Shaped[Array | np.n
   return _run(solver, predict, z, times, keys, path=False)
 
 
-def sample_path(solver: Solver, predict: Predict, z: Data, times: Shaped[Array | np.ndarray, 'n'],
+def sample_path(solver: Solver, predict: Predict, z: Data, times: Grid,
                 keys: Keys | None = None) -> PyTree[Num[Array, 'n b ...']]:
   """Every state of `sample`, [n, b, ...] for n times, the first being z. Raises as `sample` does."""
   return _run(solver, predict, z, times, keys, path=True)

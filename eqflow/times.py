@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 import numpy as np
 
 from eqflow import arrays, processes
-from eqflow.arrays import Coef, Keys
+from eqflow.arrays import Coef, Grid, Keys, Number
 from eqflow.outputs import Output
 from eqflow.processes import Process
 
@@ -38,7 +38,7 @@ def _uniform_pdf(t):
 uniform = Density(Partial(_uniform_quantile), Partial(_uniform_pdf))
 
 
-def uniform_on(low: float, high: float) -> Density:
+def uniform_on(low: Number, high: Number) -> Density:
   """t uniform in (low, high): how a blind end is kept out of training."""
   if not low < high:
     raise ValueError(f'uniform_on({low}, {high}): low must be below high')
@@ -100,13 +100,13 @@ def low_discrepancy(k: ArrayLike, offset: ArrayLike) -> Float[Array, '...']:
   return (bits >> 9).astype(jnp.float32) * 2.0**-23 + 2.0**-24
 
 
-def uniform_grid(num_steps: int, start: float = 1.0, end: float = 0.0) -> np.ndarray:
+def uniform_grid(num_steps: int, start: Number = 1.0, end: Number = 0.0) -> np.ndarray:
   """num_steps + 1 times, evenly from `start` to `end`, float64."""
   return np.linspace(start, end, _positive(num_steps) + 1)
 
 
-def karras_grid(num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0,
-                rho: float = 7.0) -> np.ndarray:
+def karras_grid(num_steps: int, *, sigma_min: Number = 0.002, sigma_max: Number = 80.0,
+                rho: Number = 7.0) -> np.ndarray:
   """num_steps sigmas even in sigma^(1/rho) from sigma_max to sigma_min, then 0; float64.
 
   For the `edm` process, whose t is sigma [Karras+ 2206.00364, eq. 5].
@@ -115,8 +115,8 @@ def karras_grid(num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 
   return np.append(np.linspace(*ends, _positive(num_steps)) ** rho, 0.0)
 
 
-def logsnr_grid(num_steps: int, *, process: Process, start: float, end: float, low: float = 0.0,
-                high: float = 1.0) -> np.ndarray:
+def logsnr_grid(num_steps: int, *, process: Process, start: Number, end: Number, low: Number = 0.0,
+                high: Number = 1.0) -> np.ndarray:
   """num_steps + 1 times in [low, high], even in log-SNR from `start` (noise) up to `end`; float64.
 
   Append 0 to step on to the data. EDM's t is not bounded by 1: give it a `high`.
@@ -135,7 +135,7 @@ def _positive(num_steps):
 BLIND = 1e-6
 
 
-def check_grid(times: np.ndarray, *, process: Process, output: Output,
+def check_grid(times: Grid, *, process: Process, output: Output,
                label_noise: Callable | None = None, last: bool = False) -> None:
   """Raises ValueError where `output` is blind, or `label_noise` not finite, on a sampling grid.
 

@@ -27,20 +27,28 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
   """
   recipe, mesh = build.recipe(config), sharding.device_mesh()
   section = config.train
-  until = num_steps(config)
   sharding.check_divides(section.batch, section.accumulate, mesh)
+  run.check_evaluation(config)
   source = run.open_source(config)
-  run.claim(config, workdir)
+  with run.claimed(config, workdir, source):
+    return _train(config, recipe, source, mesh, workdir)
 
+
+def _train(config, recipe, source, mesh, workdir):
+  section = config.train
   state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh)
   with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
     restored = checkpoint.restore(checkpoints, state)
     state = restored or state
     if jax.process_index() == 0:
+      if source.damaged:
+        print(f'{source.name}: left out {len(source.damaged)} damaged images, listed in data.json')
       describe(state, resumed=restored is not None)
     step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh,
                            accumulate=section.accumulate)
     save = lambda state: checkpoint.save(checkpoints, state)
+    # Examples are counted in whole batches, the last one too.
+    until = math.ceil(section.num_examples / section.batch)
     return fit(config, recipe, source, step, state, workdir, until=until, save=save)
 
 
@@ -85,31 +93,23 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
         save(state)
 
       if due(section.sample_examples) and at < until and first:
+        check_health(health, at)
         paused = time.perf_counter()
         preview(config, recipe, state, writer, progress, workdir)
         clock += time.perf_counter() - paused
   return state
 
 
-def num_steps(config: ConfigDict) -> int:
-  """Updates that a run makes: examples are counted whole batches at a time, the last one whole."""
-  section = config.train
-  for key in ('batch', 'num_examples', 'log_examples', 'sample_examples', 'checkpoint_examples',
-              'keep_checkpoints', 'accumulate'):
-    if section[key] < 1:
-      raise ValueError(f'config.train.{key}={section[key]}: give a positive number')
-  return math.ceil(section.num_examples / section.batch)
-
-
 def check_health(health: Any, step: int) -> None:
-  """Raises FloatingPointError where [loss, grad_norm] of the update to `step` is not finite."""
+  """Raises FloatingPointError where the loss, the gradient or the parameters are not finite."""
   if health is None:
     return
-  loss, norm = np.asarray(health)
-  if not (np.isfinite(loss) and np.isfinite(norm)):
+  loss, gradient, params = np.asarray(health)
+  if not np.isfinite([loss, gradient, params]).all():
     raise FloatingPointError(
-        f'step {step}: loss {loss}, gradient norm {norm}. Nothing after the last checkpoint was '
-        'written; lower config.optimizer.rate, set config.optimizer.clip, or compute in float32')
+        f'step {step}: loss {loss}, gradient norm {gradient}, parameter norm {params}. Nothing after '
+        'the last checkpoint was written; lower config.optimizer.rate, set config.optimizer.clip, '
+        'or compute in float32')
 
 
 def describe(state: steps.TrainState, *, resumed: bool) -> None:

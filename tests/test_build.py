@@ -47,7 +47,7 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
            'label': jax.ShapeDtypeStruct((b,), jnp.int32),
            'index': jax.ShapeDtypeStruct((b,), jnp.uint32)}
   state, _, health, draws = jax.eval_shape(run, jax.random.key(0), batch)
-  assert health.shape == (2,) and draws.shape == (2, *shape)
+  assert health.shape == (3,) and draws.shape == (2, *shape)
   assert state.examples.dtype == jnp.uint32
 
 
@@ -87,12 +87,33 @@ REFUSED = [
      r"descends a field that may not depend on time.*train with 'none'"),
     ('sample.solver.name', 'dimm', r"config.sample.solver.name='dimm': choose from"),
     ('sample.solver.momentum', 0.3, r"config.sample.solver.momentum: 'gradient_descent' takes"),
-    ('sample.num_steps', 0, r"config.sample.num_steps=0: at least one step"),
+    ('sample.num_steps', 0, r"config.sample.num_steps=0: give a finite number from 1 to 2147483647"),
     ('sample.params', '0.99', r"config.sample.params='0.99': choose from \['params', '0.999'\]"),
-    ('ema.decays', (1.5,), r"config.ema.decays=\(1.5,\): 1.5 is not between 0 and 1"),
-    ('optimizer.rate', -1.0, r"config.optimizer.rate=-1.0 is negative"),
+    ('ema.decays', (1.5,), r"config.ema.decays=1.5: give a finite number from"),
+    ('ema.decays', ('a',), r"config.ema.decays='a': give a finite number"),
+    ('optimizer.rate', float('nan'), r"config.optimizer.rate=nan: give a finite number"),
+    ('optimizer.b1', 1.5, r"config.optimizer.b1=1.5: give a finite number from 0 to"),
+    ('seed', -1, r"config.seed=-1: give a finite number from 0 to 4294967295"),
+    ('seed', 5_000_000_000, r"config.seed=5000000000: give a finite number"),
+    ('train.num_examples', 2**32, r"config.train.num_examples=4294967296: give a finite number"),
+    ('model.width', -16, r"config.model.width=-16: give a finite number"),
+    ('model.heads', 3, r"config.model: width=64 is not divisible by heads=3"),
+    ('model.patch', 3, r"config.model: an image of 8x8 has no whole number of patches"),
+    ('data.workers', -1, r"config.data.workers=-1: give a finite number of 0 or more"),
+    ('data.shape', ('8', '8', '1'), r"config.data.shape='8': give a finite number"),
+    ('sample.threshold', -1.0, r"config.sample.threshold=-1.0: give a finite number of 0"),
+    ('sample.batch', 0, r"config.sample.batch=0: give a finite number from 1"),
+    ('evaluate.num_samples', 2, r"config.evaluate.num_samples=2: give a finite number of 4"),
+    ('process', dict(name='shifted', process='linear', shift=2.0),
+     r"config.process.process='linear' is not a section: write \{'name': one of"),
+    ('process', dict(name='shifted', process=dict(name='linear'), shift='a'),
+     r"config.process.shift='a': give a finite number"),
+    ('loss.weight', dict(name='on_logsnr', w=dict(name='sigmoid', bias='a')),
+     r"config.loss.weight.w.bias='a': give a finite number"),
+    ('output', dict(name='score'), r"config.loss: output 'score' has no bounded loss at t="),
+    ('optimizer.rate', -1.0, r"config.optimizer.rate=-1.0: give a finite number of 0 or more"),
     ('optimizer.schedule.name', 'linear', r"config.optimizer.schedule.name='linear': choose from"),
-    ('train.drop_label', 2.0, r"config.train.drop_label=2.0: a share"),
+    ('train.drop_label', 2.0, r"config.train.drop_label=2.0: give a finite number from 0 to 1"),
 ]
 
 
@@ -112,10 +133,16 @@ def test_the_published_sizes_are_rows():
 
 def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
   grid = dict(name='uniform', start=1.0, end=0.0)
-  with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1: start the grid at"):
+  refusal = "config.sample.grid: output 'eps' cannot give x at t=1: start the grid at"
+  with pytest.raises(ValueError, match=refusal):
     build.recipe(_changed('sample.grid', grid, variant='eps'))
   with pytest.raises(ValueError, match="noise label 'logsnr' is not finite at t=1"):
     build.recipe(_changed('model.label_noise.name', 'logsnr', variant='flow'))
+
+
+def test_mirroring_is_for_images():
+  with pytest.raises(ValueError, match='config.data.flip=True mirrors images, but'):
+    build.recipe(_changed('data.flip', True, name='toy'))
 
 
 def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():

@@ -17,7 +17,7 @@ RANKS = {
     'arrays': 0, 'mix': 1, 'processes': 2, 'outputs': 3, 'times': 3.5, 'weights': 4, 'fields': 4,
     'oracles': 4, 'solver': 4.5, 'losses': 5, 'samplers': 5, 'descent': 5,
     'ema': 1, 'models': 1, 'data': 1, 'evaluation': 1, 'training': 2,
-    'build': 6, 'run': 6.5, 'sample': 6.5, 'evaluate': 7, 'train': 7, 'main': 8,
+    'sections': 5.5, 'build': 6, 'run': 6.5, 'sample': 6.5, 'evaluate': 7, 'train': 7, 'main': 8,
 }
 CORE = [name for name in RANKS if RANKS[name] <= 5 and name not in
         ('models', 'data', 'evaluation', 'training')]

@@ -125,9 +125,11 @@ def test_a_folder_of_images_trains_with_no_preparation(tmp_path):
   assert len(run.open_source(config)) == 19, 'the damaged picture is left out'
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_bad_state(tmp_path):
+@pytest.mark.parametrize('rate', [1e30, 1e39])
+def test_an_update_that_is_not_finite_stops_the_run_and_leaves_no_bad_state(tmp_path, rate):
   config = tiny(tmp_path)
-  config.optimizer.rate = 1e30
+  config.optimizer.update(dict(rate=rate, warmup_examples=0))
+  config.train.checkpoint_examples = 16
   with pytest.raises(FloatingPointError, match=r'step \d+: loss .* lower config.optimizer.rate'):
     training.train(config, tmp_path / 'run')
   with checkpoint.open_checkpoints(tmp_path / 'run', keep=2) as checkpoints:
@@ -136,25 +138,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_bad_state(tmp_pat
 
 def test_a_folder_that_holds_another_run_is_refused_before_anything_compiles(tmp_path, monkeypatch):
   config = tiny(tmp_path)
-  run.claim(config, tmp_path / 'run')
+  with run.claimed(config, tmp_path / 'run', run.open_source(config)):
+    with pytest.raises(ValueError, match='another process is training in'):
+      training.train(config, tmp_path / 'run')
   monkeypatch.setattr(steps, 'create', lambda *a: pytest.fail('compiled before refusing'))
   other = tiny(tmp_path)
   other.optimizer.rate = 0.5
   with pytest.raises(ValueError, match=r'holds a run of another config \(config.optimizer.rate: '
-                                       r'0.002 there, 0.5 given\): give another --workdir'):
+                                       r'0.003 there, 0.5 given\): give another --workdir'):
     training.train(other, tmp_path / 'run')
   for key, value in (('sample.num_steps', 99), ('train.keep_checkpoints', 5)):
     free = tiny(tmp_path)
     section, name = key.split('.')
     free[section][name] = value
-    run.claim(free, tmp_path / 'run')
+    run.check_config(free, tmp_path / 'run')
 
 
 @pytest.mark.parametrize('change,message', [
     (dict(batch=12), r'config.train.batch=12 does not divide by 8 device\(s\) x .*multiple of 8'),
     (dict(accumulate=4), r'batch=16 does not divide by 8 device\(s\) x config.train.accumulate=4'),
-    (dict(num_examples=0), r'config.train.num_examples=0: give a positive number'),
-    (dict(log_examples=-1), r'config.train.log_examples=-1: give a positive number'),
+    (dict(num_examples=0), r'config.train.num_examples=0: give a finite number from 1'),
+    (dict(log_examples=-1), r'config.train.log_examples=-1: give a finite number from 1'),
 ])
 def test_sizes_that_cannot_be_are_refused_before_anything_compiles(
     tmp_path, monkeypatch, change, message):

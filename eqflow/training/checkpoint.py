@@ -9,8 +9,14 @@ from jax import numpy as jnp
 import orbax.checkpoint as ocp
 
 
-def open_checkpoints(workdir: pathlib.Path, *, keep: int) -> ocp.CheckpointManager:
-  """The run's checkpoints in workdir/checkpoints, of which the newest `keep` are kept."""
+def exists(workdir: pathlib.Path) -> bool:
+  """Whether a whole checkpoint stands in workdir/checkpoints: a folder named by its step."""
+  folder = workdir / 'checkpoints'
+  return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
+def open_checkpoints(workdir: pathlib.Path, *, keep: int | None) -> ocp.CheckpointManager:
+  """The run's checkpoints in workdir/checkpoints, of which the newest `keep` (None: all) are kept."""
   # Orbax tells every step of every save; a run's own log says what matters.
   logging.get_absl_logger().setLevel(max(logging.get_absl_logger().level, 30))
   options = ocp.CheckpointManagerOptions(
@@ -27,10 +33,19 @@ def save(manager: ocp.CheckpointManager, state: Any) -> None:
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
-  """The newest state, with the shapes and shardings of `like`; None where there is none."""
+  """The newest state, with the shapes and shardings of `like`; None where there is none.
+
+  Raises ValueError naming a checkpoint that cannot be read.
+  """
   step = manager.latest_step()
   if step is None:
     return None
   target = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-  return manager.restore(step, args=ocp.args.StandardRestore(target))
+  try:
+    return manager.restore(step, args=ocp.args.StandardRestore(target))
+  except Exception as error:
+    older = [other for other in manager.all_steps() if other != step]
+    instead = f'to go on from step {max(older)}' if older else 'to start anew'
+    raise ValueError(f'the checkpoint {manager.directory / str(step)} cannot be read '
+                     f'({str(error).splitlines()[0][:200]}): delete that folder {instead}') from error

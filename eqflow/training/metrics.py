@@ -1,6 +1,8 @@
 """Where a run's numbers and pictures go: metrics.jsonl, TensorBoard files, and the terminal."""
 
 import json
+import math
+import os
 import pathlib
 import sys
 from typing import Any
@@ -24,13 +26,14 @@ class Writer:
     self._drop_after(step)
     self.file = self.path.open('a')
     self.board = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1 if step else None, flush_secs=10)
+        str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=10)
 
   def _drop_after(self, step):
     lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-    # A line cut short by a crash is no JSON and no number either.
-    kept = [line for line in lines if line.endswith('\n') and json.loads(line)['step'] <= step]
-    self.path.write_text(''.join(kept))
+    kept = [line for line in lines if _step_of(line) <= step]
+    partial = self.path.with_suffix('.partial')
+    partial.write_text(''.join(kept))
+    os.replace(partial, self.path)
 
   def scalars(self, step: int, values: dict[str, float | int]) -> None:
     """One line of numbers, at `step`."""
@@ -52,6 +55,14 @@ class Writer:
       self.board.close()
 
 
+def _step_of(line):
+  try:
+    return json.loads(line)['step']
+  except (ValueError, KeyError, TypeError):
+    # Cut short by a crash, or no line of ours: it goes with the lines that are made again.
+    return math.inf
+
+
 class Progress:
   """A tqdm bar with loss, examples/s and time left on a terminal; plain lines otherwise."""
 
@@ -60,7 +71,7 @@ class Progress:
     self.bar = tqdm.tqdm(total=total, initial=done, unit='ex', unit_scale=True,
                          disable=not (active and sys.stderr.isatty()))
 
-  def show(self, examples: int, loss: float, rate: float) -> None:
+  def show(self, examples: int, loss: float | int, rate: float | int) -> None:
     """The state of the run: `rate` in examples/s."""
     if not self.bar.disable:
       self.bar.set_postfix(loss=f'{loss:.4f}')

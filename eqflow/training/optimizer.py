@@ -8,6 +8,7 @@ from jax import numpy as jnp
 from jaxtyping import PyTree
 import optax
 
+from eqflow.arrays import Number
 from eqflow.models import embed
 
 
@@ -21,12 +22,12 @@ def cosine(examples: Any, *, num_examples: int) -> Any:
   return (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, examples / num_examples))) / 2
 
 
-def inverse_square_root(examples: Any, *, num_examples: int, decay_examples: float) -> Any:
+def inverse_square_root(examples: Any, *, num_examples: int, decay_examples: Number) -> Any:
   """1/sqrt(max(1, examples/decay_examples)) [Karras+ 2312.02696, section 2.3]."""
   return 1 / jnp.sqrt(jnp.maximum(1.0, examples / decay_examples))
 
 
-def learning_rate(*, rate: float, shape: Callable, warmup_examples: int,
+def learning_rate(*, rate: Number, shape: Callable, warmup_examples: int,
                   batch: int) -> optax.Schedule:
   """count -> rate shape(count batch) min(1, examples/warmup_examples), count the updates made."""
   def schedule(count):
@@ -35,8 +36,8 @@ def learning_rate(*, rate: float, shape: Callable, warmup_examples: int,
   return schedule
 
 
-def adamw(schedule: optax.Schedule, *, b1: float, b2: float, eps: float, weight_decay: float,
-          clip: float) -> optax.GradientTransformation:
+def adamw(schedule: optax.Schedule, *, b1: Number, b2: Number, eps: Number, weight_decay: Number,
+          clip: Number) -> optax.GradientTransformation:
   """AdamW on the trainable parameters, after clipping the gradient to the global norm `clip`.
 
   clip = 0 does not clip. Fixed tables are left alone and have no optimizer state.

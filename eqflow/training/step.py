@@ -45,7 +45,10 @@ def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, keep: Callable, mesh: Mesh,
               *, accumulate: int = 1) -> Callable:
-  """(state, metrics, batch) -> (state, metrics, health), compiled; health is [loss, grad_norm].
+  """(state, metrics, batch) -> (state, metrics, health), compiled.
+
+  health is [loss, norm of the gradient, norm of the new parameters]: all finite, or the new state
+  is none to keep.
 
   loss(keys, params, batch) -> ([b], aux); keep(step) -> {name: keep} for the averages. The gradient
   is the mean over `accumulate` microbatches, each spread over all devices.
@@ -79,7 +82,8 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, keep: Cal
         params=params, opt_state=opt_state,
         emas=ema.update(state.emas, params, keep(state.step)))
     seen = TrainMetrics.single_from_model_output(loss=value, error=error, grad_norm=norm)
-    return state, metrics.merge(seen), jnp.stack([value, norm])
+    health = jnp.stack([value, norm, optax.tree.norm(params)])
+    return state, metrics.merge(seen), health
 
   # The old state's buffers become the new one's: it must not be read after the call.
   everywhere = sharding.replicated(mesh)

@@ -1,0 +1,126 @@
+"""Sections of a config: {'name': row of a table, **the row's numbers}, checked and bound.
+
+Whatever does not fit is refused by its key, with what exists.
+"""
+
+from collections.abc import Callable, Mapping
+import inspect
+import math
+import numbers as kinds
+from typing import Any
+
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+
+def choose(table: Mapping[str, Any], name: Any, path: str) -> Any:
+  """table[name]. Raises ValueError with the table's names."""
+  if not isinstance(name, str) or name not in table:
+    raise ValueError(f'config.{path}={name!r}: choose from {sorted(table)}')
+  return table[name]
+
+
+def row_of(table: Mapping[str, Any], section: Any, path: str) -> Any:
+  """The row that section.name names. Raises ValueError where the section is none."""
+  if not isinstance(section, ConfigDict) or 'name' not in section:
+    raise ValueError(f'config.{path}={section!r} is not a section: write '
+                     f"{{'name': one of {sorted(table)}, and its numbers}}")
+  return choose(table, section.name, f'{path}.name')
+
+
+def bound(table: Mapping[str, Any], section: Any, path: str, *,
+          nested: Mapping[str, Mapping] | None = None, **given: Any) -> Any:
+  """The row named by section.name, its numbers bound with one Partial. Raises as `numbers` does."""
+  row = row_of(table, section, path)
+  found = numbers(row, section, path, nested=nested, **given)
+  return Partial(row, **found) if found else row
+
+
+def called(table: Mapping[str, Any], section: Any, path: str, **given: Any) -> Any:
+  """The row named by section.name, called with its numbers. Raises as `numbers` does."""
+  row = row_of(table, section, path)
+  return row(**numbers(row, section, path, **given))
+
+
+def numbers(row: Callable, section: Any, path: str, *,
+            nested: Mapping[str, Mapping] | None = None, **given: Any) -> dict[str, Any]:
+  """The numbers that `row` takes, from the section, or from `given` where the config has none.
+
+  A number that is itself a function is a section of its own, its table found in `nested` by key.
+  Raises ValueError naming the key that is unknown, missing or no finite number.
+  """
+  needs, nested = needed(row), nested or {}
+  found = {key: value for key, value in given.items() if key in needs}
+  example = f'--config.{path}="{{\'name\': {section.name!r}, ...}}" on the command line'
+  for key, value in section.items():
+    if key == 'name':
+      continue
+    if key not in needs or key in given:
+      takes = sorted(set(needs) - set(given)) or 'no numbers'
+      raise ValueError(f'config.{path}.{key}: {section.name!r} takes {takes}; give the whole section, '
+                       f'as {example}')
+    if key in nested:
+      found[key] = bound(nested[key], value, f'{path}.{key}', nested=nested, **given)
+    else:
+      found[key] = finite(value, f'{path}.{key}')
+  missing = [key for key, required in needs.items() if required and key not in found]
+  if missing:
+    raise ValueError(f'config.{path}: {section.name!r} also needs {missing}; give the whole section, '
+                     f'as {example}')
+  return found
+
+
+def finite(value: Any, path: str, *, least: float | int = -math.inf,
+           most: float | int = math.inf) -> Any:
+  """value, where it is a finite number in [least, most]. Raises ValueError naming the key."""
+  number = isinstance(value, kinds.Real) and not isinstance(value, bool) and math.isfinite(value)
+  if not number or not least <= value <= most:
+    limits = {(True, True): '', (False, True): f' of {least:.10g} or more',
+              (True, False): f' of {most:.10g} or less'}.get(
+                  (math.isinf(least), math.isinf(most)), f' from {least:.10g} to {most:.10g}')
+    raise ValueError(f'config.{path}={value!r}: give a finite number{limits}')
+  return value
+
+
+def needed(row: Callable) -> dict[str, bool]:
+  """{name: whether it is required} of the numbers that a row takes."""
+  function = row.func if isinstance(row, Partial) else row
+  # What the library passes, not the config.
+  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples')
+  return {name: p.default is p.empty for name, p in inspect.signature(function).parameters.items()
+          if name not in skip or p.kind is p.KEYWORD_ONLY}
+
+
+def check_ranges(config: ConfigDict) -> None:
+  """Raises ValueError for a number of the config that no run can have, naming its key."""
+  positive = dict(least=1, most=2**31 - 1)
+  ranges = {
+      'seed': dict(least=0, most=2**32 - 1),
+      'data.workers': dict(least=0), 'data.num_classes': dict(least=0),
+      # Examples are counted in uint32.
+      'train.num_examples': dict(least=1, most=2**32 - 1 - max(1, config.train.batch)),
+      **{f'train.{key}': positive for key in (
+          'batch', 'accumulate', 'log_examples', 'sample_examples', 'checkpoint_examples',
+          'keep_checkpoints')},
+      'train.drop_label': dict(least=0, most=1),
+      **{f'optimizer.{key}': dict(least=0) for key in (
+          'rate', 'eps', 'weight_decay', 'clip', 'warmup_examples')},
+      'optimizer.b1': dict(least=0, most=1 - 1e-9), 'optimizer.b2': dict(least=0, most=1 - 1e-9),
+      'sample.num_steps': positive, 'sample.batch': positive, 'sample.threshold': dict(least=0),
+      'sample.scale': {},
+      # Precision and recall look at third neighbours.
+      'evaluate.num_samples': dict(least=4),
+  }
+  for path, limits in ranges.items():
+    section, _, key = path.rpartition('.')
+    finite((config[section] if section else config)[key], path, **limits)
+  for size in config.data.shape:
+    finite(size, 'data.shape', **positive)
+  for key in ('patch', 'width', 'depth', 'heads'):
+    if key in config.model:
+      finite(config.model[key], f'model.{key}', **positive)
+  for decay in config.ema.decays:
+    finite(decay, 'ema.decays', least=1e-9, most=1 - 1e-9)
+  if config.data.flip and len(config.data.shape) != 3:
+    raise ValueError(f'config.data.flip=True mirrors images, but config.data.shape='
+                     f'{tuple(config.data.shape)}: set it to False')
