@@ -6,6 +6,7 @@ noise to data; the predictor is evaluated at every entry but the last.
 """
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
@@ -146,10 +147,21 @@ def check_grid(times: Grid, *, process: Process, output: Output,
   """
   if arrays.is_traced(times, process, output, label_noise):
     return
+  times = np.asarray(times, np.float64)
+  leaves, structure = jax.tree.flatten((process, output, label_noise))
   try:
-    _check_grid(np.asarray(times, np.float64), process, output, label_noise, last)
+    if all(isinstance(leaf, (int, float)) for leaf in leaves):
+      _check_once(times.tobytes(), times.shape, structure, tuple(leaves), last)
+    else:
+      _check_grid(times, process, output, label_noise, last)
   except jax.errors.TracerArrayConversionError:
     pass  # A function may have closed over a number that is traced.
+
+
+# Sampling again on a grid that has passed should cost nothing; a refusal is not remembered.
+@functools.lru_cache(maxsize=1024)
+def _check_once(times, shape, structure, leaves, last):
+  _check_grid(np.frombuffer(times).reshape(shape), *jax.tree.unflatten(structure, leaves), last)
 
 
 def _check_grid(times, process, output, label_noise, last):
