@@ -2,8 +2,10 @@
 
 command  python -m eqflow.main --config=configs/toy.py --workdir=runs/moons
 variants flow (default), eqm, v; other data: --config.data.name=checkerboard, rings, mixture
-cost     768,000 examples (3,000 steps of 256)
-result   not yet run
+cost     768,000 examples (3,000 steps of 256): seconds on two CPU cores
+result   2026-11-21, moons, 2,000 samples against 10,000 held-out points; distance in random features,
+         precision, recall: flow .249 .955 .968   eqm 1.99 .793 .703 (a flat field in the plane is
+         harder than in pixels)   two halves of the data .015 .980 .979   v not yet run
 """
 
 import ml_collections

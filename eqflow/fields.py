@@ -105,10 +105,11 @@ def guided(network: Network, condition: Any, null: Any, *,
   if isinstance(scale, numbers.Number) and scale == 1:
     return bind(network, condition)
   arrays.check_alike('null', null, 'condition', condition)
-  if jnp.ndim(scale) > 1:
-    raise ValueError(f'scale of shape {jnp.shape(scale)}: give one number, or one per channel')
+  scale = jnp.asarray(scale)
+  if scale.ndim > 1:
+    raise ValueError(f'scale of shape {scale.shape}: give one number, or one per channel')
   return Partial(_guided, network=arrays.pytree(network), condition=condition, null=null,
-                 scale=jnp.asarray(scale))
+                 scale=scale)
 
 
 def _guided(z, t, *, network, condition, null, scale):

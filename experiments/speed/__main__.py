@@ -8,6 +8,7 @@ both; the median of the pairs is printed with its range.
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import pathlib
 import shutil
@@ -128,9 +129,9 @@ def main():
   print(f'on {jax.device_count()} {device.device_kind} device(s), jax {jax.__version__}\n')
   rows = [
       ('training loop, of the bare step\'s examples/s', loop_against_step, '>= 95 %'),
-      ('sample of 50 steps, batch 16, over 50 calls', sample_against_calls, '<= 1.05'),
-      ('sample of 50 steps, batch 256, over 50 calls',
-       lambda: sample_against_calls(batch=256, count=5), '<= 1.05'),
+      *((f'sample of 50 steps, batch {batch}, over 50 calls',
+         functools.partial(sample_against_calls, batch=batch, count=count), '<= 1.05')
+        for batch, count in ((1, 25), (16, 25), (64, 9), (256, 5))),
       ('import eqflow.samplers after jax', import_seconds, '<= 0.3 s'),
   ]
   if whole:
