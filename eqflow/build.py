@@ -20,6 +20,7 @@ from eqflow import arrays, descent, ema, fields, losses, outputs, processes, sam
 from eqflow import times, weights
 from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
 from eqflow.models import dit, mlp
+from eqflow.solver import evaluations
 from eqflow.training import optimizer as optimizers
 
 PROCESSES = {
@@ -223,12 +224,12 @@ def _draw(config, network, process, output, label_noise):
       predict = fields.guided(net, labels, jnp.full_like(labels, classes), scale=section.scale)
     if grid is not None:
       z = samplers.sample(solver, predict, z, grid, arrays.fold(keys, 2))
-    elif section.threshold:
+      return z, jnp.full(len(keys), evaluations(solver, grid))
+    if section.threshold:
       z, steps, _ = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
                                           threshold=section.threshold)
       return z, steps
-    else:
-      z = descent.descend(solver, predict, z, num_steps=section.num_steps)
+    z = descent.descend(solver, predict, z, num_steps=section.num_steps)
     return z, jnp.full(len(keys), section.num_steps)
 
   return draw

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Num, PyTree
+import numpy as np
 
 from eqflow import arrays, times as grids
 from eqflow.arrays import Data, Grid, Keys
@@ -45,12 +46,22 @@ def sample_path(solver: Solver, predict: Predict, z: Data, times: Grid,
   return _run(solver, predict, z, times, keys, path=True)
 
 
+def evaluations(solver: Solver, times: Grid) -> int:
+  """How often `sample` calls predict on this grid: once a step, and again at s > 0 to look ahead."""
+  times = np.asarray(times)
+  return len(times) - 1 + _looks_ahead(solver) * int((times[1:] > 0).sum())
+
+
+def _looks_ahead(solver):
+  return getattr(solver.step.func, 'looks_ahead', False)
+
+
 def _run(solver, predict, z, times, keys, *, path):
   solver = Solver(*map(arrays.pytree, solver))
   bound = solver.step.keywords
   if 'process' in bound and 'output' in bound:
     grids.check_grid(times, process=bound['process'], output=bound['output'],
-                     last=getattr(solver.step.func, 'looks_ahead', False))
+                     last=_looks_ahead(solver))
   times = jnp.asarray(times)
   if not jnp.issubdtype(times.dtype, jnp.floating):
     times = times.astype(jnp.result_type(float))

@@ -1,8 +1,5 @@
 """Configs become functions, every one of them; what does not fit is refused by name."""
 
-import importlib.util
-import pathlib
-
 import jax
 from jax import numpy as jnp
 import ml_collections
@@ -11,20 +8,10 @@ import pytest
 
 from eqflow import build
 from eqflow.training import sharding, step as steps
+from experiments import ROOT, config_file as load
 from tests import rows
 
-CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
-
-
-def load(name):
-  """The module configs/<name>.py, which is no package."""
-  spec = importlib.util.spec_from_file_location(name, CONFIGS / f'{name}.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-ALL = [(path.stem, variant) for path in sorted(CONFIGS.glob('*.py'))
+ALL = [(path.stem, variant) for path in sorted((ROOT / 'configs').glob('*.py'))
        for variant in load(path.stem).VARIANTS]
 
 

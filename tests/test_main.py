@@ -76,3 +76,27 @@ def test_train_evaluate_and_sample_from_the_command_line(tmp_path):
 
   done = eqflow(*common, '--config.train.num_examples=64')
   assert done.returncode == 2 and 'config.train.num_examples: 32 there, 64 given' in done.stderr
+
+
+@pytest.mark.long
+def test_a_run_killed_at_any_moment_goes_on_and_ends_bit_for_bit_where_an_unbroken_one_does(tmp_path):
+  flags = [DIGITS, f'--config.data.dir={tmp_path}', *TINY, '--config.train.num_examples=6400',
+           '--config.train.checkpoint_examples=320', '--config.train.log_examples=160']
+  assert eqflow(*flags, f'--workdir={tmp_path / "whole"}').returncode == 0
+  broken, killed = tmp_path / 'broken', 0
+  for seconds in (6, 7, 8, 9):
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'eqflow.main', *flags, f'--workdir={broken}'], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+      process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      killed += process.wait() < 0
+  assert killed, 'no run was killed: give it more examples'
+  assert eqflow(*flags, f'--workdir={broken}').returncode == 0
+  samples = [np.load(tmp_path / name / 'samples.npz')['samples'] for name in ('whole', 'broken')]
+  np.testing.assert_array_equal(*samples)
+  lines = [[(row['step'], row['loss']) for row in map(json.loads, path.read_text().splitlines())]
+           for path in (tmp_path / 'whole/metrics.jsonl', broken / 'metrics.jsonl')]
+  assert lines[0] == lines[1]

@@ -9,8 +9,9 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow.mix import Mix
 from eqflow import arrays, descent, oracles, outputs, processes, samplers, times
+from eqflow.mix import Mix
+from eqflow.solver import evaluations
 from tests import rows
 
 MEAN, STD = 0.7, 0.4
@@ -144,6 +145,20 @@ def test_heun_on_edm_is_the_papers_algorithm(x64):
   found = samplers.sample(samplers.heun(processes.edm, outputs.x),
                           _gaussian(processes.edm, outputs.x), jnp.asarray(z), grid)
   np.testing.assert_allclose(found, x, rtol=1e-10)
+
+
+@pytest.mark.parametrize('solver', ['ddim', 'euler', 'heun', 'ancestral'])
+@pytest.mark.parametrize('end', [0.0, 0.1])
+def test_evaluations_are_counted_as_they_are_made(solver, end):
+  calls = []
+  def predict(z, t):
+    jax.debug.callback(lambda: calls.append(1))
+    return z
+  make = getattr(samplers, solver)(LINEAR, outputs.u)
+  grid = times.uniform_grid(5, end=end)
+  samplers.sample(make, predict, jnp.ones((1, 1)), grid, jax.random.split(jax.random.key(0), 1))
+  jax.effects_barrier()
+  assert evaluations(make, grid) == len(calls)
 
 
 def test_the_path_starts_at_z_and_ends_at_the_sample():

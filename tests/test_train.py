@@ -12,7 +12,7 @@ from eqflow import build, run, sample
 from eqflow import train as training
 from eqflow.evaluate import evaluate
 from eqflow.training import checkpoint, sharding, step as steps
-from tests.test_build import load
+from experiments import config_file as load
 
 TINY = dict(width=16, depth=1, heads=2)
 

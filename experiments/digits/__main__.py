@@ -7,8 +7,6 @@ trainings is larger, and is not measured here.
 """
 
 import argparse
-import importlib.util
-import pathlib
 
 import jax
 import numpy as np
@@ -17,20 +15,11 @@ from eqflow import build, run, sample
 from eqflow.data import pipeline
 from eqflow.evaluation import report
 from eqflow.train import train
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def digits():
-  spec = importlib.util.spec_from_file_location('digits', ROOT / 'configs/digits.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
+from experiments import ROOT, config_file
 
 def measured(variant, seeds):
   """{column: 'mean ± std'} of a variant's samples against all records."""
-  config = digits().get_config(variant).lock()
+  config = config_file('digits').get_config(variant).lock()
   workdir = ROOT / f'runs/digits_{variant}'
   train(config, workdir)
   recipe = build.recipe(config)
@@ -47,7 +36,7 @@ def measured(variant, seeds):
 
 def main():
   flags = argparse.ArgumentParser()
-  flags.add_argument('--variants', default=','.join(digits().VARIANTS))
+  flags.add_argument('--variants', default=','.join(config_file('digits').VARIANTS))
   flags.add_argument('--seeds', type=int, default=3)
   given = flags.parse_args()
   rows = {}

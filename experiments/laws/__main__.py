@@ -6,9 +6,6 @@ The tests hold these to their bounds; this prints what they are.
 import itertools
 
 import jax
-
-jax.config.update('jax_enable_x64', True)
-
 from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
@@ -109,4 +106,5 @@ def main():
 
 
 if __name__ == '__main__':
-  main()
+  with jax.enable_x64(True):
+    main()

@@ -9,7 +9,6 @@ both; the median of the pairs is printed with its range.
 import argparse
 import contextlib
 import functools
-import importlib.util
 import pathlib
 import shutil
 import subprocess
@@ -26,16 +25,7 @@ from eqflow import build, outputs, processes, run, samplers, times
 from eqflow import train as training
 from eqflow.data import pipeline
 from eqflow.training import sharding, step as steps
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-def digits():
-  spec = importlib.util.spec_from_file_location('digits', ROOT / 'configs/digits.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
+from experiments import ROOT, config_file
 
 def pairs(first, second, count):
   """The ratio seconds(first)/seconds(second), taken in turn: median, least and greatest."""
@@ -56,7 +46,7 @@ def clock(function):
 
 def loop_against_step(count=7, num_steps=300):
   """train.fit, with data, log and averages, against the compiled step on one batch."""
-  config = digits().get_config()
+  config = config_file('digits').get_config()
   config.train.update(dict(sample_examples=10**9, checkpoint_examples=10**9))
   config.lock()
   recipe, mesh = build.recipe(config), sharding.device_mesh()
@@ -83,7 +73,7 @@ def loop_against_step(count=7, num_steps=300):
 
 def sample_against_calls(num_steps=50, batch=16, count=15):
   """sample with N steps against N calls of the jitted network, width 64, depth 3, 8x8x1."""
-  config = digits().get_config('flow')
+  config = config_file('digits').get_config('flow')
   module = build.model(config.model, 10)
   z = jax.random.normal(jax.random.key(0), (batch, 8, 8, 1))
   label = jnp.zeros(batch, jnp.int32)
