@@ -127,6 +127,20 @@ def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
     build.recipe(_changed('model.label_noise.name', 'logsnr', variant='flow'))
 
 
+@pytest.mark.parametrize('variant', ['eqm', 'flow'])
+def test_a_network_that_computes_in_bfloat16_trains_and_samples_in_float32(variant):
+  config = _changed('model.dtype', 'bfloat16', variant=variant)
+  recipe = build.recipe(config)
+  params = recipe.init(jax.random.key(0))
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+  keys = jax.random.split(jax.random.key(0), 4)
+  batch = {'x': jnp.zeros((4, 8, 8, 1)), 'label': jnp.zeros(4, jnp.int32),
+           'index': jnp.arange(4, dtype=jnp.uint32)}
+  losses, _ = jax.eval_shape(recipe.loss, keys, params, batch)
+  z, _ = jax.eval_shape(recipe.draw, params, keys, batch['label'])
+  assert losses.dtype == z.dtype == jnp.float32
+
+
 def test_mirroring_is_for_images():
   with pytest.raises(ValueError, match='config.data.flip=True mirrors images, but'):
     build.recipe(_changed('data.flip', True, name='toy'))
