@@ -97,7 +97,8 @@ def _optax_step(predict, z, memory, t, s, keys, *, transform):
 
 def descend(solver: Solver, field: Predict, z: Data, *, num_steps: int) -> Data:
   """z after num_steps steps of the solver on the field, from z [b, ...]. One compiled scan."""
-  return _descend(solver, arrays.pytree(field), _start(solver, z), num_steps=num_steps)
+  solver, z = _start(solver, z)
+  return _descend(solver, arrays.pytree(field), z, num_steps=num_steps)
 
 
 @jax.jit(static_argnames='num_steps')
@@ -120,7 +121,8 @@ def descend_until(solver: Solver, field: Predict, z: Data, *, max_steps: int,
   evaluation's move. norms are those last seen: norms >= threshold, or NaN, did not converge. Not
   reverse-differentiable: how long it runs depends on the samples.
   """
-  return _descend_until(solver, arrays.pytree(field), _start(solver, z), max_steps, threshold)
+  solver, z = _start(solver, z)
+  return _descend_until(solver, arrays.pytree(field), z, max_steps, threshold)
 
 
 @jax.jit
@@ -153,11 +155,11 @@ def _rest(z):
 
 
 def _start(solver, z):
-  z = jax.tree.map(jnp.asarray, z)
+  solver, z = Solver(*map(arrays.pytree, solver)), jax.tree.map(jnp.asarray, z)
   if not hasattr(jax.eval_shape(solver.init, z), 'slope'):
     raise ValueError(f'{arrays.name_of(solver.step)} keeps no slope, so it does not descend: choose '
                      'gradient_descent, nesterov or from_optax, or sample along times')
-  return z
+  return solver, z
 
 
 def _slope(predict, z, t):

@@ -20,8 +20,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
   distances is an FID: their spaces are pixels and fixed random features.
   """
   recipe = build.recipe(config)
-  run.check_evaluation(config)
-  real, label = pipeline.arrays(run.open_source(config, split=config.evaluate.split))
+  real, label = pipeline.arrays(run.evaluation_source(config))
   step, params = run.restore(config, recipe, workdir)
 
   wanted = np.resize(label, config.evaluate.num_samples)

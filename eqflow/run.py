@@ -42,16 +42,20 @@ def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Sour
   return source
 
 
-def check_evaluation(config: ConfigDict) -> None:
-  """Raises ValueError for what would fail only after training: batch, split, too few records."""
+def evaluation_source(config: ConfigDict) -> sources.Source:
+  """The records that samples are compared with: config.evaluate.split of config.data.
+
+  Raises ValueError for what would fail only after training: batch, split, too few records.
+  """
   devices = jax.device_count()
   if config.sample.batch % devices:
     raise ValueError(f'config.sample.batch={config.sample.batch} does not divide by {devices} '
                      f'device(s): choose a multiple of {devices}')
-  records = len(open_source(config, split=config.evaluate.split))
-  if records < 8:
-    raise ValueError(f'config.evaluate.split={config.evaluate.split!r} has {records} records: halves '
-                     'of at least 4 are compared by their third neighbours, so give 8 or more')
+  source = open_source(config, split=config.evaluate.split)
+  if len(source) < 8:
+    raise ValueError(f'config.evaluate.split={config.evaluate.split!r} has {len(source)} records: '
+                     'halves of at least 4 are compared by their third neighbours, so give 8 or more')
+  return source
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -28,8 +28,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
   recipe, mesh = build.recipe(config), sharding.device_mesh()
   section = config.train
   sharding.check_divides(section.batch, section.accumulate, mesh)
-  run.check_evaluation(config)
-  source = run.open_source(config)
+  source = run.evaluation_source(config)
+  if config.evaluate.split != config.data.split:
+    source = run.open_source(config)
   with run.claimed(config, workdir, source):
     return _train(config, recipe, source, mesh, workdir)
 

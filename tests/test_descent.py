@@ -117,6 +117,17 @@ def test_a_solver_of_times_does_not_descend():
     descent.descend(solver, _field, jnp.asarray(Z), num_steps=3)
 
 
+def test_a_descent_of_plain_functions_runs_too(x64):
+  def step(predict, z, memory, t, s, keys):
+    slope = predict(z, t)
+    return z - 0.05 * slope, descent.Point(slope)
+  own = descent.Solver(lambda z: descent.Point(jnp.zeros_like(z)), step)
+  given = _field, jnp.asarray(Z)
+  np.testing.assert_allclose(
+      descent.descend(own, *given, num_steps=5),
+      descent.descend(descent.gradient_descent(0.05), *given, num_steps=5), rtol=1e-12)
+
+
 def test_nan_never_counts_as_converged():
   field = lambda z, t: jnp.where(z > 3, jnp.nan, z)
   z, steps, norms = descent.descend_until(descent.gradient_descent(0.5), field,
