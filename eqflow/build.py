@@ -1,4 +1,4 @@
-"""ConfigDict -> functions: the one file with tables of names.
+"""ConfigDict -> functions.
 
 A section of a config is {'name': row of a table, **the row's numbers}. What does not fit is refused
 with a list of what exists, before anything compiles.
@@ -6,7 +6,6 @@ with a list of what exists, before anything compiles.
 
 from collections.abc import Callable
 import contextlib
-import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -16,92 +15,13 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import arrays, descent, ema, fields, losses, outputs, processes, samplers
-from eqflow import times, weights
+from eqflow import arrays, descent, ema, fields, losses, samplers, times
+from eqflow.names import (
+    DENSITIES, DESCENTS, DTYPES, GRIDS, LABELS, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES, SCHEDULES,
+    SOLVERS, WEIGHTS)
 from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
-from eqflow.models import dit, mlp
 from eqflow.solver import evaluations
 from eqflow.training import optimizer as optimizers
-
-PROCESSES = {
-    'linear': processes.linear,
-    'cosine': processes.cosine,
-    'variance_preserving': processes.variance_preserving,
-    'edm': processes.edm,
-    'shifted': processes.shifted,
-}
-OUTPUTS = {
-    'x': outputs.x,
-    'eps': outputs.eps,
-    'v': outputs.v,
-    'u': outputs.u,
-    'score': outputs.score,
-    'edm': outputs.edm,
-    'equilibrium': outputs.equilibrium,
-}
-DECAYS = {
-    'constant': outputs.constant_decay,
-    'linear': outputs.linear_decay,
-    'truncated': outputs.truncated_decay,
-    'piecewise': outputs.piecewise_decay,
-}
-DENSITIES = {
-    'uniform': lambda: times.uniform,
-    'uniform_on': times.uniform_on,
-    'logit_normal': times.logit_normal,
-    'lognormal': times.lognormal,
-}
-WEIGHTS = {
-    'ones': weights.ones,
-    'edm': weights.edm,
-    'on_logsnr': weights.on_logsnr,
-}
-SPECTRA = {
-    'sigmoid': weights.sigmoid,
-    'min_snr': weights.min_snr,
-}
-SCALES = {
-    'unit': fields.unit,
-    'unit_variance': fields.unit_variance,
-}
-LABELS = {
-    'time': fields.time,
-    'logsnr': fields.logsnr,
-    'quarter_log_sigma': fields.quarter_log_sigma,
-    'table_index': fields.table_index,
-    'none': fields.none,
-}
-SOLVERS = {
-    'ddim': samplers.ddim,
-    'euler': samplers.euler,
-    'heun': samplers.heun,
-    'ancestral': samplers.ancestral,
-}
-DESCENTS = {
-    'gradient_descent': descent.gradient_descent,
-    'nesterov': descent.nesterov,
-}
-GRIDS = {
-    'uniform': times.uniform_grid,
-    'karras': times.karras_grid,
-    'logsnr': times.logsnr_grid,
-}
-MODELS = {
-    'mlp': mlp.MLP,
-    'dit': dit.DiT,
-    **{f'DiT-{size}/{patch}': functools.partial(dit.DiT, patch=patch, **numbers)
-       for size, numbers in dit.SIZES.items() for patch in (2, 4, 8)},
-}
-SCHEDULES = {
-    'constant': optimizers.constant,
-    'cosine': optimizers.cosine,
-    'inverse_square_root': optimizers.inverse_square_root,
-}
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
-
-# A number that is itself a function is a section of its own, found by the key it stands under.
-NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA}
-
 
 class Recipe(NamedTuple):
   """What a config means: pure functions, and the optimizer that they are trained with."""

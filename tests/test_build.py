@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from eqflow import build
+from eqflow import build, names
 from eqflow.training import sharding, step as steps
 from experiments import ROOT, config_file as load
 from tests import rows
@@ -39,9 +39,9 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
 
 
 def test_every_row_of_the_tables_is_held_to_the_laws():
-  assert set(build.PROCESSES) <= set(rows.PROCESSES)
-  assert set(build.OUTPUTS) <= {name.split('_')[0] for name in rows.OUTPUTS}
-  assert set(build.DECAYS) <= set(rows.DECAYS)
+  assert set(names.PROCESSES) <= set(rows.PROCESSES)
+  assert set(names.OUTPUTS) <= {name.split('_')[0] for name in rows.OUTPUTS}
+  assert set(names.DECAYS) <= set(rows.DECAYS)
 
 
 def _changed(path, value, name='digits', variant=None):
