@@ -16,16 +16,22 @@ from eqflow.processes import Process
 from eqflow.times import Density
 from eqflow.weights import Weight
 
+# Which noise goes with which data.
+Coupling = Callable[[Keys, Data], Data]
+
 
 def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, output: Output,
                   density: Density, u: Float[Array, 'b'] | None = None,
+                  coupling: Coupling = arrays.noise_like, target: Predict | None = None,
                   space: Output | None = None, weight: Weight = weights.ones,
                   uncertainty: Callable | None = None) -> tuple[Float[Array, 'b'], dict[str, Any]]:
   """weight(t) mean (predict(z, t) - output)^2 in `space`, per example [b], and aux.
 
   t = density.quantile(u), z = alpha x + sigma eps. u [b] in (0, 1) and eps come from keys [b], one
-  per example; u may be given. The mean is over all coordinates of all leaves of x. The error in
-  `space` (default: the output's own) is the output's times gain(space <- output). With
+  per example; u may be given, and eps = coupling(keys, x) is independent of x by default. The mean
+  is over all coordinates of all leaves of x. With target, predict is compared with target(z, t), a
+  marginal field or a teacher, instead of the vector of this x and eps. The error in `space`
+  (default: the output's own) is the output's times gain(space <- output). With
   uncertainty, r = uncertainty(t) [b], the loss is exp(-r) loss + r. aux holds t, logsnr and error,
   the unweighted squared error in `space`, each [b]. x is cast to t's dtype. Raises ValueError where
   predict's shapes are not z's.
@@ -35,13 +41,13 @@ def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, ou
   _check_shape('u', u, b)
   t = density.quantile(u)
   x = jax.tree.map(lambda a: _floating(a).astype(t.dtype), x)
-  eps = arrays.noise_like(arrays.fold(keys, 1), x)
+  eps = coupling(arrays.fold(keys, 1), x)
   state, out = process(t), output(process, t)
   z = mix(state, x, eps)
   y = predict(z, t)
   arrays.check_alike('predict returned', y, 'z', z)
   # The target leads, so that the difference has its dtype where the network computes in less.
-  miss = arrays.combine((1, mix(out, x, eps)), (-1, y))
+  miss = arrays.combine((1, mix(out, x, eps) if target is None else target(z, t)), (-1, y))
   error = arrays.square_norm(miss) / arrays.coordinates(x)
   if space is not None:
     error = error * jnp.square(gain(space(process, t), state=state, out=out))
