@@ -17,7 +17,7 @@ from eqflow import arrays, processes
 from eqflow.arrays import Coef, Data
 from eqflow.mix import remix
 from eqflow.outputs import Output
-from eqflow.processes import Process
+from eqflow.processes import Process, Transport
 
 Network = Callable[[Data, Float[Array, 'b'], Any], Data]
 Predict = Callable[[Data, Float[Array, 'b']], Data]
@@ -93,6 +93,18 @@ def as_output(predict: Predict, *, process: Process, output: Output, to: Output)
 
 def _as_output(z, t, *, predict, process, output, to):
   return remix(to(process, t), state=process(t), out=output(process, t), z=z, y=predict(z, t))
+
+
+def transported(predict: Predict, transport: Transport) -> Predict:
+  """(z, t) -> predict(scale(t) z, time(t)): a network trained on process_a, on states of process_b.
+
+  What it predicts is a vector of process_a's: `outputs.transported` on process_b.
+  """
+  return Partial(_transported, predict=arrays.pytree(predict), transport=transport)
+
+
+def _transported(z, t, *, predict, transport):
+  return predict(arrays.combine((transport.scale(t), z)), transport.time(t))
 
 
 def guided(network: Network, condition: Any, null: Any, *,

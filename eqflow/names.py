@@ -13,13 +13,16 @@ PROCESSES = {
     'cosine': processes.cosine,
     'variance_preserving': processes.variance_preserving,
     'edm': processes.edm,
+    'sub_vp': processes.sub_vp,
     'shifted': processes.shifted,
+    'logsnr_shifted': processes.logsnr_shifted,
 }
 OUTPUTS = {
     'x': outputs.x,
     'eps': outputs.eps,
     'v': outputs.v,
     'u': outputs.u,
+    'displacement': outputs.displacement,
     'score': outputs.score,
     'edm': outputs.edm,
     'equilibrium': outputs.equilibrium,

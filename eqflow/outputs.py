@@ -6,6 +6,7 @@
 | eps | (0, 1) | alpha | alpha -> 0 |
 | v | (-sigma, alpha) | alpha^2 + sigma^2 | never |
 | u | (alpha', sigma') | alpha sigma' - sigma alpha' | never on the linear process |
+| displacement | (-1, 1) | alpha + sigma | never |
 | score | (0, -1/sigma) | -alpha/sigma | alpha -> 0 |
 | edm | (sigma, -sd^2 alpha)/(sd n) | -n/sd | never |
 | equilibrium | (-c, c) | (alpha + sigma) c | at data, on purpose |
@@ -51,6 +52,12 @@ def u(process: Process, t: Coef) -> Mix:
 
 
 @Partial
+def displacement(process: Process, t: Coef) -> Mix:
+  """eps - x = (-1, 1): the way from data to noise, on any process; u on the linear one."""
+  return Mix(-jnp.ones_like(t), jnp.ones_like(t))
+
+
+@Partial
 def score(process: Process, t: Coef) -> Mix:
   """-eps/sigma, whose mean given z is grad log p(z)."""
   state = process(t)
@@ -77,6 +84,15 @@ def equilibrium(process: Process, t: Coef, *, decay: Callable) -> Mix:
   state = process(t)
   c = decay(state.x / (state.x + state.eps))
   return Mix(-c, c)
+
+
+def transported(process: Process, t: Coef, *, output: Output, process_a: Process,
+                time: Callable) -> Mix:
+  """output(process_a, time(t)): the vector that a network trained on process_a gives on another.
+
+  time is that of `processes.transport`.
+  """
+  return output(process_a, time(t))
 
 
 def constant_decay(gamma: Coef, *, gain: ArrayLike = 1.0) -> Coef:

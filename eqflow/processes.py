@@ -6,12 +6,15 @@ stand; the others get their numbers from one `jax.tree_util.Partial`.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
+import numpy as np
 
+from eqflow import arrays, tables
 from eqflow.arrays import Coef, Number
 from eqflow.mix import Mix
 
@@ -40,8 +43,46 @@ def variance_preserving(t: Coef, *, beta_min: ArrayLike,
   DDPM in continuous time [Song+ 2011.13456, appendix C]; 0.1 and 20 there. Its velocity is infinite
   at t = 0.
   """
-  log_alpha = -t * t * (beta_max - beta_min) / 4 - t * beta_min / 2
+  log_alpha = _log_alpha(t, beta_min, beta_max)
   return Mix(jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha)))
+
+
+def sub_vp(t: Coef, *, beta_min: ArrayLike, beta_max: ArrayLike) -> Mix:
+  """alpha of `variance_preserving`, sigma = 1 - alpha^2: less noise at every t, the same ends.
+
+  Of bounded velocity at t = 0 [Song+ 2011.13456, appendix C].
+  """
+  log_alpha = _log_alpha(t, beta_min, beta_max)
+  return Mix(jnp.exp(log_alpha), -jnp.expm1(2 * log_alpha))
+
+
+def _log_alpha(t, beta_min, beta_max):
+  # No number beyond t = 1, which no network has seen; a grid that leaves [0, 1] is so refused.
+  return jnp.where(t <= 1, -t * t * (beta_max - beta_min) / 4 - t * beta_min / 2, jnp.nan)
+
+
+def discrete(t: Coef, *, angles: Float[ArrayLike, 'n']) -> Mix:
+  """(cos a, sin a), a = angles[T t], linear between the entries: a table of T steps, T = n - 1.
+
+  angles come from `table_angles`. Not a number outside [0, 1].
+  """
+  place = jnp.asarray(t) * (len(angles) - 1)
+  k = jnp.clip(jnp.floor(place), 0, len(angles) - 2).astype(int)
+  angles = jnp.asarray(angles)
+  angle = angles[k] + (place - k) * (angles[k + 1] - angles[k])
+  angle = jnp.where((place >= 0) & (place <= len(angles) - 1), angle, jnp.nan)
+  # A sine of the complement is exactly 0 at a right angle, where alpha_bar is 0.
+  return Mix(jnp.sin(jnp.pi / 2 - angle), jnp.sin(angle))
+
+
+def table_angles(alphas_cumprod: tables.Table) -> Float[np.ndarray, 'n']:
+  """atan2(sigma, alpha) at t = 0, 1/T, ..., 1 for alpha = sqrt(alphas_cumprod), float64 [T + 1].
+
+  The first angle is 0, clean data; entry k of the table stands at t = (k + 1)/T. Raises ValueError
+  for a table that does not fall, leaves [0, 1] or is not finite.
+  """
+  table = tables.check(alphas_cumprod)
+  return np.append(0.0, np.arctan2(np.sqrt(1 - table), np.sqrt(table)))
 
 
 @Partial
@@ -67,6 +108,18 @@ def shifted(t: Coef, *, process: Process, shift: ArrayLike) -> Mix:
   """
   # The denominator is 1 + (shift - 1) t, written so that 1 is mapped to 1 exactly.
   return process(shift * t / (shift * t + (1 - t)))
+
+
+def logsnr_shifted(t: Coef, *, process: Process, shift: ArrayLike) -> Mix:
+  """process(t) with log-SNR lambda + shift and the same alpha^2 + sigma^2.
+
+  At a resolution higher by r, noise averages out over r^2 pixels: shift = -2 log(r) makes up for
+  it [Hoogeboom+ 2301.11093, section 3.1].
+  """
+  state = process(t)
+  alpha, sigma = state.x * jnp.exp(shift / 4), state.eps * jnp.exp(-shift / 4)
+  c = jnp.hypot(state.x, state.eps) / jnp.hypot(alpha, sigma)
+  return Mix(c * alpha, c * sigma)
 
 
 def rate(process: Process, t: Coef) -> Mix:
@@ -117,6 +170,40 @@ def time_of_logsnr(process: Process, value: Float[ArrayLike, '...'], *, low: Num
   slope = jax.lax.stop_gradient(logsnr_rate(process, t_inside))
   surplus = jnp.where(inside, value, 0) - logsnr(process, t_inside)
   return t + jnp.where(inside, (surplus - jax.lax.stop_gradient(surplus)) / slope, 0)
+
+
+class Transport(NamedTuple):
+  """Where a state of one process stands on another: z_a = scale(t) z_b, at the time time(t)."""
+  time: Callable[[Coef], Coef]
+  scale: Callable[[Coef], Coef]
+
+
+def transport(process_a: Process, process_b: Process, *, low: Number = 0.0,
+              high: Number = 1.0) -> Transport:
+  """(time, scale): a state z of process_b at t is the state scale(t) z of process_a at time(t).
+
+  The two are equally noisy there, so a network trained on process_a serves process_b:
+  `fields.transported` and `outputs.transported`. process_a's times are sought in [low, high]; EDM's
+  t is not bounded by 1. Where process_b leaves process_a's range of log-SNR, time is not a number.
+  """
+  a, b = arrays.pytree(process_a), arrays.pytree(process_b)
+  bound = dict(process_a=a, process_b=b, low=low, high=high)
+  return Transport(Partial(_transported_time, **bound), Partial(_transported_scale, **bound))
+
+
+def _transported_time(t, *, process_a, process_b, low, high):
+  value = logsnr(process_b, _floating(t))
+  ends = logsnr(process_a, jnp.stack([_floating(high), _floating(low)]))
+  # Rounding of two ways to the same log-SNR is no difference.
+  slack = 1e-5
+  within = (value >= ends[0] - slack) & (value <= ends[1] + slack)
+  return jnp.where(within, time_of_logsnr(process_a, value, low=low, high=high), jnp.nan)
+
+
+def _transported_scale(t, *, process_a, process_b, low, high):
+  time = _transported_time(t, process_a=process_a, process_b=process_b, low=low, high=high)
+  a, b = process_a(time), process_b(t)
+  return jnp.hypot(a.x, a.eps) / jnp.hypot(b.x, b.eps)
 
 
 def _floating(a):

@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import processes
+from eqflow import processes, sde, tables
 from tests import rows
 
 UNIT = [name for name in rows.PROCESSES if name != 'edm']
@@ -100,3 +100,114 @@ def test_processes_are_jit_arguments_and_a_new_number_is_no_new_trace():
   # d alpha/d beta_max = -t^2/4 alpha.
   expected = -0.25 / 4 * np.exp(-0.25 * 19.9 / 4 - 0.025)
   np.testing.assert_allclose(by_number.keywords['beta_max'], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('table,terminal', [
+    (tables.scaled_linear, 0.0682649), (tables.linear, 0.00635282), (tables.cosine, 4.92825e-5)])
+def test_the_known_tables_end_where_they_are_known_to(table, terminal):
+  alpha = np.sqrt(table(1000))
+  assert abs(alpha[-1] / terminal - 1) < 1e-5, f'sqrt(alpha_bar_T) is {alpha[-1]:.6g}'
+  rescaled = np.sqrt(tables.zero_terminal_snr(table(1000)))
+  assert rescaled[-1] == 0 and abs(rescaled[0] - alpha[0]) < 1e-15
+  # Equal steps of alpha stay equal: the map is affine.
+  np.testing.assert_allclose(np.diff(rescaled)[400] / np.diff(rescaled)[10],
+                             np.diff(alpha)[400] / np.diff(alpha)[10], rtol=1e-9)
+
+
+def test_a_table_is_exact_at_its_entries_and_turns_evenly_between(x64):
+  table = tables.zero_terminal_snr(tables.scaled_linear(50))
+  process = Partial(processes.discrete, angles=processes.table_angles(table))
+  at_entries = process(jnp.arange(1, 51) / 50)
+  np.testing.assert_allclose(at_entries.x, np.sqrt(table), atol=1e-15)
+  np.testing.assert_allclose(at_entries.eps, np.sqrt(1 - table), atol=1e-15)
+  assert process(jnp.float64(1.0)).x == 0 and process(jnp.float64(0.0)) == (1, 0)
+  angle = lambda t: float(np.arctan2(*process(jnp.float64(t))[::-1]))
+  between = 0.75 * angle(7 / 50) + 0.25 * angle(8 / 50)
+  np.testing.assert_allclose(angle(7.25 / 50), between, rtol=1e-13)
+
+
+def test_pure_noise_is_exactly_that_in_float32_too():
+  angles = processes.table_angles(tables.zero_terminal_snr(tables.cosine()))
+  assert processes.discrete(jnp.float32(1), angles=jnp.asarray(angles, jnp.float32)) == (0, 1)
+
+
+@pytest.mark.parametrize('table,refusal', [
+    (tables.linear()[::-1], r'alphas_cumprod\[0\]=4.03.* is followed by'),
+    (np.array([0.9, 0.9]), 'a table falls'), (np.array([0.9, np.nan]), '1 entries that are not finite'),
+    (np.array([1.2, 0.5]), r'lie in \[0, 1\]'), (np.array([0.5, -0.1]), r'lie in \[0, 1\]'),
+    (np.array([0.5]), 'two or more')])
+def test_what_is_no_table_is_refused(table, refusal):
+  with pytest.raises(ValueError, match=refusal):
+    processes.table_angles(table)
+  with pytest.raises(ValueError, match=refusal):
+    tables.zero_terminal_snr(table)
+
+
+def test_a_log_snr_shift_moves_the_log_snr_and_keeps_the_norm(x64):
+  t = rows.times('linear', 33, 'float64')
+  for plain in (processes.linear, rows.PROCESSES['variance_preserving']):
+    moved = Partial(processes.logsnr_shifted, process=plain, shift=-1.5)
+    fall = processes.logsnr(moved, t) - processes.logsnr(plain, t)
+    np.testing.assert_allclose(fall, -1.5, rtol=1e-10)
+    np.testing.assert_allclose(np.hypot(*moved(t)), np.hypot(*plain(t)), rtol=1e-14)
+
+
+def test_sub_vp_has_the_square_of_vps_noise(x64):
+  t = rows.times('linear', 33, 'float64')
+  less, more = rows.PROCESSES['sub_vp'](t), rows.PROCESSES['variance_preserving'](t)
+  np.testing.assert_allclose(less.x, more.x, rtol=1e-15)
+  np.testing.assert_allclose(less.eps, more.eps**2, rtol=1e-13)
+
+
+def test_drift_and_diffusion_of_the_cosine_process_are_known(x64):
+  # alpha = cos(pi t/2), so f = -(pi/2) tan(pi t/2) and g^2 = pi tan(pi t/2).
+  t = jnp.linspace(0.1, 0.9, 17)
+  tangent = np.tan(np.pi / 2 * t)
+  np.testing.assert_allclose(sde.drift(processes.cosine, t), -np.pi / 2 * tangent, rtol=1e-12)
+  np.testing.assert_allclose(sde.square_diffusion(processes.cosine, t), np.pi * tangent, rtol=1e-12)
+
+
+def test_the_process_of_a_drift_and_a_diffusion_is_the_one_they_came_from(x64):
+  t = jnp.linspace(0.1, 0.9, 17)
+  cases = {
+      'cosine': (processes.cosine, lambda t: -np.pi / 2 * jnp.tan(np.pi / 2 * t),
+                 lambda t: np.pi * jnp.tan(np.pi / 2 * t)),
+      'variance_preserving': (rows.PROCESSES['variance_preserving'],
+                              lambda t: -(0.1 + 19.9 * t) / 2, lambda t: 0.1 + 19.9 * t),
+      'edm': (processes.edm, jnp.zeros_like, lambda t: 2 * t),
+  }
+  for name, (expected, f, g2) in cases.items():
+    found = sde.process(t, drift=f, square_diffusion=g2)
+    for a, b in zip(found, expected(t)):
+      np.testing.assert_allclose(a, b, rtol=1e-9, err_msg=name)
+  # cos and sin of 54 degrees; without the factor alpha before the root, sigma would be 1.376.
+  at = sde.process(0.6, drift=cases['cosine'][1], square_diffusion=cases['cosine'][2])
+  assert abs(float(at.eps) - 0.809017) < 1e-6
+
+
+def test_the_noise_of_a_backward_sde_is_a_share_of_the_forward_noise(x64):
+  t = jnp.linspace(0.1, 0.9, 5)
+  noise = sde.noise(processes.cosine, t, eta=0.3)
+  np.testing.assert_allclose(noise, 0.3 * np.sqrt(np.pi * np.tan(np.pi / 2 * t)), rtol=1e-12)
+  np.testing.assert_allclose(sde.stochasticity(processes.cosine, t, noise=noise), 0.3, rtol=1e-12)
+  # w = (eta g)^2/2 is SBDM's coefficient with norm eta^2.
+  np.testing.assert_allclose(noise**2 / 2, sde.sbdm(processes.cosine, t, norm=0.09), rtol=1e-12)
+
+
+@pytest.mark.parametrize('a,b', [('cosine', 'linear'), ('linear', 'cosine'), ('edm', 'linear'),
+                                 ('variance_preserving', 'discrete')])
+def test_a_transported_state_is_the_other_processs_state(a, b, x64):
+  first, second = rows.PROCESSES[a], rows.PROCESSES[b]
+  t = rows.times(b, 33, 'float64')
+  t = t[processes.logsnr(second, t) > -9]
+  time, scale = processes.transport(first, second, high=200.0 if a == 'edm' else 1.0)
+  for there, here in zip(first(time(t)), second(t)):
+    np.testing.assert_allclose(there, scale(t) * here, rtol=1e-7)
+
+
+def test_transport_reaches_pure_noise_and_says_where_it_cannot(x64):
+  one = jnp.float64(1.0)
+  time, scale = processes.transport(processes.linear, processes.cosine)
+  assert float(time(one)) == 1 and float(scale(one)) == 1
+  beyond = processes.transport(rows.PROCESSES['variance_preserving'], processes.linear).time(one)
+  assert np.isnan(beyond), 'a process that keeps some data has no state of pure noise'

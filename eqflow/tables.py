@@ -1,0 +1,66 @@
+"""Tables of DDPM's discrete time: alpha_bar_k = alpha_k^2 for k = 0 to T - 1, numpy float64.
+
+Entry k is the state after k + 1 noising steps, t = (k + 1)/T. `processes.table_angles` makes a
+process of a table, one that runs between the entries too.
+"""
+
+from jaxtyping import Float
+import numpy as np
+
+from eqflow.arrays import Number
+
+Table = Float[np.ndarray, 'T']
+
+
+def linear(num: int = 1000, *, beta_min: Number = 1e-4, beta_max: Number = 0.02) -> Table:
+  """prod (1 - beta), beta even from beta_min to beta_max: DDPM [Ho+ 2006.11239, section 4]."""
+  return _cumulated(np.linspace(beta_min, beta_max, num))
+
+
+def scaled_linear(num: int = 1000, *, beta_min: Number = 0.00085,
+                  beta_max: Number = 0.012) -> Table:
+  """prod (1 - beta), sqrt(beta) even between the ends' square roots: Stable Diffusion's table."""
+  return _cumulated(np.linspace(beta_min**0.5, beta_max**0.5, num) ** 2)
+
+
+def cosine(num: int = 1000, *, offset: Number = 0.008, max_beta: Number = 0.999) -> Table:
+  """prod (1 - beta), beta = min(max_beta, 1 - f((k+1)/T)/f(k/T)), f = cos^2: improved DDPM's.
+
+  f(t) = cos^2(pi/2 (t + offset)/(1 + offset)) [Nichol & Dhariwal 2102.09672, eq. 17].
+  """
+  f = np.cos(np.pi / 2 * (np.linspace(0, 1, num + 1) + offset) / (1 + offset)) ** 2
+  return _cumulated(np.minimum(max_beta, 1 - f[1:] / f[:-1]))
+
+
+def _cumulated(betas):
+  if not ((betas > 0) & (betas < 1)).all():
+    raise ValueError(f'betas from {betas.min():.4g} to {betas.max():.4g}: each step keeps a part '
+                     'of the state, so 0 < beta < 1')
+  return np.cumprod(1 - betas)
+
+
+def zero_terminal_snr(alphas_cumprod: Table) -> Table:
+  """The table moved and stretched in alpha so that alpha_T = 0; alpha of the first step is kept.
+
+  No output that is blind at pure noise (eps, score) can be trained or sampled there
+  [Lin+ 2305.08891, algorithm 1].
+  """
+  alpha = np.sqrt(check(alphas_cumprod))
+  return np.square((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1]))
+
+
+def check(alphas_cumprod: Table) -> Table:
+  """The table as float64. Raises ValueError unless it falls from at most 1 to no less than 0."""
+  table = np.asarray(alphas_cumprod, np.float64)
+  if table.ndim != 1 or len(table) < 2 or not np.isfinite(table).all():
+    raise ValueError(f'a table of shape {table.shape} with '
+                     f'{int((~np.isfinite(table)).sum())} entries that are not finite: give '
+                     'alphas_cumprod, two or more finite numbers')
+  if (np.diff(table) >= 0).any():
+    at = int(np.argmax(np.diff(table) >= 0))
+    raise ValueError(f'alphas_cumprod[{at}]={table[at]:.6g} is followed by {table[at + 1]:.6g}: a '
+                     'table falls, as each step adds noise; give the cumulated product of 1 - beta')
+  if table[0] > 1 or table[-1] < 0:
+    raise ValueError(f'alphas_cumprod from {table[0]:.6g} to {table[-1]:.6g}: squares of alpha lie '
+                     'in [0, 1]')
+  return table
