@@ -147,8 +147,8 @@ def logsnr_rate(process: Process, t: Coef) -> Coef:
   return jax.jvp(lambda t: logsnr(process, t), (t,), (jnp.ones_like(t),))[1]
 
 
-def time_of_logsnr(process: Process, value: Float[ArrayLike, '...'], *, low: Number = 0.0,
-                   high: Number = 1.0) -> Float[Array, '...']:
+def time_of_logsnr(process: Process, value: Float[ArrayLike, '...'], *, low: ArrayLike = 0.0,
+                   high: ArrayLike = 1.0) -> Float[Array, '...']:
   """The t in [low, high] at which logsnr(process, t) = value, by 60 bisections.
 
   Differentiable in `value` and in the process's numbers: dt/dlambda = 1/(dlambda/dt). A value out

@@ -8,9 +8,7 @@ w = (eta g)^2/2 may be any function of time: eta = 0 is the probability-flow ODE
 
 from collections.abc import Callable
 
-import jax
 from jax import numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 import numpy as np
 

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Num, PyTree
 import numpy as np
 
 from eqflow import arrays, times as grids
 from eqflow.arrays import Data, Grid, Keys
 from eqflow.fields import Predict
+from eqflow.outputs import Output
+from eqflow.processes import Process
 
 
 class Solver(NamedTuple):
@@ -29,13 +32,26 @@ def no_memory(z: Data) -> tuple:
   return ()
 
 
+def assemble(step: Callable, process: Process, output: Output, *, init: Callable = no_memory,
+             **bound: Any) -> Solver:
+  """Solver(init, step) with process, output and whatever else is bound to a module-level step.
+
+  Attributes of the step say what `sample` must know: `draws`, it needs keys; `looks_ahead`, it
+  evaluates the network at s too.
+  """
+  return Solver(arrays.pytree(init), Partial(
+      step, process=arrays.pytree(process), output=arrays.pytree(output), **bound))
+
+
 def sample(solver: Solver, predict: Predict, z: Data, times: Grid,
            keys: Keys | None = None) -> Data:
   """z carried from times[0] to times[-1], one step a pair of times: a sample [b, ...].
 
   z is the state at times[0] (noise, scaled as the process asks). keys [b] feed solvers that draw:
   step i uses fold_in(keys, i). One compiled scan; solvers, networks and times of the same shapes
-  share it. Raises ValueError where the solver's output is blind on the grid, before compiling.
+  share it. A grid may rise, from data to noise, where the solver draws none: that inverts a sample.
+  Raises ValueError, before compiling, where the solver's output is blind on the grid or a solver
+  that draws has no keys.
   """
   return _run(solver, predict, z, times, keys, path=False)
 
@@ -56,17 +72,50 @@ def _looks_ahead(solver):
   return getattr(solver.step.func, 'looks_ahead', False)
 
 
+def contributions(solver: Solver, times: Grid) -> np.ndarray:
+  """h_t = d sample/d y_t, the weight of the prediction at each time in the sample; float64 [n].
+
+  For solvers that are linear in what the network predicts, whatever it predicts:
+  sample = sum_t h_t y_t + what comes of the first state and of the noise drawn.
+  """
+  with jax.enable_x64(True):
+    times = jnp.asarray(np.asarray(times, np.float64))
+    keys = jax.random.split(jax.random.key(0), 1)
+    def end(y):
+      predict = Partial(_looked_up, times=times, y=y)
+      return sample(solver, predict, jnp.zeros((1, 1)), times, keys)[0, 0]
+    return np.asarray(jax.grad(end)(jnp.zeros(len(times))))
+
+
+def _looked_up(z, t, *, times, y):
+  return y[jnp.argmin(jnp.abs(times - t[0]))] * jnp.ones_like(z)
+
+
 def _run(solver, predict, z, times, keys, *, path):
   solver = Solver(*map(arrays.pytree, solver))
-  bound = solver.step.keywords
-  if 'process' in bound and 'output' in bound:
-    grids.check_grid(times, process=bound['process'], output=bound['output'],
-                     last=_looks_ahead(solver))
+  _check(solver, times, keys)
   times = jnp.asarray(times)
   if not jnp.issubdtype(times.dtype, jnp.floating):
     times = times.astype(jnp.result_type(float))
   z = jax.tree.map(jnp.asarray, z)
   return _scan(solver, arrays.pytree(predict), z, times, keys, path=path)
+
+
+def _check(solver, times, keys):
+  bound = solver.step.keywords
+  if 'process' in bound and 'output' in bound:
+    grids.check_grid(times, process=bound['process'], output=bound['output'],
+                     diffusion=bound.get('diffusion'), last=_looks_ahead(solver))
+    if bound.get('along') is not None:
+      grids.check_grid(times, process=bound['process'], output=bound['along'])
+  if not getattr(solver.step.func, 'draws', False):
+    return
+  name = arrays.name_of(solver.step).strip('_').removesuffix('_step')
+  if keys is None:
+    raise ValueError(f'{name} draws noise: give sample(..., keys=...) one key per example')
+  if not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
+    raise ValueError(f'{name} draws noise, so it steps towards data only, but the times rise: '
+                     'invert with a solver that draws none, such as ddim or heun')
 
 
 @jax.jit(static_argnames='path')

@@ -2,7 +2,7 @@
 
 A density is its quantile function and its pdf; u in (0, 1) comes from a key or from a
 low-discrepancy sequence, so every density can be stratified. Grids are numpy float64, falling from
-noise to data; the predictor is evaluated at every entry but the last.
+noise to data (or rising, to invert); the predictor is evaluated at every entry but the last.
 """
 
 from collections.abc import Callable
@@ -106,14 +106,54 @@ def uniform_grid(num_steps: int, start: Number = 1.0, end: Number = 0.0) -> np.n
   return np.linspace(start, end, _positive(num_steps) + 1)
 
 
-def karras_grid(num_steps: int, *, sigma_min: Number = 0.002, sigma_max: Number = 80.0,
-                rho: Number = 7.0) -> np.ndarray:
-  """num_steps sigmas even in sigma^(1/rho) from sigma_max to sigma_min, then 0; float64.
+def karras_grid(num_steps: int, *, process: Process = processes.edm, sigma_min: Number = 0.002,
+                sigma_max: Number = 80.0, rho: Number = 7.0) -> np.ndarray:
+  """num_steps times even in sigma^(1/rho), sigma_max to sigma_min, then 0; float64.
 
-  For the `edm` process, whose t is sigma [Karras+ 2206.00364, eq. 5].
+  sigma is the noise-to-signal ratio, the time itself on `edm` [Karras+ 2206.00364, eq. 5]. rho = 1
+  is even in sigma. Raises ValueError where a bounded process does not reach sigma_max.
   """
   ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-  return np.append(np.linspace(*ends, _positive(num_steps)) ** rho, 0.0)
+  sigma = np.linspace(*ends, _positive(num_steps)) ** rho
+  if process is processes.edm:
+    return np.append(sigma, 0.0)
+  with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    times = processes.time_of_logsnr(process, jnp.asarray(-2 * np.log(sigma)))
+    reached = processes.noise_to_signal(process, times)
+  if not np.allclose(reached, sigma, rtol=1e-6):
+    raise ValueError(f'sigma from {sigma_max} to {sigma_min} on {arrays.name_of(process)!r}, whose '
+                     f'sigma/alpha goes up to {float(reached[0]):.6g}: choose sigma_max within')
+  return np.append(times, 0.0)
+
+
+def leading_grid(num_steps: int, *, table_size: int = 1000, offset: int = 0) -> np.ndarray:
+  """Times of a table's entries k (T//n), k = n - 1 to 0, moved by `offset` entries; then 0.
+
+  For a table of T = table_size, whose entry k is t = (k + 1)/T. It never starts at pure noise
+  [Lin+ 2305.08891, table 2].
+  """
+  entries = np.arange(_positive(num_steps)) * (table_size // num_steps) + offset
+  return _entries(entries[::-1], table_size)
+
+
+def linspace_grid(num_steps: int, *, table_size: int = 1000) -> np.ndarray:
+  """Times of n entries of a table of T, rounded from an even spacing of 0 to T - 1; then 0."""
+  return _entries(np.round(np.linspace(0, table_size - 1, _positive(num_steps)))[::-1], table_size)
+
+
+def trailing_grid(num_steps: int, *, table_size: int = 1000) -> np.ndarray:
+  """Times of entries T - 1, T - 1 - T/n, ... of a table of T; then 0. It starts at pure noise."""
+  steps = table_size - np.arange(_positive(num_steps)) * (table_size / num_steps)
+  return _entries(np.round(steps) - 1, table_size)
+
+
+def _entries(entries, table_size):
+  times = (entries + 1) / table_size
+  if times[0] > 1 or (np.diff(times) >= 0).any():
+    raise ValueError(f'{len(times)} steps over a table of {table_size} entries, from entry '
+                     f'{entries[0]:.0f} to {entries[-1]:.0f}: take fewer steps than entries, and an '
+                     f'offset that stays below {table_size}')
+  return np.append(times, 0.0)
 
 
 def logsnr_grid(num_steps: int, *, process: Process, start: Number, end: Number, low: Number = 0.0,
@@ -137,23 +177,25 @@ BLIND = 1e-6
 
 
 def check_grid(times: Grid, *, process: Process, output: Output,
-               label_noise: Callable | None = None, last: bool = False) -> None:
-  """Raises ValueError where `output` is blind, or `label_noise` not finite, on a sampling grid.
+               label_noise: Callable | None = None, diffusion: Callable | None = None,
+               last: bool = False) -> None:
+  """Raises ValueError where `output` is blind, or a function not finite, on a sampling grid.
 
   Blind means |det(state, out)| < 1e-6 |state| |out|, or coordinates that are not finite, at a time
   at which the network is evaluated: every one but the last; with `last` that too, unless it is 0.
-  Also refuses a grid that is not finite, rises, or leaves the process. Computed in float64 on the
-  host; says nothing where a number of the process or the output is traced.
+  Also refuses a grid that is not finite, turns back, or leaves the process. Computed in float64 on
+  the host; says nothing where a number of the process or the output is traced.
   """
-  if arrays.is_traced(times, process, output, label_noise):
+  given = process, output, label_noise, diffusion
+  if arrays.is_traced(times, given):
     return
   times = np.asarray(times, np.float64)
-  leaves, structure = jax.tree.flatten((process, output, label_noise))
+  leaves, structure = jax.tree.flatten(given)
   try:
     if all(isinstance(leaf, (int, float)) for leaf in leaves):
       _check_once(times.tobytes(), times.shape, structure, tuple(leaves), last)
     else:
-      _check_grid(times, process, output, label_noise, last)
+      _check_grid(times, *given, last)
   except jax.errors.TracerArrayConversionError:
     pass  # A function may have closed over a number that is traced.
 
@@ -164,13 +206,15 @@ def _check_once(times, shape, structure, leaves, last):
   _check_grid(np.frombuffer(times).reshape(shape), *jax.tree.unflatten(structure, leaves), last)
 
 
-def _check_grid(times, process, output, label_noise, last):
+def _check_grid(times, process, output, label_noise, diffusion, last):
   if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
     raise ValueError(f'times {times} of shape {times.shape}: a grid is at least two finite times')
-  if (np.diff(times) > 0).any():
-    at = int(np.argmax(np.diff(times) > 0))
-    raise ValueError(f'times rise from {times[at]:.6g} to {times[at + 1]:.6g}: '
-                     'a grid falls from noise (t = 1) to data (t = 0)')
+  steps = np.diff(times)
+  if (steps > 0).any() and (steps < 0).any():
+    falls, rises = int(np.argmax(steps < 0)), int(np.argmax(steps > 0))
+    raise ValueError(f'times fall from {times[falls]:.6g} to {times[falls + 1]:.6g} and rise from '
+                     f'{times[rises]:.6g} to {times[rises + 1]:.6g}: a grid falls from noise '
+                     '(t = 1) to data (t = 0), or rises all the way to invert')
   state = _host(process, times)
   if not (np.isfinite(state).all() and (state >= 0).all()):
     at = times[~(np.isfinite(state) & (state >= 0)).all(axis=0)][0]
@@ -182,12 +226,15 @@ def _check_grid(times, process, output, label_noise, last):
     at = evaluated[np.argmin(sight)]
     raise ValueError(f'output {arrays.name_of(output)!r} cannot give x at t={at:.6g}: '
                      f'{_remedy(process, output, at, evaluated)} or train \'v\'')
-  if label_noise is not None:
-    label = _host(lambda t: label_noise(process, t), evaluated)[0]
-    if not np.isfinite(label).all():
-      at = evaluated[~np.isfinite(label)][0]
-      raise ValueError(f'noise label {arrays.name_of(label_noise)!r} is not finite at t={at:.6g}: '
-                       'keep the grid off that time or label the noise by \'time\'')
+  for kind, function, remedy in (('noise label', label_noise, ' or label the noise by \'time\''),
+                                 ('diffusion', diffusion, ' or choose another, such as \'sigma\'')):
+    if function is None:
+      continue
+    value = _host(lambda t: function(process, t), evaluated)[0]
+    if not np.isfinite(value).all():
+      at = evaluated[~np.isfinite(value)][0]
+      raise ValueError(f'{kind} {arrays.name_of(function)!r} is not finite at t={at:.6g}: '
+                       f'keep the grid off that time{remedy}')
 
 
 def _host(function, times):

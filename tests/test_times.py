@@ -96,7 +96,7 @@ def test_the_log_snr_grid_is_even_in_log_snr_in_float64():
     ('linear', 'equilibrium_truncated', [0.5, 0.0, 0.0], r"output 'equilibrium' cannot give x at"),
     ('linear', 'score', [0.5, 0.0, 0.0], r"output 'score' cannot give x at t=0"),
     ('variance_preserving', 'u', [0.5, 0.0, 0.0], r"output 'u' cannot give x at t=0"),
-    ('linear', 'v', [0.0, 0.5, 1.0], r'times rise from 0 to 0.5'),
+    ('linear', 'v', [1.0, 0.5, 0.7], r'times fall from 1 to 0.5 and rise from 0.5 to 0.7'),
     ('linear', 'v', [1.5, 0.0], r"process 'linear' at t=1.5 is not a mix"),
     ('edm', 'v', [80.0, -1.0], r"process 'edm' at t=-1 is not a mix"),
     ('linear', 'v', [np.nan, 0.0], r'a grid is at least two finite times'),
