@@ -65,6 +65,13 @@ SOLVERS = {
     'heun': samplers.heun,
     'ancestral': samplers.ancestral,
 }
+# Where guidance acts.
+INTERVALS = {
+    'always': lambda: {},
+    'time': lambda low, high: dict(measure=fields.time, low=low, high=high),
+    'logsnr': lambda low, high: dict(measure=fields.logsnr, low=low, high=high),
+    'noise_to_signal': lambda low, high: dict(measure=processes.noise_to_signal, low=low, high=high),
+}
 DESCENTS = {
     'gradient_descent': descent.gradient_descent,
     'nesterov': descent.nesterov,
