@@ -17,7 +17,7 @@ import numpy as np
 
 from eqflow import arrays, descent, ema, fields, losses, samplers, times
 from eqflow.names import (
-    DENSITIES, DESCENTS, DTYPES, GRIDS, LABELS, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES, SCHEDULES,
+    DENSITIES, DESCENTS, DTYPES, GRIDS, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES, SCHEDULES,
     SOLVERS, WEIGHTS)
 from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
 from eqflow.solver import evaluations
@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
 def recipe(config: ConfigDict) -> Recipe:
   """Everything a run computes, from its config alone. Raises ValueError naming the key at fault."""
   check_ranges(config)
-  process = bound(PROCESSES, config.process, 'process', nested=NESTED)
+  process = bound(PROCESSES, config.process, 'process', nested=NESTED, made=MADE)
   output = bound(OUTPUTS, config.output, 'output', nested=NESTED)
   module = model(config.model, config.data.num_classes)
   scale_input = bound(SCALES, config.model.scale_input, 'model.scale_input')
@@ -159,7 +159,8 @@ def _solver(section, process, output, label_noise):
   """The solver of config.sample, and its grid of times, or None for a descent."""
   path = 'sample.solver'
   row = row_of({**SOLVERS, **DESCENTS}, section.solver, path)
-  name, found = section.solver.name, numbers(row, section.solver, path)
+  name = section.solver.name
+  found = numbers(row, section.solver, path, nested=NESTED, num_steps=section.num_steps)
   if name in DESCENTS:
     if label_noise is not fields.none:
       raise ValueError(
@@ -173,7 +174,10 @@ def _solver(section, process, output, label_noise):
   grid = called(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
   with _naming('sample.grid'):
     times.check_grid(grid, process=process, output=output, label_noise=label_noise)
-  return row(process, output, **found), grid
+  with _naming(path):
+    solver = row(process, output, **found)
+    samplers.check(solver, grid)
+  return solver, grid
 
 
 @contextlib.contextmanager

@@ -65,11 +65,7 @@ def sample_path(solver: Solver, predict: Predict, z: Data, times: Grid,
 def evaluations(solver: Solver, times: Grid) -> int:
   """How often `sample` calls predict on this grid: once a step, and again at s > 0 to look ahead."""
   times = np.asarray(times)
-  return len(times) - 1 + _looks_ahead(solver) * int((times[1:] > 0).sum())
-
-
-def _looks_ahead(solver):
-  return getattr(solver.step.func, 'looks_ahead', False)
+  return len(times) - 1 + _of(solver, 'looks_ahead') * int((times[1:] > 0).sum())
 
 
 def contributions(solver: Solver, times: Grid) -> np.ndarray:
@@ -93,7 +89,9 @@ def _looked_up(z, t, *, times, y):
 
 def _run(solver, predict, z, times, keys, *, path):
   solver = Solver(*map(arrays.pytree, solver))
-  _check(solver, times, keys)
+  check(solver, times)
+  if keys is None and _of(solver, 'draws'):
+    raise ValueError(f'{_name(solver)} draws noise: give sample(..., keys=...) one key per example')
   times = jnp.asarray(times)
   if not jnp.issubdtype(times.dtype, jnp.floating):
     times = times.astype(jnp.result_type(float))
@@ -101,21 +99,25 @@ def _run(solver, predict, z, times, keys, *, path):
   return _scan(solver, arrays.pytree(predict), z, times, keys, path=path)
 
 
-def _check(solver, times, keys):
+def check(solver: Solver, times: Grid) -> None:
+  """Raises ValueError where the solver cannot go along the grid: as `times.check_grid`, and rising."""
   bound = solver.step.keywords
   if 'process' in bound and 'output' in bound:
     grids.check_grid(times, process=bound['process'], output=bound['output'],
-                     diffusion=bound.get('diffusion'), last=_looks_ahead(solver))
+                     diffusion=bound.get('diffusion'), last=_of(solver, 'looks_ahead'))
     if bound.get('along') is not None:
       grids.check_grid(times, process=bound['process'], output=bound['along'])
-  if not getattr(solver.step.func, 'draws', False):
-    return
-  name = arrays.name_of(solver.step).strip('_').removesuffix('_step')
-  if keys is None:
-    raise ValueError(f'{name} draws noise: give sample(..., keys=...) one key per example')
-  if not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
-    raise ValueError(f'{name} draws noise, so it steps towards data only, but the times rise: '
-                     'invert with a solver that draws none, such as ddim or heun')
+  if _of(solver, 'draws') and not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
+    raise ValueError(f'{_name(solver)} draws noise, so it steps towards data only, but the times '
+                     'rise: invert with a solver that draws none, such as ddim or heun')
+
+
+def _of(solver, attribute):
+  return getattr(solver.step.func, attribute, False)
+
+
+def _name(solver):
+  return arrays.name_of(solver.step).strip('_').removesuffix('_step')
 
 
 @jax.jit(static_argnames='path')
