@@ -41,7 +41,9 @@ BASE = dict(
         schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,)),
     # threshold: a descent stops a sample where the norm of the field falls below; 0 never stops.
-    sample=dict(params='0.999', batch=600, threshold=0.0, scale=1.0),
+    # scale, rescale, interval: guidance by class, or not at 1; trained for with drop_label > 0.
+    sample=dict(params='0.999', batch=600, threshold=0.0, scale=1.0, rescale=0.0,
+                interval=dict(name='always')),
     evaluate=dict(split='all', num_samples=1_797),
 )
 

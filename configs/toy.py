@@ -35,7 +35,8 @@ BASE = dict(
         rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=25_600,
         schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,)),
-    sample=dict(params='0.999', batch=2_000, threshold=0.0, scale=1.0),
+    sample=dict(params='0.999', batch=2_000, threshold=0.0, scale=1.0, rescale=0.0,
+                interval=dict(name='always')),
     evaluate=dict(split='heldout', num_samples=2_000),
 )
 

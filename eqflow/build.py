@@ -17,8 +17,8 @@ import numpy as np
 
 from eqflow import arrays, descent, ema, fields, losses, samplers, times
 from eqflow.names import (
-    DENSITIES, DESCENTS, DTYPES, GRIDS, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES, SCHEDULES,
-    SOLVERS, WEIGHTS)
+    DENSITIES, DESCENTS, DTYPES, GRIDS, INTERVALS, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES,
+    SCALES, SCHEDULES, SOLVERS, WEIGHTS)
 from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
 from eqflow.solver import evaluations
 from eqflow.training import optimizer as optimizers
@@ -128,20 +128,15 @@ def _keep(config):
 
 
 def _draw(config, network, process, output, label_noise):
-  section, classes = config.sample, config.data.num_classes
+  section = config.sample
   solver, grid = _solver(section, process, output, label_noise)
-  if not classes and section.scale != 1:
-    raise ValueError(f'config.sample.scale={section.scale} guides by class, but '
-                     'config.data.num_classes=0: set it to 1')
+  predictor = _guidance(section, config.data.num_classes, process)
   start = process(jnp.float32(1.0 if grid is None else grid[0])).eps
 
   def draw(params, keys, labels):
     noise = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((len(keys), *config.data.shape)))
     z = arrays.combine((start, noise))
-    net = network(params)
-    predict = fields.bind(net, None)
-    if classes:
-      predict = fields.guided(net, labels, jnp.full_like(labels, classes), scale=section.scale)
+    predict = predictor(network(params), labels)
     if grid is not None:
       z = samplers.sample(solver, predict, z, grid, arrays.fold(keys, 2))
       return z, jnp.full(len(keys), evaluations(solver, grid))
@@ -153,6 +148,31 @@ def _draw(config, network, process, output, label_noise):
     return z, jnp.full(len(keys), section.num_steps)
 
   return draw
+
+
+def _guidance(section, classes, process):
+  """(network, labels) -> Predict: guided by class at config.sample.scale, in its interval."""
+  interval = called(INTERVALS, section.interval, 'sample.interval')
+  if interval:
+    with _naming('sample.interval'):
+      fields.check_interval(interval['low'], interval['high'])
+  if section.scale != 1 and not classes:
+    raise ValueError(f'config.sample.scale={section.scale} guides by class, but '
+                     'config.data.num_classes=0: set it to 1')
+  if interval and section.solver.name in DESCENTS:
+    raise ValueError(f'config.sample.interval.name={section.interval.name!r}: a descent has no time '
+                     "that guidance could be limited to; set it to 'always'")
+
+  def predictor(network, labels):
+    if not classes:
+      return fields.bind(network, None)
+    guided = fields.guided(network, labels, jnp.full_like(labels, classes), scale=section.scale,
+                           rescale=section.rescale)
+    if not interval or section.scale == 1:
+      return guided
+    return fields.on_interval(guided, fields.bind(network, labels), process=process, **interval)
+
+  return predictor
 
 
 def _solver(section, process, output, label_noise):

@@ -103,6 +103,13 @@ ANGLES = {
     'scaled_linear_zero_snr': _angles(tables.scaled_linear, tables.zero_terminal_snr),
     'cosine_zero_snr': _angles(tables.cosine, tables.zero_terminal_snr),
 }
+# Where guidance acts.
+INTERVALS = {
+    'always': lambda: {},
+    'time': lambda low, high: dict(measure=fields.time, low=low, high=high),
+    'logsnr': lambda low, high: dict(measure=fields.logsnr, low=low, high=high),
+    'noise_to_signal': lambda low, high: dict(measure=processes.noise_to_signal, low=low, high=high),
+}
 DESCENTS = {
     'gradient_descent': descent.gradient_descent,
     'nesterov': descent.nesterov,

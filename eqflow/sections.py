@@ -125,7 +125,7 @@ def check_ranges(config: ConfigDict) -> None:
           'rate', 'eps', 'weight_decay', 'clip', 'warmup_examples')},
       'optimizer.b1': dict(least=0, most=1 - 1e-9), 'optimizer.b2': dict(least=0, most=1 - 1e-9),
       'sample.num_steps': positive, 'sample.batch': positive, 'sample.threshold': dict(least=0),
-      'sample.scale': {},
+      'sample.scale': {}, 'sample.rescale': dict(least=0, most=1),
       # Precision and recall look at third neighbours.
       'evaluate.num_samples': dict(least=4),
   }

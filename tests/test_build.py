@@ -100,6 +100,13 @@ REFUSED = [
     ('output', dict(name='score'), r"config.loss: output 'score' has no bounded loss at t="),
     ('optimizer.rate', -1.0, r"config.optimizer.rate=-1.0: give a finite number of 0 or more"),
     ('optimizer.schedule.name', 'linear', r"config.optimizer.schedule.name='linear': choose from"),
+    ('sample.rescale', 1.5, r"config.sample.rescale=1.5: give a finite number from 0 to 1"),
+    ('sample.interval', dict(name='sigma'), r"interval.name='sigma': choose from \['always', 'logsnr'"),
+    ('sample.interval', dict(name='time', low=0.1), r"interval: 'time' also needs \['high'\]"),
+    ('sample.interval', dict(name='time', low=0.5, high=0.1),
+     r"config.sample.interval: an interval from 0.5 to 0.1 is empty"),
+    ('sample.interval', dict(name='time', low=0.1, high=0.5),
+     r"config.sample.interval.name='time': a descent has no time"),
     ('train.drop_label', 2.0, r"config.train.drop_label=2.0: give a finite number from 0 to 1"),
 ]
 
@@ -151,6 +158,26 @@ def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():
     build.recipe(_changed('sample.threshold', 1.0, variant='flow'))
   with pytest.raises(ValueError, match='config.sample.scale=2.0 guides by class'):
     build.recipe(_changed('sample.scale', 2.0, name='toy'))
+
+
+def test_guidance_acts_in_its_interval_and_is_rescaled():
+  def drawn(scale, rescale=0.0, **interval):
+    config = load('toy').get_config()
+    config.data.num_classes = 2
+    config.model.update(width=8, depth=1)
+    config.sample.update(num_steps=4, scale=scale, rescale=rescale)
+    config.sample.interval = ml_collections.ConfigDict(interval or dict(name='always'))
+    recipe = build.recipe(config)
+    def run(key):
+      params = jax.tree.map(lambda a: jax.random.normal(key, a.shape), recipe.init(key))
+      return recipe.draw(params, jax.random.split(key, 2), jnp.array([0, 1]))[0]
+    return np.asarray(jax.jit(run)(jax.random.key(3)))
+  plain, guided, rescaled = drawn(1.0), drawn(4.0), drawn(4.0, 0.7)
+  np.testing.assert_allclose(drawn(4.0, name='time', low=0.0, high=1.0), guided, rtol=1e-4)
+  np.testing.assert_allclose(drawn(4.0, name='logsnr', low=50.0, high=60.0), plain, rtol=1e-4)
+  early = drawn(4.0, name='noise_to_signal', low=2.0, high=1e9)
+  for one, other in ((plain, guided), (early, guided), (early, plain), (rescaled, guided)):
+    assert abs(one - other).max() > 1e-3
 
 
 def test_labels_are_dropped_to_null_at_the_rate_asked_for_and_per_example():
