@@ -4,7 +4,7 @@ import functools
 
 from jax import numpy as jnp
 
-from eqflow import descent, fields, outputs, processes, samplers, times, weights
+from eqflow import couplings, descent, fields, outputs, processes, samplers, times, weights
 from eqflow.models import dit, mlp
 from eqflow.training import optimizer as optimizers
 
@@ -40,6 +40,12 @@ WEIGHTS = {
     'ones': weights.ones,
     'edm': weights.edm,
     'on_logsnr': weights.on_logsnr,
+}
+COUPLINGS = {
+    'independent': couplings.independent,
+    'optimal_transport': couplings.optimal_transport,
+    'sinkhorn': couplings.sinkhorn,
+    'pairs': couplings.given,
 }
 SPECTRA = {
     'sigmoid': weights.sigmoid,
