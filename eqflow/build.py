@@ -15,10 +15,10 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import arrays, descent, ema, fields, losses, samplers, times
+from eqflow import arrays, couplings, descent, ema, fields, losses, samplers, times
 from eqflow.names import (
-    DENSITIES, DESCENTS, DTYPES, GRIDS, INTERVALS, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES,
-    SCALES, SCHEDULES, SOLVERS, WEIGHTS)
+    COUPLINGS, DENSITIES, DESCENTS, DTYPES, GRIDS, INTERVALS, LABELS, MADE, MODELS, NESTED, OUTPUTS,
+    PROCESSES, SCALES, SCHEDULES, SOLVERS, WEIGHTS)
 from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
 from eqflow.solver import evaluations
 from eqflow.training import optimizer as optimizers
@@ -30,7 +30,9 @@ class Recipe(NamedTuple):
   loss: Callable        # (keys, params, batch) -> ([b], aux)
   optimizer: Any        # optax.GradientTransformation
   keep: Callable        # step -> {name of average: keep}
+  couple: Callable | None   # batch -> its eps [b, ...], on the host; None: drawn in the loss, or data
   draw: Callable        # (params, keys, labels) -> ([b, ...], evaluations [b])
+  pair: Callable        # (params, keys, labels) -> (eps, x [b, ...]), x a function of eps and label
 
 
 def recipe(config: ConfigDict) -> Recipe:
@@ -54,12 +56,12 @@ def recipe(config: ConfigDict) -> Recipe:
     return fields.conditioned(Partial(module.apply, {'params': params}), process,
                               scale_input=scale_input, label_noise=label_noise)
 
+  draw, pair = _draws(config, network, process, output, label_noise)
   return Recipe(
       init=init, network=network,
       loss=_loss(config, network, process, output),
       optimizer=_optimizer(config),
-      keep=_keep(config),
-      draw=_draw(config, network, process, output, label_noise))
+      keep=_keep(config), couple=_couple(config), draw=draw, pair=pair)
 
 
 def model(section: ConfigDict, num_classes: int) -> Any:
@@ -87,6 +89,7 @@ def _loss(config, network, process, output):
   with _naming('loss'):
     times.check_training(density, process=process, output=output, space=space)
   drop, classes = config.train.drop_label, config.data.num_classes
+  independent = _coupling(config) is couplings.independent
 
   def loss(keys, params, batch):
     label = None
@@ -96,11 +99,50 @@ def _loss(config, network, process, output):
     u = None
     if config.loss.stratified:
       u = times.low_discrepancy(batch['index'], np.uint32(config.seed))
+    coupling = couplings.independent if independent else Partial(couplings.given, eps=batch['eps'])
     return losses.matching_loss(
         keys, fields.bind(network(params), label), batch['x'], process=process, output=output,
-        density=density, u=u, space=space, weight=weight)
+        density=density, u=u, coupling=coupling, space=space, weight=weight)
 
   return loss
+
+
+def _coupling(config):
+  """The row of config.loss.coupling. Raises ValueError where none is set, or the data have no pairs."""
+  path = 'loss.coupling'
+  if 'coupling' not in config.loss:
+    raise ValueError(f"config.{path} is not set: write coupling=dict(name='independent')")
+  row = row_of(COUPLINGS, config.loss.coupling, path)
+  if row is couplings.given and config.data.name != 'pairs':
+    raise ValueError(f'config.{path}.name={config.loss.coupling.name!r}, but config.data.name='
+                     f"{config.data.name!r} has no noise of its own: set it to 'pairs'")
+  return row
+
+
+def _couple(config):
+  path, row = 'loss.coupling', _coupling(config)
+  found = numbers(row, config.loss.coupling, path, group=None, eps=None)
+  if 'group' not in found:
+    return None
+  classes, parts = config.data.num_classes, config.train.accumulate
+
+  @jax.jit
+  def keys_of(index):
+    # The keys that the step folds, and of them those that the loss would draw its noise from.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(np.uint32(config.seed)), index)
+    return arrays.fold(keys, 1)
+
+  def couple(batch):
+    x, eps = batch['x'], np.empty_like(batch['x'])
+    keys = keys_of(batch['index'])
+    # Microbatch j of the step has rows j, j + parts, ...
+    for rows in (slice(j, None, parts) for j in range(parts)):
+      with _naming(path):
+        eps[rows] = row(keys[rows], x[rows], **found | {
+            'group': batch['label'][rows] if classes else None})
+    return eps
+
+  return couple
 
 
 def _optimizer(config):
@@ -127,27 +169,38 @@ def _keep(config):
   return lambda step: {name: ema.warmed(decay, step) for name, decay in decays.items()}
 
 
-def _draw(config, network, process, output, label_noise):
+def _draws(config, network, process, output, label_noise):
   section = config.sample
   solver, grid = _solver(section, process, output, label_noise)
   predictor = _guidance(section, config.data.num_classes, process)
   start = process(jnp.float32(1.0 if grid is None else grid[0])).eps
 
-  def draw(params, keys, labels):
-    noise = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((len(keys), *config.data.shape)))
-    z = arrays.combine((start, noise))
+  def noise(keys):
+    return arrays.noise_like(keys, jnp.zeros((len(keys), *config.data.shape)))
+
+  def carried(params, eps, keys, labels):
+    z = arrays.combine((start, eps))
     predict = predictor(network(params), labels)
     if grid is not None:
-      z = samplers.sample(solver, predict, z, grid, arrays.fold(keys, 2))
-      return z, jnp.full(len(keys), evaluations(solver, grid))
+      z = samplers.sample(solver, predict, z, grid, keys)
+      return z, jnp.full(len(labels), evaluations(solver, grid))
     if section.threshold:
       z, steps, _ = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
                                           threshold=section.threshold)
       return z, steps
     z = descent.descend(solver, predict, z, num_steps=section.num_steps)
-    return z, jnp.full(len(keys), section.num_steps)
+    return z, jnp.full(len(labels), section.num_steps)
 
-  return draw
+  def draw(params, keys, labels):
+    return carried(params, noise(arrays.fold(keys, 0)), arrays.fold(keys, 2), labels)
+
+  def pair(params, keys, labels):
+    # Noise of its own: who trains on pairs is judged by samples from noise that is not among them.
+    eps = noise(arrays.fold(keys, 3))
+    # No keys: a solver that draws, and so makes no map of noise to data, refuses.
+    return eps, carried(params, eps, None, labels)[0]
+
+  return draw, pair
 
 
 def _guidance(section, classes, process):

@@ -4,7 +4,8 @@ import functools
 
 from jax import numpy as jnp
 
-from eqflow import descent, fields, outputs, processes, samplers, sde, tables, times, weights
+from eqflow import (
+    couplings, descent, fields, outputs, processes, samplers, sde, tables, times, weights)
 from eqflow.models import dit, mlp
 from eqflow.training import optimizer as optimizers
 
@@ -44,6 +45,12 @@ WEIGHTS = {
     'ones': weights.ones,
     'edm': weights.edm,
     'on_logsnr': weights.on_logsnr,
+}
+COUPLINGS = {
+    'independent': couplings.independent,
+    'optimal_transport': couplings.optimal_transport,
+    'sinkhorn': couplings.sinkhorn,
+    'pairs': couplings.given,
 }
 SPECTRA = {
     'sigmoid': weights.sigmoid,

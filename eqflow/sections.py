@@ -99,7 +99,7 @@ def needed(row: Callable) -> dict[str, bool]:
   """{name: whether it is required} of the numbers that a row takes."""
   function = row.func if isinstance(row, Partial) else row
   # What the library passes, not the config.
-  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples', 'drifted', 'x', 'flowed')
+  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples', 'keys', 'x', 'drifted', 'flowed')
   return {name: p.default is p.empty for name, p in inspect.signature(function).parameters.items()
           if name not in skip or p.kind is p.KEYWORD_ONLY}
 
@@ -142,3 +142,6 @@ def check_ranges(config: ConfigDict) -> None:
   if config.data.flip and len(config.data.shape) != 3:
     raise ValueError(f'config.data.flip=True mirrors images, but config.data.shape='
                      f'{tuple(config.data.shape)}: set it to False')
+  if config.data.flip and config.data.name == 'pairs':
+    raise ValueError("config.data.flip=True mirrors data, but in config.data.name='pairs' each "
+                     'belongs to its noise: set it to False')
