@@ -150,9 +150,10 @@ def _order(memory, h, moved, num_steps, taper):
 
 def _nodes(memory, h):
   """(lambda_i - lambda_t)/h of what is remembered: 0, then negative numbers."""
-  places = [(when - memory.when[0]) / h for when in memory.when]
+  places = [(when - memory.when[0]) / h for when in memory.when[1:]]
   # Those not filled yet are not used; apart, so that nothing divides by zero.
-  return [jnp.where(i < memory.count, place, -i) for i, place in enumerate(places)]
+  return [jnp.zeros_like(h)] + [jnp.where(i + 1 < memory.count, place, -i - 1.0)
+                                for i, place in enumerate(places)]
 
 
 def _moments(h, most):
@@ -184,7 +185,7 @@ def _chosen(order, weights):
   """weights[order - 1], filled up with zeros to the longest."""
   most = len(weights[-1])
   padded = [jnp.pad(w, (0, most - len(w))) for w in weights]
-  return list(jnp.select([order == i + 1 for i in range(most)], padded, padded[-1]))
+  return list(jnp.select([order == i + 1 for i in range(len(padded))], padded, padded[-1]))
 
 
 class Corrected(NamedTuple):

@@ -166,8 +166,8 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
 
   gamma = min(churn/num_steps, sqrt(2) - 1) where sigma_min <= sigma <= sigma_max, else 0; what is
   added is scaled by noise_scale [Karras+ 2206.00364, algorithm 2: S_churn, S_min, S_max, S_noise].
-  sigma is the noise-to-signal ratio, on `edm` the time itself; num_steps is the grid's. Draws from
-  keys unless churn is 0.
+  sigma is the noise-to-signal ratio, on `edm` the time itself, and must be finite; num_steps is the
+  grid's. Draws from keys unless churn is 0.
   """
   if num_steps < 1:
     raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid')
@@ -176,11 +176,12 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
   if _is(churn, 0):
     return heun(process, output, along=outputs.eps)
   return assemble(_edm_step, process, output, churn=churn, num_steps=float(num_steps),
-                  sigma_min=sigma_min, sigma_max=sigma_max, noise_scale=noise_scale)
+                  sigma_min=sigma_min, sigma_max=sigma_max, noise_scale=noise_scale,
+                  along=outputs.eps)
 
 
 def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_steps, sigma_min,
-              sigma_max, noise_scale):
+              sigma_max, noise_scale, along):
   sigma = processes.noise_to_signal(process, t)
   inside = (sigma >= sigma_min) & (sigma <= sigma_max) & jnp.isfinite(sigma)
   gamma = jnp.where(inside, jnp.minimum(churn / num_steps, math.sqrt(2) - 1), 0)
@@ -189,10 +190,12 @@ def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_ste
   up = jnp.where(gamma > 0, noisier, t)
   here, there = process(t), process(up)
   share = jnp.where(gamma > 0, there.x / jnp.where(gamma > 0, here.x, 1), 1)
-  added = jnp.sqrt(jnp.maximum(0, jnp.square(there.eps) - jnp.square(share * here.eps)))
+  # A difference of squares as a product: exactly 0 where nothing is added.
+  old = share * here.eps
+  added = jnp.sqrt(jnp.maximum(0, (there.eps - old) * (there.eps + old)))
   z = combine((share, z), (noise_scale * added, arrays.noise_like(keys, z)))
   return _heun_along_step(predict, z, memory, up, s, keys, process=process, output=output,
-                          along=outputs.eps)
+                          along=along)
 
 
 _edm_step.draws = _edm_step.looks_ahead = True

@@ -1,0 +1,194 @@
+"""Every solver's order on an exact mixture, and what a solver that remembers integrates exactly."""
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+import pytest
+from scipy import integrate
+
+from eqflow import arrays, multistep, oracles, outputs, processes, samplers, times
+from eqflow.samplers import Solver
+
+COSINE, LINEAR = processes.cosine, processes.linear
+MIXTURE = dict(means=np.array([[-1.0, 0.5], [0.8, -0.3], [0.2, 1.0]]),
+               stds=np.array([0.3, 0.25, 0.4]), weights=np.array([0.3, 0.45, 0.25]))
+STEPS = [20, 40, 80, 160, 320, 640]
+
+
+def _mixture(process, output):
+  return Partial(oracles.mixture, process=process, output=output, **MIXTURE)
+
+
+def _grid(process, n):
+  return times.logsnr_grid(n, process=process, start=-8, end=8)
+
+
+_ends = {}
+
+
+def _end(process, z):
+  """The state at the end by a third-order solver of other making: an independent fine solution."""
+  if process not in _ends:
+    grid = jnp.asarray(_grid(process, 2_000))
+    def velocity(z, t):
+      return _mixture(process, outputs.u)(z, jnp.full(len(z), t))
+    def step(z, interval):
+      # The classical Runge-Kutta method of fourth order.
+      t, s = interval
+      h = s - t
+      a = velocity(z, t)
+      b = velocity(z + h / 2 * a, t + h / 2)
+      c = velocity(z + h / 2 * b, t + h / 2)
+      d = velocity(z + h * c, s)
+      return z + h / 6 * (a + 2 * b + 2 * c + d), None
+    _ends[process] = jax.jit(lambda z: jax.lax.scan(step, z, (grid[:-1], grid[1:]))[0])(z)
+  return _ends[process]
+
+
+# UniPC's are one above its predictor's: the correction makes that up.
+ORDERS = [
+    ('ddim', 1, lambda p: samplers.ddim(p, outputs.v)),
+    ('euler', 1, lambda p: samplers.euler(p, outputs.v)),
+    ('heun', 2, lambda p: samplers.heun(p, outputs.v)),
+    ('heun along x', 2, lambda p: samplers.heun(p, outputs.v, along=outputs.x)),
+    ('heun along eps', 2, lambda p: samplers.heun(p, outputs.v, along=outputs.eps)),
+    ('heun along v', 2, lambda p: samplers.heun(p, outputs.u, along=outputs.v)),
+    ('edm', 2, lambda p: samplers.edm(p, outputs.v, num_steps=1)),
+    ('adams_bashforth', 2, lambda p: samplers.adams_bashforth(p, outputs.v)),
+    ('dpmpp_2m', 2, lambda p: samplers.dpmpp_2m(p, outputs.v)),
+    ('dpmpp_2m heun', 2, lambda p: samplers.dpmpp_2m(p, outputs.v, heun=True)),
+    ('dpmpp_3m', 3, lambda p: samplers.dpmpp_3m(p, outputs.v)),
+    ('dpmpp_3m as published', 2, lambda p: samplers.dpmpp_3m(p, outputs.v, curvature=0.5)),
+    ('unipc 1', 2, lambda p: samplers.unipc(p, outputs.v, order=1)),
+    ('unipc 2', 3, lambda p: samplers.unipc(p, outputs.v, order=2)),
+    ('unipc 3', 4, lambda p: samplers.unipc(p, outputs.v, order=3)),
+]
+
+
+@pytest.mark.parametrize('name,order,make', ORDERS, ids=[row[0] for row in ORDERS])
+def test_the_error_falls_with_the_order_claimed(name, order, make, x64):
+  process = LINEAR
+  z, solver = jax.random.normal(jax.random.key(0), (16, 2)), make(process)
+  errors = []
+  for n in STEPS:
+    # Repeated at the start, where a step of length zero does nothing: one compilation serves all.
+    grid = _grid(process, n)
+    grid = np.concatenate([np.full(STEPS[-1] - n, grid[0]), grid])
+    found = samplers.sample(solver, _mixture(process, outputs.v if 'along v' not in name
+                                             else outputs.u), z, grid)
+    errors.append(float(abs(found - _end(process, z)).max()))
+  observed = np.log2(np.array(errors[:-1]) / errors[1:])[-2:]
+  # UniPC's approaches its order slowly: the last step is never corrected.
+  slack = 0.25 if 'unipc' in name else 0.1
+  assert abs(observed - order).max() < slack, f'{name}: orders {observed}, errors {errors}'
+
+
+def _exactly_started(solver, x_of, before, depth):
+  """The solver, having seen x_of(lambda) at the values `before`, newest first."""
+  def init(z):
+    seen = tuple(jnp.full_like(z, x_of(value)) for value in before)
+    fill = depth - len(before)
+    return multistep.Memory(seen + (jnp.zeros_like(z),) * fill,
+                            tuple(map(jnp.asarray, before)) + (jnp.zeros(()),) * fill,
+                            jnp.int32(len(before)), jnp.int32(len(before)))
+  return Solver(init, solver.step)
+
+
+@pytest.mark.parametrize('name,degree', [('2m', 1), ('3m', 2)])
+@pytest.mark.parametrize('churn', [0.0, 0.5])
+def test_polynomials_in_the_log_snr_are_integrated_exactly(name, degree, churn, x64, monkeypatch):
+  # x(lambda) a polynomial, whatever z: the step has the mean of x under e^(lambda/(1 - churn)).
+  monkeypatch.setattr(arrays, 'noise_like', lambda keys, z: jnp.zeros_like(z))
+  x_of = lambda value: 0.3 + 0.7 * value - (0.2 * value**2 if degree == 2 else 0)
+  half = lambda t: processes.logsnr(COSINE, jnp.asarray(t)) / 2
+  make = samplers.dpmpp_2m if name == '2m' else samplers.dpmpp_3m
+  solver = make(COSINE, outputs.x, churn=churn, heun=True)
+  t, s = 0.6, 0.45
+  before = [half(0.7), half(0.85)][:degree]
+  solver = _exactly_started(solver, x_of, before, degree + 1)
+  predict = lambda z, t: jnp.full_like(z, x_of(half(t)))
+  z = jnp.array([[0.4]])
+  found, _ = solver.step(predict, z, solver.init(z), t, s, jax.random.split(jax.random.key(0), 1))
+  low, high = float(half(t)), float(half(s))
+  rate = 1 / (1 - churn)
+  weigh = lambda value: np.exp(rate * (value - high))
+  area = integrate.quad(weigh, low, high, epsabs=1e-14)[0]
+  mean = integrate.quad(lambda value: weigh(value) * float(x_of(value)), low, high,
+                        epsabs=1e-14)[0] / area
+  here, there = COSINE(t), COSINE(s)
+  kept = np.exp((low - high) * (rate - 1))
+  expected = (there.eps / here.eps * kept * z
+              + (there.x - here.x * there.eps / here.eps * kept) * mean)
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_velocity_linear_in_time_is_integrated_exactly(x64):
+  solver = samplers.adams_bashforth(LINEAR, outputs.u)
+  solver = Solver(lambda z: multistep.Memory(
+      (jnp.full_like(z, 3.0 + 2 * 1.1), jnp.zeros_like(z)), (jnp.asarray(1.1), jnp.zeros(())),
+      jnp.int32(1), jnp.int32(1)), solver.step)
+  grid = np.array([1.0, 0.8, 0.7, 0.3, 0.0])
+  found = samplers.sample(solver, lambda z, t: (3.0 + 2 * t)[:, None] * jnp.ones_like(z),
+                          jnp.zeros((1, 1)), grid)
+  np.testing.assert_allclose(found, -(3.0 + 1.0), rtol=1e-14)
+
+
+def test_unipc_corrects_a_step_with_the_x_at_its_end(x64):
+  # x(lambda) a parabola, whatever z: what leaves the second step is exact but for the last one.
+  x_of = lambda value: 0.3 + 0.7 * value - 0.2 * value**2
+  half = lambda t: float(processes.logsnr(COSINE, jnp.asarray(t)) / 2)
+  predict = lambda z, t: jnp.full_like(z, x_of(processes.logsnr(COSINE, t) / 2))
+  solver, z = samplers.unipc(COSINE, outputs.x, order=2), jnp.array([[0.4]])
+  memory, grid = solver.init(z), [0.7, 0.6, 0.5, 0.4]
+  states = []
+  for t, s in zip(grid, grid[1:]):
+    z, memory = solver.step(predict, z, memory, t, s, None)
+    states.append(memory.z)
+  # The step from 0.6 to 0.5 is corrected by a parabola through three x, when 0.5 is reached.
+  low, high = half(0.6), half(0.5)
+  area = integrate.quad(lambda v: np.exp(v) * x_of(v), low, high, epsabs=1e-14)[0]
+  here, there = COSINE(0.6), COSINE(0.5)
+  np.testing.assert_allclose(states[2], there.eps / here.eps * states[1] + there.eps * area,
+                             rtol=1e-12)
+
+
+def test_with_num_steps_the_last_step_is_ddims(x64):
+  z, grid = jnp.array([[0.3], [-1.0]]), np.array([0.9, 0.7, 0.5, 0.2])
+  predict = lambda z, t: jnp.tanh(z) + t[:, None]
+  plain = samplers.ddim(COSINE, outputs.v)
+  for make in (samplers.dpmpp_2m, samplers.dpmpp_3m):
+    path = samplers.sample_path(make(COSINE, outputs.v, num_steps=3), predict, z, grid)
+    last = samplers.sample(plain, predict, path[2], grid[2:])
+    np.testing.assert_allclose(path[3], last, rtol=1e-13, err_msg=make.__name__)
+    free = samplers.sample(make(COSINE, outputs.v), predict, z, grid)
+    assert abs(free - path[3]).max() > 1e-4, 'without num_steps the last step is of full order'
+
+
+def test_the_first_step_and_the_step_to_data_are_ddims(x64):
+  z = jnp.array([[0.3], [-1.0]])
+  predict = lambda z, t: jnp.tanh(z) + t[:, None]
+  plain = samplers.ddim(LINEAR, outputs.u)
+  for make in (samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):
+    path = samplers.sample_path(make(LINEAR, outputs.u), predict, z, np.array([1.0, 0.6]))
+    np.testing.assert_allclose(path[1], samplers.sample(plain, predict, z, np.array([1.0, 0.6])),
+                               rtol=1e-14, err_msg=make.__name__)
+    assert jnp.isfinite(samplers.sample(make(LINEAR, outputs.u), predict, z,
+                                        times.uniform_grid(6))).all()
+  path = samplers.sample_path(samplers.dpmpp_3m(LINEAR, outputs.u), predict, z, times.uniform_grid(4))
+  last = samplers.sample(plain, predict, path[3], np.array([0.25, 0.0]))
+  np.testing.assert_allclose(path[4], last, rtol=1e-12)
+
+
+def test_solvers_that_remember_take_trees_float32_and_gradients():
+  z = {'a': jnp.ones((2, 3)), 'b': jnp.ones((2, 1, 1))}
+  for make in (samplers.adams_bashforth, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):
+    solver = make(LINEAR, outputs.u)
+    run = lambda c: samplers.sample(solver, lambda z, t: jax.tree.map(lambda a: c * a, z), z,
+                                    times.uniform_grid(5))
+    end = run(0.5)
+    assert end['a'].dtype == jnp.float32
+    np.testing.assert_allclose(end['b'], end['a'][:, :1, None], rtol=1e-5)
+    slope = jax.grad(lambda c: run(c)['a'].sum())(0.5)
+    numeric = (run(0.51)['a'].sum() - run(0.49)['a'].sum()) / 0.02
+    np.testing.assert_allclose(slope, numeric, rtol=1e-2, err_msg=make.__name__)
