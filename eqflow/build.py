@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import arrays, couplings, descent, ema, fields, losses, samplers, times
+from eqflow import arrays, couplings, descent, ema, fields, losses, samplers, times, weights
 from eqflow.names import (
     COUPLINGS, DENSITIES, DESCENTS, DTYPES, GRIDS, INTERVALS, LABELS, MADE, MODELS, NESTED, OUTPUTS,
     PROCESSES, SCALES, SCHEDULES, SOLVERS, WEIGHTS)
@@ -27,12 +27,14 @@ class Recipe(NamedTuple):
   """What a config means: pure functions, and the optimizer that they are trained with."""
   init: Callable        # key -> params
   network: Callable     # params -> Network, told time and scale as the config says
-  loss: Callable        # (keys, params, batch) -> ([b], aux)
+  loss: Callable        # (keys, params, batch, histogram) -> ([b], aux)
   optimizer: Any        # optax.GradientTransformation
   keep: Callable        # step -> {name of average: keep}
   couple: Callable | None   # batch -> its eps [b, ...], on the host; None: drawn in the loss, or data
   draw: Callable        # (params, keys, labels) -> ([b, ...], evaluations [b])
   pair: Callable        # (params, keys, labels) -> (eps, x [b, ...]), x a function of eps and label
+  histogram: Any        # what an adaptive density starts from, and the state carries; or ()
+  measure: Any          # (histogram, t [b], losses [b]) -> histogram, or None
 
 
 def recipe(config: ConfigDict) -> Recipe:
@@ -57,11 +59,13 @@ def recipe(config: ConfigDict) -> Recipe:
                               scale_input=scale_input, label_noise=label_noise)
 
   draw, pair = _draws(config, network, process, output, label_noise)
+  density = _density(config, process)
   return Recipe(
       init=init, network=network,
-      loss=_loss(config, network, process, output),
+      loss=_loss(config, network, process, output, density),
       optimizer=_optimizer(config),
-      keep=_keep(config), couple=_couple(config), draw=draw, pair=pair)
+      keep=_keep(config), couple=_couple(config), draw=draw, pair=pair,
+      histogram=density.start, measure=density.measure)
 
 
 def model(section: ConfigDict, num_classes: int) -> Any:
@@ -79,20 +83,38 @@ def model(section: ConfigDict, num_classes: int) -> Any:
   return make(num_classes=num_classes, **options)
 
 
-def _loss(config, network, process, output):
-  density = called(DENSITIES, config.loss.density, 'loss.density')
+def _density(config, process):
+  """The density of config.loss as an adaptive one; a fixed one has nothing to carry."""
+  section, path = config.loss.density, 'loss.density'
+  row = row_of(DENSITIES, section, path)
+  found = numbers(row, section, path, process=process)
+  with _naming(path):
+    density = row(**found)
+  if isinstance(density, times.Density):
+    return times.Adaptive(start=(), density=lambda histogram: density, measure=None)
+  if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is not weights.on_logsnr:
+    raise ValueError(
+        f'config.loss.weight.name={config.loss.weight.name!r} with config.{path}.name='
+        f"{section.name!r}: the objective would change with the density; choose 'on_logsnr'")
+  return density
+
+
+def _loss(config, network, process, output, adaptive):
   space = choose(OUTPUTS, config.loss.space, 'loss.space') if config.loss.space else None
   if space is not None and needed(space):
     raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
                      f'{sorted(k for k, row in OUTPUTS.items() if not needed(row))}')
-  weight = bound(WEIGHTS, config.loss.weight, 'loss.weight', nested=NESTED, density=density)
+  weigh = lambda density: bound(WEIGHTS, config.loss.weight, 'loss.weight', nested=NESTED,
+                                density=density)
+  first = adaptive.density(adaptive.start)
+  weigh(first)
   with _naming('loss'):
-    times.check_training(density, process=process, output=output, space=space)
+    times.check_training(first, process=process, output=output, space=space)
   drop, classes = config.train.drop_label, config.data.num_classes
   independent = _coupling(config) is couplings.independent
 
-  def loss(keys, params, batch):
-    label = None
+  def loss(keys, params, batch, histogram=adaptive.start):
+    density, label = adaptive.density(histogram), None
     if classes:
       null = times.draw(arrays.fold(keys, 2)) < drop
       label = jnp.where(null, classes, batch['label'])
@@ -102,7 +124,7 @@ def _loss(config, network, process, output):
     coupling = couplings.independent if independent else Partial(couplings.given, eps=batch['eps'])
     return losses.matching_loss(
         keys, fields.bind(network(params), label), batch['x'], process=process, output=output,
-        density=density, u=u, coupling=coupling, space=space, weight=weight)
+        density=density, u=u, coupling=coupling, space=space, weight=weigh(density))
 
   return loss
 

@@ -40,6 +40,9 @@ DENSITIES = {
     'uniform_on': times.uniform_on,
     'logit_normal': times.logit_normal,
     'lognormal': times.lognormal,
+    'mode': times.mode,
+    'cosmap': lambda: times.cosmap,
+    'adaptive': times.adaptive,
 }
 WEIGHTS = {
     'ones': weights.ones,
@@ -53,8 +56,15 @@ COUPLINGS = {
     'pairs': couplings.given,
 }
 SPECTRA = {
+    'elbo': weights.elbo,
     'sigmoid': weights.sigmoid,
+    'flow_matching': weights.flow_matching,
+    'indi': weights.indi,
+    'edm': weights.edm_logsnr,
+    'sd3': weights.sd3,
+    'p2': weights.p2,
     'min_snr': weights.min_snr,
+    'monotone': weights.monotone,
 }
 SCALES = {
     'unit': fields.unit,

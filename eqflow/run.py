@@ -174,7 +174,8 @@ def restore(config: ConfigDict, recipe: build.Recipe, workdir: pathlib.Path) -> 
     raise FileNotFoundError(f'{workdir} holds no checkpoint: train first, with --mode=train and the '
                             'same --config and --workdir')
   mesh = sharding.device_mesh()
-  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh)
+  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
+                       histogram=recipe.histogram)
   with checkpoint.open_checkpoints(workdir, keep=None) as checkpoints:
     restored = checkpoint.restore(checkpoints, state)
   return int(restored.step), steps.parameters(restored, config.sample.params)

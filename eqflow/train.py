@@ -37,7 +37,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
 
 def _train(config, recipe, source, mesh, workdir):
   section = config.train
-  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh)
+  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
+                       histogram=recipe.histogram)
   with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
     restored = checkpoint.restore(checkpoints, state)
     state = restored or state
@@ -46,7 +47,7 @@ def _train(config, recipe, source, mesh, workdir):
         print(f'{source.name}: left out {len(source.damaged)} damaged images, listed in data.json')
       describe(state, resumed=restored is not None)
     step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh,
-                           accumulate=section.accumulate)
+                           accumulate=section.accumulate, measure=recipe.measure)
     save = lambda state: checkpoint.save(checkpoints, state)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(section.num_examples / section.batch)
