@@ -15,12 +15,12 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import arrays, descent, ema, fields, losses, samplers, times
+from eqflow import arrays, descent, ema, fields, losses, times
 from eqflow.names import (
     DENSITIES, DESCENTS, DTYPES, GRIDS, LABELS, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES, SCHEDULES,
     SOLVERS, WEIGHTS)
 from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
-from eqflow.solver import evaluations
+from eqflow.solver import evaluations, run
 from eqflow.training import optimizer as optimizers
 
 class Recipe(NamedTuple):
@@ -143,8 +143,8 @@ def _draw(config, network, process, output, label_noise):
     if classes:
       predict = fields.guided(net, labels, jnp.full_like(labels, classes), scale=section.scale)
     if grid is not None:
-      z = samplers.sample(solver, predict, z, grid, arrays.fold(keys, 2))
-      return z, jnp.full(len(keys), evaluations(solver, grid))
+      z, memory = run(solver, predict, z, grid, arrays.fold(keys, 2))
+      return z, jnp.broadcast_to(evaluations(solver, grid, memory), len(keys))
     if section.threshold:
       z, steps, _ = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
                                           threshold=section.threshold)
@@ -173,7 +173,8 @@ def _solver(section, process, output, label_noise):
   grid = called(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
   with _naming('sample.grid'):
     times.check_grid(grid, process=process, output=output, label_noise=label_noise)
-  return row(process, output, **found), grid
+  with _naming(path):
+    return row(process, output, **found), grid
 
 
 @contextlib.contextmanager

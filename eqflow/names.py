@@ -64,6 +64,7 @@ SOLVERS = {
     'euler': samplers.euler,
     'heun': samplers.heun,
     'ancestral': samplers.ancestral,
+    'adaptive': samplers.adaptive,
 }
 DESCENTS = {
     'gradient_descent': descent.gradient_descent,
