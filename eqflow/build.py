@@ -20,7 +20,7 @@ from eqflow.names import (
     COUPLINGS, DENSITIES, DESCENTS, DTYPES, GRIDS, INTERVALS, LABELS, MADE, MODELS, NESTED, OUTPUTS,
     PROCESSES, SCALES, SCHEDULES, SOLVERS, WEIGHTS)
 from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
-from eqflow.solver import evaluations
+from eqflow.solver import evaluations, run
 from eqflow.training import optimizer as optimizers
 
 class Recipe(NamedTuple):
@@ -204,8 +204,8 @@ def _draws(config, network, process, output, label_noise):
     z = arrays.combine((start, eps))
     predict = predictor(network(params), labels)
     if grid is not None:
-      z = samplers.sample(solver, predict, z, grid, keys)
-      return z, jnp.full(len(labels), evaluations(solver, grid))
+      z, memory = run(solver, predict, z, grid, keys)
+      return z, jnp.broadcast_to(evaluations(solver, grid, memory), len(labels))
     if section.threshold:
       z, steps, _ = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
                                           threshold=section.threshold)

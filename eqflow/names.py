@@ -88,6 +88,7 @@ SOLVERS = {
     'dpmpp_2m': samplers.dpmpp_2m,
     'dpmpp_3m': samplers.dpmpp_3m,
     'unipc': samplers.unipc,
+    'adaptive': samplers.adaptive,
 }
 DIFFUSIONS = {
     'constant': sde.constant,

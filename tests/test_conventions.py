@@ -155,7 +155,8 @@ CASES = {
        for theirs, ours in (('epsilon', outputs.eps), ('v_prediction', outputs.v),
                             ('sample', outputs.x))},
     'diffusers flow': Case(conventions.diffusers_flow(), _diffusers_flow, 1000.0, 5.0),
-    'diffusers flow, shift 3': Case(conventions.diffusers_flow(shift=3.0), _diffusers_flow, 1000.0, 5.0),
+    'diffusers flow, shift 3': Case(
+        conventions.diffusers_flow(shift=3.0), _diffusers_flow, 1000.0, 5.0),
     **{f'vdm {name}': Case(conventions.vdm(rows.OUTPUTS[name]), _vdm(name), 5.0, -13.0)
        for name in ('eps', 'v', 'x')},
 }
