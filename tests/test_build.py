@@ -33,6 +33,8 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   batch = {'x': jax.ShapeDtypeStruct((b, *shape), jnp.float32),
            'label': jax.ShapeDtypeStruct((b,), jnp.int32),
            'index': jax.ShapeDtypeStruct((b,), jnp.uint32)}
+  if config.loss.coupling.name != 'independent':
+    batch['eps'] = batch['x']
   state, _, health, draws = jax.eval_shape(run, jax.random.key(0), batch)
   assert health.shape == (3,) and draws.shape == (2, *shape)
   assert state.examples.dtype == jnp.uint32
@@ -65,6 +67,11 @@ REFUSED = [
      r"config.output.decay: 'truncated' also needs \['start'\]"),
     ('loss.density.name', 'beta', r"config.loss.density.name='beta': choose from"),
     ('loss.weight.name', 'snr', r"config.loss.weight.name='snr': choose from"),
+    ('loss.coupling.name', 'optimal', r"config.loss.coupling.name='optimal': choose from"),
+    ('loss.coupling', dict(name='sinkhorn'),
+     r"config.loss.coupling: 'sinkhorn' also needs \['regularization'\]"),
+    ('loss.coupling.name', 'pairs', r"config.data.name='digits' has no noise of its own: set it to"),
+    ('loss.coupling.group', 1, r"config.loss.coupling.group: 'independent' takes no numbers"),
     ('loss.space', 'edm', r"config.loss.space='edm' has numbers of its own"),
     ('model.name', 'unet', r"config.model.name='unet': choose from \['DiT-B/2',.*'dit', 'mlp'\]"),
     ('model.widht', 3, r"config.model.widht: 'dit' takes \["),
