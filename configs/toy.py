@@ -26,7 +26,8 @@ BASE = dict(
               workers=0),
     model=dict(name='mlp', width=128, depth=3, dtype='float32', scale_input=dict(name='unit')),
     process=dict(name='linear'),
-    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True),
+    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
+              coupling=dict(name='independent')),
     train=dict(
         batch=256, accumulate=1, num_examples=768_000, drop_label=0.0,
         log_examples=25_600, sample_examples=256_000, checkpoint_examples=256_000,

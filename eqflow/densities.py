@@ -1,18 +1,23 @@
 """When to look while training: densities of t, each its quantile function and its pdf.
 
 u in (0, 1) comes from a key or from a low-discrepancy sequence, so every density can be stratified.
+`adaptive` makes one that follows the loss.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jax.scipy import special
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
+import numpy as np
 
+from eqflow import arrays, processes
 from eqflow.arrays import Coef, Keys, Number
+from eqflow.processes import Process
 
 
 class Density(NamedTuple):
@@ -56,7 +61,11 @@ def logit_normal(mean: ArrayLike, std: ArrayLike) -> Density:
 
 
 def _logit_normal_quantile(u, *, mean, std):
-  t = jax.nn.sigmoid(mean + std * special.ndtri(u))
+  return _inside(jax.nn.sigmoid(mean + std * special.ndtri(u)))
+
+
+def _inside(t):
+  # Rounding must not reach 0 or 1, where an output may be blind.
   limits = jnp.finfo(t.dtype)
   return jnp.clip(t, limits.tiny, 1 - limits.epsneg)
 
@@ -77,6 +86,150 @@ def _lognormal_quantile(u, *, mean, std):
 
 def _lognormal_pdf(t, *, mean, std):
   return jax.scipy.stats.norm.pdf(jnp.log(t), mean, std) / t
+
+
+def mode(scale: ArrayLike) -> Density:
+  """t = u - s (sin^2(pi u/2) - u), s = scale: more (s > 0) or less of the middle of [0, 1].
+
+  SD3's mode sampling with heavy tails [Esser+ 2403.03206, eq. 20], whose f falls from 1 to 0: this
+  is f(1 - u), of the same law. Raises ValueError outside -1 <= s <= 2/(pi - 2), where f turns back.
+  """
+  if not arrays.is_traced(scale) and not -1 <= scale <= 2 / (math.pi - 2):
+    raise ValueError(f'mode({scale}): choose a scale from -1 to 2/(pi - 2) = 1.7519, so that t rises '
+                     'with u')
+  return Density(Partial(_mode_quantile, scale=scale), Partial(_mode_pdf, scale=scale))
+
+
+def _mode(u, scale):
+  return u - scale * (jnp.square(jnp.sin(jnp.pi / 2 * u)) - u)
+
+
+def _mode_quantile(u, *, scale):
+  return _inside(_mode(u, scale))
+
+
+def _mode_pdf(t, *, scale):
+  def halve(_, ends):
+    low, high = ends
+    middle = (low + high) / 2
+    below = _mode(middle, scale) < t
+    return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+  ends = jnp.zeros_like(t), jnp.ones_like(t)
+  u = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, 60, halve, ends)) / 2)
+  slope = lambda u: 1 + scale - scale * jnp.pi / 2 * jnp.sin(jnp.pi * u)
+  # Zero in value; its derivative is the inverse function's.
+  miss = t - _mode(u, scale)
+  steep = jax.lax.stop_gradient(slope(u))
+  u = u + (miss - jax.lax.stop_gradient(miss)) / jnp.where(steep == 0, 1, steep)
+  return 1 / slope(u)
+
+
+def _cosmap_quantile(u):
+  sin, cos = jnp.sin(jnp.pi / 2 * u), jnp.sin(jnp.pi / 2 * (1 - u))
+  return _inside(sin / (sin + cos))
+
+
+def _cosmap_pdf(t):
+  return 2 / (jnp.pi * (jnp.square(t) + jnp.square(1 - t)))
+
+
+# t/(1 - t) = tan(pi u/2): on the linear process, the log-SNR of the cosine process with uniform t
+# [Esser+ 2403.03206, eq. 21].
+cosmap = Density(Partial(_cosmap_quantile), Partial(_cosmap_pdf))
+
+
+class Adaptive(NamedTuple):
+  """A density that follows the loss: a state to carry, and two pure functions of it."""
+  start: Any          # the histogram of no losses
+  density: Callable   # histogram -> Density
+  measure: Callable   # (histogram, t [b], loss [b]) -> histogram
+
+
+def adaptive(*, process: Process, low: Number, high: Number, bins: Number = 100,
+             keep: Number = 0.999) -> Adaptive:
+  """p(lambda) proportional to the measured w(lambda) E|error|^2, over log-SNR in [low, high].
+
+  The adaptive noise schedule of VDM++: the loss then weighs the same at every noise, and its
+  variance falls, while with `weights.on_logsnr` its mean is the same integral [Kingma & Gao
+  2303.00848]. p is constant within each of `bins` bins. An example multiplies the sums of its bin
+  by `keep`, so about 1/(1 - keep) of them are remembered; a bin unseen is taken for an average one.
+
+  measure takes the times and losses that density(histogram) drew and on_logsnr weighted. EDM's t
+  goes as far as `low` asks. Raises ValueError for a range that the process does not reach.
+  """
+  if not low < high or bins != int(bins) or bins < 1 or not 0 < keep < 1:
+    raise ValueError(f'adaptive(low={low}, high={high}, bins={bins}, keep={keep}): low must be below '
+                     'high, bins a whole number of 1 or more, keep between 0 and 1')
+  bound = dict(process=arrays.pytree(process), low=float(low), high=float(high),
+               **_reach(process, low, high))
+  return Adaptive(jnp.zeros((2, int(bins))), Partial(_adapted, **bound),
+                  Partial(_measured, keep=float(keep), **bound))
+
+
+def _reach(process, low, high):
+  """The times first and last at which the log-SNR is high and low."""
+  if arrays.is_traced(process):
+    raise ValueError('an adaptive density needs a process of plain numbers: make it outside jit')
+  with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    logsnr = lambda t: processes.logsnr(process, jnp.asarray(t, jnp.float64))
+    # Most processes end at 1; EDM's t goes on.
+    until = next((2.0**k for k in range(128) if not logsnr(2.0**k) > low), 1.0)
+    times = processes.time_of_logsnr(process, jnp.asarray([high, low]), high=until)
+    reached = logsnr(times)
+    times = np.asarray(times)
+  if not np.allclose(reached, [high, low], atol=1e-3):
+    raise ValueError(f'log-SNR from {low} to {high} on {arrays.name_of(process)!r}, which goes from '
+                     f'{reached[1]:.6g} to {reached[0]:.6g} there: choose low and high within')
+  return dict(first=float(times[0]), last=float(times[1]))
+
+
+def _adapted(histogram, **bound):
+  return Density(Partial(_adaptive_quantile, histogram=histogram, **bound),
+                 Partial(_adaptive_pdf, histogram=histogram, **bound))
+
+
+def _shares(histogram):
+  """The probability [bins] of each bin."""
+  loss, count = histogram
+  seen = count > 0
+  average = jnp.sum(jnp.where(seen, loss / jnp.where(seen, count, 1), 0)) / jnp.maximum(seen.sum(), 1)
+  # As if each bin had also seen one loss of an average bin, so that none is given up.
+  height = (loss + average) / (count + 1)
+  total = jnp.sum(height)
+  return jnp.where(total > 0, height / jnp.where(total > 0, total, 1), 1 / len(count))
+
+
+def _adaptive_quantile(u, *, histogram, process, low, high, first, last):
+  share = _shares(histogram)
+  edges = jnp.linspace(low, high, len(share) + 1)
+  below = jnp.append(0, jnp.cumsum(share))
+  # Noise, and so t, rises as log-SNR falls.
+  value = jnp.interp((1 - u) * below[-1], below, edges)
+  t = processes.time_of_logsnr(process, value, low=first, high=last)
+  return jnp.clip(t, first, last)
+
+
+def _adaptive_pdf(t, *, histogram, process, low, high, first, last):
+  p = _shares(histogram)[_bin(t, histogram, process, low, high)] * histogram.shape[1] / (high - low)
+  inside = (t >= first) & (t <= last)
+  return jnp.where(inside, p * jnp.abs(processes.logsnr_rate(process, t)), 0)
+
+
+def _bin(t, histogram, process, low, high):
+  bins = histogram.shape[1]
+  place = (processes.logsnr(process, t) - low) / (high - low) * bins
+  return jnp.clip(jnp.floor(place), 0, bins - 1).astype(int)
+
+
+def _measured(histogram, t, loss, *, keep, process, low, high, first, last):
+  bins = histogram.shape[1]
+  at = _bin(t, histogram, process, low, high)
+  # The loss is w E/p(lambda), whatever p drew it.
+  whole = loss * _shares(histogram)[at] * bins / (high - low)
+  seen = jnp.stack([whole, jnp.ones_like(whole)]).astype(histogram.dtype)
+  sums = jnp.zeros_like(histogram).at[:, at].add(jax.lax.stop_gradient(seen))
+  return histogram * keep ** sums[1] + sums
 
 
 def draw(keys: Keys) -> Float[Array, 'b']:

@@ -4,7 +4,8 @@ import functools
 
 from jax import numpy as jnp
 
-from eqflow import descent, fields, outputs, processes, samplers, times, weights
+from eqflow import (
+    couplings, descent, fields, outputs, processes, samplers, sde, tables, times, weights)
 from eqflow.models import dit, mlp
 from eqflow.training import optimizer as optimizers
 
@@ -14,6 +15,7 @@ PROCESSES = {
     'variance_preserving': processes.variance_preserving,
     'edm': processes.edm,
     'sub_vp': processes.sub_vp,
+    'discrete': processes.discrete,
     'shifted': processes.shifted,
     'logsnr_shifted': processes.logsnr_shifted,
 }
@@ -38,15 +40,31 @@ DENSITIES = {
     'uniform_on': times.uniform_on,
     'logit_normal': times.logit_normal,
     'lognormal': times.lognormal,
+    'mode': times.mode,
+    'cosmap': lambda: times.cosmap,
+    'adaptive': times.adaptive,
 }
 WEIGHTS = {
     'ones': weights.ones,
     'edm': weights.edm,
     'on_logsnr': weights.on_logsnr,
 }
+COUPLINGS = {
+    'independent': couplings.independent,
+    'optimal_transport': couplings.optimal_transport,
+    'sinkhorn': couplings.sinkhorn,
+    'pairs': couplings.given,
+}
 SPECTRA = {
+    'elbo': weights.elbo,
     'sigmoid': weights.sigmoid,
+    'flow_matching': weights.flow_matching,
+    'indi': weights.indi,
+    'edm': weights.edm_logsnr,
+    'sd3': weights.sd3,
+    'p2': weights.p2,
     'min_snr': weights.min_snr,
+    'monotone': weights.monotone,
 }
 SCALES = {
     'unit': fields.unit,
@@ -64,6 +82,44 @@ SOLVERS = {
     'euler': samplers.euler,
     'heun': samplers.heun,
     'ancestral': samplers.ancestral,
+    'edm': samplers.edm,
+    'sde': samplers.sde,
+    'adams_bashforth': samplers.adams_bashforth,
+    'dpmpp_2m': samplers.dpmpp_2m,
+    'dpmpp_3m': samplers.dpmpp_3m,
+    'unipc': samplers.unipc,
+    'adaptive': samplers.adaptive,
+}
+DIFFUSIONS = {
+    'constant': sde.constant,
+    'sigma': sde.sigma,
+    'linear': sde.linear,
+    'decreasing': sde.decreasing,
+    'increasing_decreasing': sde.increasing_decreasing,
+    'sbdm': sde.sbdm,
+}
+LAST_STEPS = {
+    'mean': samplers.last_mean,
+    'tweedie': samplers.last_tweedie,
+    'euler': samplers.last_euler,
+}
+
+
+def _angles(table, rescale=lambda table: table):
+  """The angles of a table, asked for with the table's own numbers."""
+  @functools.wraps(table)
+  def angles(*args, **numbers):
+    return processes.table_angles(rescale(table(*args, **numbers)))
+  return angles
+
+
+ANGLES = {
+    'linear': _angles(tables.linear),
+    'scaled_linear': _angles(tables.scaled_linear),
+    'cosine': _angles(tables.cosine),
+    'linear_zero_snr': _angles(tables.linear, tables.zero_terminal_snr),
+    'scaled_linear_zero_snr': _angles(tables.scaled_linear, tables.zero_terminal_snr),
+    'cosine_zero_snr': _angles(tables.cosine, tables.zero_terminal_snr),
 }
 # Where guidance acts.
 INTERVALS = {
@@ -80,6 +136,9 @@ GRIDS = {
     'uniform': times.uniform_grid,
     'karras': times.karras_grid,
     'logsnr': times.logsnr_grid,
+    'leading': times.leading_grid,
+    'linspace': times.linspace_grid,
+    'trailing': times.trailing_grid,
 }
 MODELS = {
     'mlp': mlp.MLP,
@@ -95,4 +154,7 @@ SCHEDULES = {
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
 
 # A number that is itself a function is a section of its own, found by the key it stands under.
-NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA}
+NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA, 'along': OUTPUTS,
+          'diffusion': DIFFUSIONS, 'last': LAST_STEPS}
+# And one that is an array is what its section's row returns.
+MADE = {'angles': ANGLES}

@@ -13,18 +13,20 @@ from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 
 from eqflow import arrays, outputs, processes
+from eqflow.adaptive import adaptive
 from eqflow.arrays import combine
 from eqflow.mix import Mix, remix
 from eqflow.multistep import adams_bashforth, dpmpp_2m, dpmpp_3m, unipc
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.solver import Solver, assemble, contributions, sample, sample_path
+from eqflow.solver import Solver, assemble, check, contributions, sample, sample_path
 from eqflow.stochastic import (
     kept_by_churn, kept_by_eta, last_euler, last_mean, last_tweedie, renewed, sde, step_ratio)
 
-__all__ = ['Solver', 'adams_bashforth', 'ancestral', 'contributions', 'ddim', 'dpmpp_2m', 'dpmpp_3m',
-           'edm', 'euler', 'heun', 'last_euler', 'last_mean', 'last_tweedie', 'sample',
-           'sample_path', 'sde', 'unipc']
+__all__ = [
+    'Solver', 'adams_bashforth', 'adaptive', 'ancestral', 'check', 'contributions', 'ddim',
+    'dpmpp_2m', 'dpmpp_3m', 'edm', 'euler', 'heun', 'last_euler', 'last_mean', 'last_tweedie',
+    'sample', 'sample_path', 'sde', 'unipc']
 
 
 def ddim(process: Process, output: Output, *, churn: ArrayLike = 0.0,
@@ -166,8 +168,8 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
 
   gamma = min(churn/num_steps, sqrt(2) - 1) where sigma_min <= sigma <= sigma_max, else 0; what is
   added is scaled by noise_scale [Karras+ 2206.00364, algorithm 2: S_churn, S_min, S_max, S_noise].
-  sigma is the noise-to-signal ratio, on `edm` the time itself; num_steps is the grid's. Draws from
-  keys unless churn is 0.
+  sigma is the noise-to-signal ratio, on `edm` the time itself, and must be finite; num_steps is the
+  grid's. Draws from keys unless churn is 0.
   """
   if num_steps < 1:
     raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid')
@@ -176,11 +178,12 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
   if _is(churn, 0):
     return heun(process, output, along=outputs.eps)
   return assemble(_edm_step, process, output, churn=churn, num_steps=float(num_steps),
-                  sigma_min=sigma_min, sigma_max=sigma_max, noise_scale=noise_scale)
+                  sigma_min=sigma_min, sigma_max=sigma_max, noise_scale=noise_scale,
+                  along=outputs.eps)
 
 
 def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_steps, sigma_min,
-              sigma_max, noise_scale):
+              sigma_max, noise_scale, along):
   sigma = processes.noise_to_signal(process, t)
   inside = (sigma >= sigma_min) & (sigma <= sigma_max) & jnp.isfinite(sigma)
   gamma = jnp.where(inside, jnp.minimum(churn / num_steps, math.sqrt(2) - 1), 0)
@@ -189,10 +192,12 @@ def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_ste
   up = jnp.where(gamma > 0, noisier, t)
   here, there = process(t), process(up)
   share = jnp.where(gamma > 0, there.x / jnp.where(gamma > 0, here.x, 1), 1)
-  added = jnp.sqrt(jnp.maximum(0, jnp.square(there.eps) - jnp.square(share * here.eps)))
+  # A difference of squares as a product: exactly 0 where nothing is added.
+  old = share * here.eps
+  added = jnp.sqrt(jnp.maximum(0, (there.eps - old) * (there.eps + old)))
   z = combine((share, z), (noise_scale * added, arrays.noise_like(keys, z)))
   return _heun_along_step(predict, z, memory, up, s, keys, process=process, output=output,
-                          along=outputs.eps)
+                          along=along)
 
 
 _edm_step.draws = _edm_step.looks_ahead = True

@@ -14,11 +14,13 @@ import numpy as np
 from eqflow import arrays, processes
 from eqflow.arrays import Grid, Number
 from eqflow.densities import (
-    Density, draw, logit_normal, lognormal, low_discrepancy, uniform, uniform_on)
+    Adaptive, Density, adaptive, cosmap, draw, logit_normal, lognormal, low_discrepancy, mode, uniform,
+    uniform_on)
 from eqflow.outputs import Output
 from eqflow.processes import Process
 
-__all__ = ['Density', 'draw', 'logit_normal', 'lognormal', 'low_discrepancy', 'uniform', 'uniform_on']
+__all__ = ['Adaptive', 'Density', 'adaptive', 'cosmap', 'draw', 'logit_normal', 'lognormal',
+           'low_discrepancy', 'mode', 'uniform', 'uniform_on']
 
 
 def uniform_grid(num_steps: int, start: Number = 1.0, end: Number = 0.0) -> np.ndarray:

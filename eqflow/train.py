@@ -29,7 +29,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
   section = config.train
   sharding.check_divides(section.batch, section.accumulate, mesh)
   source = run.evaluation_source(config)
-  if config.evaluate.split != config.data.split:
+  if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = run.open_source(config)
   with run.claimed(config, workdir, source):
     return _train(config, recipe, source, mesh, workdir)
@@ -37,7 +37,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
 
 def _train(config, recipe, source, mesh, workdir):
   section = config.train
-  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh)
+  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
+                       histogram=recipe.histogram)
   with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
     restored = checkpoint.restore(checkpoints, state)
     state = restored or state
@@ -46,7 +47,7 @@ def _train(config, recipe, source, mesh, workdir):
         print(f'{source.name}: left out {len(source.damaged)} damaged images, listed in data.json')
       describe(state, resumed=restored is not None)
     step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh,
-                           accumulate=section.accumulate)
+                           accumulate=section.accumulate, measure=recipe.measure)
     save = lambda state: checkpoint.save(checkpoints, state)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(section.num_examples / section.batch)
@@ -70,7 +71,7 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
   batches = pipeline.batches(
       source, seed=config.seed, batch=section.batch, start=at * section.batch,
       process_index=jax.process_index(), process_count=jax.process_count(),
-      workers=config.data.workers, flip=config.data.flip)
+      workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
   running, health, clock = steps.empty_metrics(mesh), None, time.perf_counter()
 
   with contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress):

@@ -29,7 +29,12 @@ def save(manager: ocp.CheckpointManager, state: Any) -> None:
   step = int(state.step)
   if step not in manager.all_steps():
     # A copy: the next update takes the state's own buffers while the write still runs.
-    manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)))
+    manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, _held(state))))
+
+
+def _held(state):
+  """{field: value} of the fields that hold anything: an empty one changes no checkpoint."""
+  return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
@@ -41,9 +46,9 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
   if step is None:
     return None
   target = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _held(like))
   try:
-    return manager.restore(step, args=ocp.args.StandardRestore(target))
+    return like.replace(**manager.restore(step, args=ocp.args.StandardRestore(target)))
   except Exception as error:
     older = [other for other in manager.all_steps() if other != step]
     instead = f'to go on from step {max(older)}' if older else 'to start anew'

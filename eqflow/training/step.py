@@ -23,6 +23,7 @@ class TrainState:
   params: Any
   opt_state: Any
   emas: Any        # {name: tree like params}
+  histogram: Any = ()   # what an adaptive density has measured
 
 
 @flax.struct.dataclass
@@ -34,56 +35,64 @@ class TrainMetrics(clu_metrics.Collection):
 
 
 def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, seed: int,
-           mesh: Mesh) -> TrainState:
+           mesh: Mesh, *, histogram: Any = ()) -> TrainState:
   """A fresh state, made on the devices: params = init(key(seed)), averages equal to them."""
   def make(seed):
     params = init(jax.random.key(seed))
     return TrainState(seed=seed, step=jnp.int32(0), examples=jnp.uint32(0), params=params,
-                      opt_state=optimizer.init(params), emas=ema.init(params, names))
+                      opt_state=optimizer.init(params), emas=ema.init(params, names),
+                      histogram=jax.tree.map(jnp.asarray, histogram))
   return jax.jit(make, out_shardings=sharding.replicated(mesh))(jnp.uint32(seed))
 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, keep: Callable, mesh: Mesh,
-              *, accumulate: int = 1) -> Callable:
+              *, accumulate: int = 1, measure: Callable | None = None) -> Callable:
   """(state, metrics, batch) -> (state, metrics, health), compiled.
 
   health is [loss, norm of the gradient, norm of the new parameters]: all finite, or the new state
   is none to keep.
 
-  loss(keys, params, batch) -> ([b], aux); keep(step) -> {name: keep} for the averages. The gradient
-  is the mean over `accumulate` microbatches, each spread over all devices.
+  loss(keys, params, batch, histogram) -> ([b], aux); keep(step) -> {name: keep} for the averages.
+  measure(histogram, t, losses) -> histogram, of the whole batch, where the density adapts. The
+  gradient is the mean over `accumulate` microbatches, each spread over all devices.
   """
-  def mean_loss(params, keys, batch):
-    losses, aux = loss(keys, params, batch)
-    return losses.mean(), aux['error'].mean()
+  def mean_loss(params, histogram, keys, batch):
+    losses, aux = loss(keys, params, batch, histogram)
+    return losses.mean(), (aux['error'].mean(), (aux['t'], losses) if measure else ())
 
-  gradient = jax.value_and_grad(mean_loss, has_aux=True)
+  def gradient(*given):
+    (value, (error, seen)), grads = jax.value_and_grad(mean_loss, has_aux=True)(*given)
+    return ((value, error), grads), seen
 
-  def accumulated(params, keys, batch):
+  def accumulated(params, histogram, keys, batch):
     if accumulate == 1:
-      return gradient(params, keys, batch)
+      return gradient(params, histogram, keys, batch)
     # Microbatch j takes rows j, j + accumulate, ...: every device keeps its own rows.
     split = lambda a: jnp.moveaxis(a.reshape((-1, accumulate) + a.shape[1:]), 1, 0)
+    join = lambda a: jnp.moveaxis(a, 0, 1).reshape(-1)
     def add(total, micro):
-      return jax.tree.map(jnp.add, total, gradient(params, *micro)), None
+      means, seen = gradient(params, histogram, *micro)
+      return jax.tree.map(jnp.add, total, means), seen
     micros = jax.tree.map(split, (keys, batch))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype),
-                         jax.eval_shape(gradient, params, *jax.tree.map(lambda a: a[0], micros)))
-    return jax.tree.map(lambda a: a / accumulate, jax.lax.scan(add, zeros, micros)[0])
+    like, _ = jax.eval_shape(gradient, params, histogram, *jax.tree.map(lambda a: a[0], micros))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    total, seen = jax.lax.scan(add, zeros, micros)
+    return jax.tree.map(lambda a: a / accumulate, total), jax.tree.map(join, seen)
 
   def step(state, metrics, batch):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
-    (value, error), grads = accumulated(state.params, keys, batch)
+    ((value, error), grads), seen = accumulated(state.params, state.histogram, keys, batch)
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = state.replace(
         step=state.step + 1, examples=state.examples + jnp.uint32(len(batch['index'])),
         params=params, opt_state=opt_state,
-        emas=ema.update(state.emas, params, keep(state.step)))
-    seen = TrainMetrics.single_from_model_output(loss=value, error=error, grad_norm=norm)
+        emas=ema.update(state.emas, params, keep(state.step)),
+        histogram=measure(state.histogram, *seen) if measure else state.histogram)
+    means = TrainMetrics.single_from_model_output(loss=value, error=error, grad_norm=norm)
     health = jnp.stack([value, norm, optax.tree.norm(params)])
-    return state, metrics.merge(seen), health
+    return state, metrics.merge(means), health
 
   # The old state's buffers become the new one's: it must not be read after the call.
   everywhere = sharding.replicated(mesh)
