@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from eqflow import densities, losses, names, oracles, outputs, processes, times, weights
+from eqflow import losses, names, oracles, outputs, processes, times, weights
 from tests import rows
 
 DENSITIES = {

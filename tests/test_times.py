@@ -3,12 +3,9 @@
 import re
 
 import jax
-from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 import pytest
-import scipy.integrate
-import scipy.stats
 
 from eqflow import fields, outputs, processes, times
 from tests import rows
