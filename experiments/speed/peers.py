@@ -70,7 +70,8 @@ def runs(ours, theirs, solver, batch):
   predict = fields.bind(fields.conditioned(ours, process, scale_input=fields.unit,
                                            label_noise=fields.table_index), jnp.asarray(condition))
   made, grid, z = make(process), times.trailing_grid(STEPS), jnp.asarray(noise)
-  z_torch, condition = torch.from_numpy(noise).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(condition)
+  z_torch = torch.from_numpy(noise).permute(0, 3, 1, 2).contiguous()
+  condition = torch.from_numpy(condition)
 
   def here():
     return samplers.sample(made, predict, z, grid).block_until_ready()
