@@ -27,7 +27,8 @@ lint: .venv/dev
 
 # Every picture of the README that no training run makes.
 figures: .venv/demo
-	$(BIN)/python -m experiments.gain
+	for name in gain weightings two_sides blind_spots zero_terminal_snr; do \
+	  $(BIN)/python -m experiments.$$name || exit 1; done
 
 speed: .venv/demo
 	$(BIN)/python -m experiments.speed
