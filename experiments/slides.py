@@ -1,15 +1,16 @@
 """slide(draw, ...): a picture with sliders in a notebook, and a still one elsewhere."""
 
+import inspect
+
 
 def slide(draw, **choices):
-  """draw(name=value, ...), each name a slider over its choices, at first the first of them.
+  """draw(), with a slider for each of its arguments over the choices given for it.
 
-  Without a notebook's kernel or ipywidgets it draws the first choices and no slider. An exception
-  of the first drawing is raised either way, where ipywidgets alone would print it and go on.
+  The sliders start at draw's own defaults. Without a notebook's kernel or ipywidgets there are no
+  sliders. An exception of the first drawing is raised, where ipywidgets alone would print it.
   """
-  first = {name: values[0] for name, values in choices.items()}
   if not _in_notebook():
-    draw(**first)
+    draw()
     return
   import ipywidgets
   failures = []
@@ -21,8 +22,9 @@ def slide(draw, **choices):
       failures.append(failure)
       raise
 
+  first = {name: argument.default for name, argument in inspect.signature(draw).parameters.items()}
   ipywidgets.interact(drawn, **{
-      name: ipywidgets.SelectionSlider(options=list(values), value=values[0], description=name,
+      name: ipywidgets.SelectionSlider(options=list(values), value=first[name], description=name,
                                        continuous_update=False)
       for name, values in choices.items()})
   if failures:

@@ -121,7 +121,11 @@ def test_a_notebook_runs_whole_in_a_kernel(path, monkeypatch):
   client.execute(env=_environment(PYTHONWARNINGS='ignore'))
 
 
-def test_a_slider_without_a_notebook_draws_the_first_choice():
+def test_a_slider_without_a_notebook_is_its_default():
   drawn = []
-  slide(lambda **values: drawn.append(values), churn=[0.5, 0.0], std=(1, 2, 3))
-  assert drawn == [{'churn': 0.5, 'std': 1}]
+
+  def draw(churn=0.5, *, std=2):
+    drawn.append((churn, std))
+
+  slide(draw, churn=[0.0, 0.5], std=(1, 2, 3))
+  assert drawn == [(0.5, 2)]
