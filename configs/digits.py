@@ -31,7 +31,8 @@ BASE = dict(
         name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
         scale_input=dict(name='unit')),
     process=dict(name='linear'),
-    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True),
+    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
+              coupling=dict(name='independent')),
     train=dict(
         batch=64, accumulate=1, num_examples=384_000, drop_label=0.0,
         log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,
@@ -41,7 +42,9 @@ BASE = dict(
         schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,)),
     # threshold: a descent stops a sample where the norm of the field falls below; 0 never stops.
-    sample=dict(params='0.999', batch=600, threshold=0.0, scale=1.0),
+    # scale, rescale, interval: guidance by class, or not at 1; trained for with drop_label > 0.
+    sample=dict(params='0.999', batch=600, threshold=0.0, scale=1.0, rescale=0.0,
+                interval=dict(name='always')),
     evaluate=dict(split='all', num_samples=1_797),
 )
 

@@ -27,7 +27,8 @@ BASE = dict(
               workers=0),
     model=dict(name='mlp', width=128, depth=3, dtype='float32', scale_input=dict(name='unit')),
     process=dict(name='linear'),
-    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True),
+    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
+              coupling=dict(name='independent')),
     train=dict(
         batch=256, accumulate=1, num_examples=768_000, drop_label=0.0,
         log_examples=25_600, sample_examples=256_000, checkpoint_examples=256_000,
@@ -36,7 +37,8 @@ BASE = dict(
         rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=25_600,
         schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,)),
-    sample=dict(params='0.999', batch=2_000, threshold=0.0, scale=1.0),
+    sample=dict(params='0.999', batch=2_000, threshold=0.0, scale=1.0, rescale=0.0,
+                interval=dict(name='always')),
     evaluate=dict(split='heldout', num_samples=2_000),
 )
 

@@ -20,7 +20,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
   distances is an FID: their spaces are pixels and fixed random features.
   """
   recipe = build.recipe(config)
-  real, label = pipeline.arrays(run.evaluation_source(config))
+  source = run.evaluation_source(config)
+  real, label = pipeline.arrays(source)
   step, params = run.restore(config, recipe, workdir)
 
   wanted = np.resize(label, config.evaluate.num_samples)
@@ -39,7 +40,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
   (workdir / 'evaluation.json').write_text(json.dumps(found, indent=2) + '\n')
   print(f'\n{len(fake):,} samples of {config.sample.params!r} by {config.sample.solver.name}, '
         f'{evaluations.mean():.0f} evaluations each, in {seconds:.1f} s, against {len(real):,} '
-        f'records of {config.data.name}\n')
+        f'records of {source.name}\n')
   print(report.table(rows))
   print(f'\n{workdir / "samples.png"}', flush=True)
   return rows

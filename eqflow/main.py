@@ -1,5 +1,6 @@
 """python -m eqflow.main --config=configs/digits.py --workdir=runs/digits [--mode=train]: flags only."""
 
+import json
 import pathlib
 import re
 import sys
@@ -16,12 +17,14 @@ from eqflow.train import train
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
                                           lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'sample'],
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'sample', 'pairs'],
                           'train goes on to evaluate at its end.')
-_NUM_SAMPLES = flags.DEFINE_integer('num_samples', 100, 'mode=sample: how many.', lower_bound=1)
+_NUM_SAMPLES = flags.DEFINE_integer('num_samples', 100, 'mode=sample or pairs: how many.',
+                                    lower_bound=1)
 _LABELS = flags.DEFINE_list('labels', None, 'mode=sample: classes, repeated in turn; drawn if unset.')
-_SEED = flags.DEFINE_integer('seed', 0, 'mode=sample: sample i is a function of this and i.',
+_SEED = flags.DEFINE_integer('seed', 0, 'mode=sample or pairs: the i-th is a function of this and i.',
                              lower_bound=0, upper_bound=2**32 - 1)
+_OUT = flags.DEFINE_string('out', None, 'mode=pairs: the folder to write them to.')
 
 # What a user can mend: shown as one line, with exit code 2. Everything else is a traceback.
 REFUSALS = ValueError, FileNotFoundError, FloatingPointError
@@ -37,11 +40,13 @@ def main(argv: list[str]) -> None:
       raise ValueError('--workdir is not set: give the folder of the run, such as '
                        '--workdir=runs/digits')
     config, workdir = given_config(), pathlib.Path(_WORKDIR.value)
-    if _MODE.value != 'sample' and (_LABELS.present or _SEED.present or _NUM_SAMPLES.present):
-      raise ValueError('--labels, --seed and --num_samples are for --mode=sample: a run has '
-                       'config.seed, and evaluation the labels of the data')
+    check_flags(_MODE.value)
     if _MODE.value == 'sample':
       draw_samples(config, workdir)
+      return
+    if _MODE.value == 'pairs':
+      draw_pairs(config, workdir, pathlib.Path(_OUT.value), count=_NUM_SAMPLES.value,
+                 seed=_SEED.value)
       return
     if _MODE.value == 'train':
       train(config, workdir)
@@ -51,6 +56,20 @@ def main(argv: list[str]) -> None:
   except KeyboardInterrupt:
     print('eqflow: stopped; the same command goes on from the last checkpoint', file=sys.stderr)
     sys.exit(130)
+
+
+def check_flags(mode: str) -> None:
+  """Raises ValueError for a flag that the mode does not use, or one that it cannot do without."""
+  if mode not in ('sample', 'pairs') and (_LABELS.present or _SEED.present or _NUM_SAMPLES.present):
+    raise ValueError('--labels, --seed and --num_samples are for --mode=sample, the last two for '
+                     '--mode=pairs too: a run has config.seed, and evaluation the labels of the data')
+  if mode == 'pairs' and _LABELS.present:
+    raise ValueError('--labels is for --mode=sample: pairs are of all classes alike')
+  if mode == 'pairs' and not (_OUT.value and _NUM_SAMPLES.present):
+    raise ValueError('--mode=pairs needs --out, the folder to write them to, and --num_samples, how '
+                     'many: as many as the data has records, or more')
+  if mode != 'pairs' and _OUT.present:
+    raise ValueError('--out is for --mode=pairs: everything else is written to --workdir')
 
 
 def given_config() -> ConfigDict:
@@ -74,6 +93,24 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   path = workdir / f'samples-seed{_SEED.value}'
   sample.write(path, x, labels, evaluations=evaluations)
   print(f'{len(x):,} samples of {config.sample.params!r} at step {step:,}: {path}.png, {path}.npz')
+
+
+def draw_pairs(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, count: int,
+               seed: int) -> None:
+  """mode=pairs: a data set of `count` pairs (eps, x) of noise and sample, and their labels, in `out`.
+
+  Pair i is a function of the model, seed and i; labels are drawn uniformly. Broken off, the same call
+  goes on. Raises ValueError where the solver draws noise, or `out` holds other pairs.
+  """
+  recipe, classes = build.recipe(config), config.data.num_classes
+  sample.check_pairs(recipe)
+  step, params = run.restore(config, recipe, workdir)
+  labels = sample.labels_of(seed, count, classes)
+  made = {'config': json.loads(config.to_json_best_effort()), 'step': step, 'num_classes': classes,
+          'shape': config.data.shape}
+  with run.held(out, 'writing to', '--out'):
+    sample.write_pairs(recipe, params, out, labels, seed=seed, batch=config.sample.batch, made=made)
+  print(f'{len(labels):,} pairs of {config.sample.params!r} at step {step:,}: {out}')
 
 
 def chosen_labels(given: list[str] | None, count: int, classes: int, seed: int) -> np.ndarray:

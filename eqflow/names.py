@@ -4,7 +4,8 @@ import functools
 
 from jax import numpy as jnp
 
-from eqflow import descent, fields, outputs, processes, samplers, times, weights
+from eqflow import (
+    couplings, descent, fields, outputs, processes, samplers, sde, tables, times, weights)
 from eqflow.models import dit, mlp
 from eqflow.training import optimizer as optimizers
 
@@ -14,6 +15,7 @@ PROCESSES = {
     'variance_preserving': processes.variance_preserving,
     'edm': processes.edm,
     'sub_vp': processes.sub_vp,
+    'discrete': processes.discrete,
     'shifted': processes.shifted,
     'logsnr_shifted': processes.logsnr_shifted,
 }
@@ -47,6 +49,12 @@ WEIGHTS = {
     'edm': weights.edm,
     'on_logsnr': weights.on_logsnr,
 }
+COUPLINGS = {
+    'independent': couplings.independent,
+    'optimal_transport': couplings.optimal_transport,
+    'sinkhorn': couplings.sinkhorn,
+    'pairs': couplings.given,
+}
 SPECTRA = {
     'elbo': weights.elbo,
     'sigmoid': weights.sigmoid,
@@ -74,6 +82,51 @@ SOLVERS = {
     'euler': samplers.euler,
     'heun': samplers.heun,
     'ancestral': samplers.ancestral,
+    'edm': samplers.edm,
+    'sde': samplers.sde,
+    'adams_bashforth': samplers.adams_bashforth,
+    'dpmpp_2m': samplers.dpmpp_2m,
+    'dpmpp_3m': samplers.dpmpp_3m,
+    'unipc': samplers.unipc,
+    'adaptive': samplers.adaptive,
+}
+DIFFUSIONS = {
+    'constant': sde.constant,
+    'sigma': sde.sigma,
+    'linear': sde.linear,
+    'decreasing': sde.decreasing,
+    'increasing_decreasing': sde.increasing_decreasing,
+    'sbdm': sde.sbdm,
+}
+LAST_STEPS = {
+    'mean': samplers.last_mean,
+    'tweedie': samplers.last_tweedie,
+    'euler': samplers.last_euler,
+}
+
+
+def _angles(table, rescale=lambda table: table):
+  """The angles of a table, asked for with the table's own numbers."""
+  @functools.wraps(table)
+  def angles(*args, **numbers):
+    return processes.table_angles(rescale(table(*args, **numbers)))
+  return angles
+
+
+ANGLES = {
+    'linear': _angles(tables.linear),
+    'scaled_linear': _angles(tables.scaled_linear),
+    'cosine': _angles(tables.cosine),
+    'linear_zero_snr': _angles(tables.linear, tables.zero_terminal_snr),
+    'scaled_linear_zero_snr': _angles(tables.scaled_linear, tables.zero_terminal_snr),
+    'cosine_zero_snr': _angles(tables.cosine, tables.zero_terminal_snr),
+}
+# Where guidance acts.
+INTERVALS = {
+    'always': lambda: {},
+    'time': lambda low, high: dict(measure=fields.time, low=low, high=high),
+    'logsnr': lambda low, high: dict(measure=fields.logsnr, low=low, high=high),
+    'noise_to_signal': lambda low, high: dict(measure=processes.noise_to_signal, low=low, high=high),
 }
 DESCENTS = {
     'gradient_descent': descent.gradient_descent,
@@ -83,6 +136,9 @@ GRIDS = {
     'uniform': times.uniform_grid,
     'karras': times.karras_grid,
     'logsnr': times.logsnr_grid,
+    'leading': times.leading_grid,
+    'linspace': times.linspace_grid,
+    'trailing': times.trailing_grid,
 }
 MODELS = {
     'mlp': mlp.MLP,
@@ -98,4 +154,7 @@ SCHEDULES = {
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
 
 # A number that is itself a function is a section of its own, found by the key it stands under.
-NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA}
+NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA, 'along': OUTPUTS,
+          'diffusion': DIFFUSIONS, 'last': LAST_STEPS}
+# And one that is an array is what its section's row returns.
+MADE = {'angles': ANGLES}

@@ -57,8 +57,9 @@ def sub_vp(t: Coef, *, beta_min: ArrayLike, beta_max: ArrayLike) -> Mix:
 
 
 def _log_alpha(t, beta_min, beta_max):
-  # No number beyond t = 1, which no network has seen; a grid that leaves [0, 1] is so refused.
-  return jnp.where(t <= 1, -t * t * (beta_max - beta_min) / 4 - t * beta_min / 2, jnp.nan)
+  # No number outside [0, 1], which no network has seen; a grid that leaves it is so refused.
+  inside = (t >= 0) & (t <= 1)
+  return jnp.where(inside, -t * t * (beta_max - beta_min) / 4 - t * beta_min / 2, jnp.nan)
 
 
 def discrete(t: Coef, *, angles: Float[ArrayLike, 'n']) -> Mix:

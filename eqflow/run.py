@@ -13,12 +13,16 @@ import jax
 from ml_collections import ConfigDict
 
 from eqflow import build
-from eqflow.data import sources
+from eqflow.data import pairs, sources
 from eqflow.training import checkpoint, sharding, step as steps
 
 # Sections and keys that do not change what a run computes, only what is looked at and when.
 FREE = ('sample', 'evaluate', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints')
+
+
+# What runs did before their configs had the key.
+SINCE = {'loss.coupling.name': 'independent'}
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:
@@ -45,17 +49,34 @@ def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Sour
 def evaluation_source(config: ConfigDict) -> sources.Source:
   """The records that samples are compared with: config.evaluate.split of config.data.
 
-  Raises ValueError for what would fail only after training: batch, split, too few records.
+  For pairs, of the data that the first of the models behind them was trained on. Raises ValueError
+  for what would fail only after training: batch, split, too few records.
   """
   devices = jax.device_count()
   if config.sample.batch % devices:
     raise ValueError(f'config.sample.batch={config.sample.batch} does not divide by {devices} '
                      f'device(s): choose a multiple of {devices}')
-  source = open_source(config, split=config.evaluate.split)
+  source = open_source(behind_pairs(config), split=config.evaluate.split)
   if len(source) < 8:
     raise ValueError(f'config.evaluate.split={config.evaluate.split!r} has {len(source)} records: '
                      'halves of at least 4 are compared by their third neighbours, so give 8 or more')
   return source
+
+
+def behind_pairs(config: ConfigDict) -> ConfigDict:
+  """The config, its data those of the model that drew its pairs, and so on while these are pairs."""
+  while config.data.name == 'pairs':
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+      config.data = ConfigDict(_record(config)['config']['data'])
+  return config
+
+
+def _record(config):
+  try:
+    return pairs.record(config.data.dir or None)
+  except OSError as error:
+    raise ValueError(f'config.data.dir={config.data.dir!r}: {error}') from error
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -69,7 +90,7 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
   if not path.exists():
     return
   try:
-    theirs = flat(json.loads(path.read_text()))
+    theirs = SINCE | flat(json.loads(path.read_text()))
   except (ValueError, AttributeError) as error:
     raise ValueError(f'{path} cannot be read ({error}): give another --workdir, or delete the file '
                      'to let the config given take its place') from error
@@ -93,20 +114,28 @@ def claimed(config: ConfigDict, workdir: pathlib.Path, source: sources.Source) -
   if jax.process_index() != 0:
     yield
     return
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / '.lock').open('w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise ValueError(f'another process is training in {workdir}: wait for it, or give another '
-                       '--workdir') from error
+  with held(workdir, 'training in', '--workdir'):
     _check_data(workdir / 'data.json', source)
     _write(workdir / 'config.json', json.loads(config.to_json_best_effort()))
     yield
 
 
+@contextlib.contextmanager
+def held(folder: pathlib.Path, doing: str, flag: str) -> Iterator[None]:
+  """The folder, made if need be and kept from other processes; ValueError where one holds it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise ValueError(f'another process is {doing} {folder}: wait for it, or give another '
+                       f'{flag}') from error
+    yield
+
+
 def _check_data(path, source):
-  names = '\n'.join(getattr(source.records, 'paths', ()))
+  # What the records are: the files of a folder, the model behind pairs.
+  names = getattr(source.records, 'made', '\n'.join(getattr(source.records, 'paths', ())))
   ours = {'records': len(source), 'damaged': list(source.damaged),
           'files': hashlib.sha256(names.encode()).hexdigest()}
   if path.exists() and json.loads(path.read_text()) != ours:

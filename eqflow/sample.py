@@ -1,5 +1,6 @@
-"""--mode=sample: a picture and an npz of samples, each a function of the seed and its index alone."""
+"""--mode=sample and pairs: samples, each a function of the seed and its index alone."""
 
+from collections.abc import Callable, Iterator
 import os
 import pathlib
 from typing import Any
@@ -10,6 +11,7 @@ from jaxtyping import Array, Int, Key
 import numpy as np
 
 from eqflow.build import Recipe
+from eqflow.data import pairs
 from eqflow.evaluation import images
 from eqflow.training import sharding
 
@@ -32,24 +34,57 @@ def draw(recipe: Recipe, params: Any, labels: Int[np.ndarray, 'n'], *, seed: int
          batch: int) -> tuple[np.ndarray, np.ndarray]:
   """(samples [n, ...], evaluations [n]) with the given labels [n], `batch` at a time.
 
-  The last batch is padded to the one compiled shape. Raises ValueError where the batch does not
-  divide by the devices.
+  Raises ValueError where the batch does not divide by the devices.
+  """
+  parts = list(in_batches(recipe.draw, params, labels, seed=seed, batch=batch))
+  samples, evaluations = (np.concatenate(part) for part in zip(*parts))
+  return samples, evaluations
+
+
+def in_batches(function: Callable, params: Any, labels: Int[np.ndarray, 'n'], *, seed: int,
+               batch: int, first: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+  """function(params, keys, labels) for samples `first` to n - 1, `batch` at a time, as numpy arrays.
+
+  The last batch is padded to the one compiled shape, and cut. Raises ValueError where the batch
+  does not divide by the devices.
   """
   mesh = sharding.device_mesh()
   if batch < 1 or batch % mesh.size:
     raise ValueError(f'config.sample.batch={batch} does not divide by {mesh.size} device(s): '
                      f'choose a multiple of {mesh.size}')
   keys = jax.jit(jax.vmap(lambda index: key_of(seed, index)))
-  samples, evaluations = [], []
-  for start in range(0, len(labels), batch):
+  for start in range(first, len(labels), batch):
     index = start + np.arange(batch, dtype=np.uint32)
     place = lambda a: jax.device_put(a, sharding.by_example(mesh))
     label = place(np.resize(labels[start:start + batch], batch).astype(np.int32))
-    z, steps = recipe.draw(params, keys(place(index)), label)
-    samples.append(np.asarray(z))
-    evaluations.append(np.asarray(steps))
-  count = len(labels)
-  return np.concatenate(samples)[:count], np.concatenate(evaluations)[:count]
+    found = function(params, keys(place(index)), label)
+    yield tuple(np.asarray(a)[:len(labels) - start] for a in found)
+
+
+def check_pairs(recipe: Recipe) -> None:
+  """Raises ValueError unless the config's solver makes a sample a function of its noise."""
+  params = jax.eval_shape(recipe.init, jax.random.key(0))
+  keys, labels = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
+  try:
+    jax.eval_shape(recipe.pair, params, keys, labels)
+  except ValueError as error:
+    raise ValueError('config.sample.solver: pairs need one that draws nothing, such as '
+                     f"{{'name': 'ddim'}}, so that noise alone makes a sample ({error})") from error
+
+
+def write_pairs(recipe: Recipe, params: Any, folder: pathlib.Path, labels: Int[np.ndarray, 'n'], *,
+                seed: int, batch: int, made: dict[str, Any]) -> None:
+  """(eps, x, label) of pairs 0 to n - 1 into `folder`, going on where it was broken off.
+
+  `made` tells the model, and stands beside the pairs. Raises ValueError where the folder holds
+  other pairs.
+  """
+  def blocks(first):
+    found = in_batches(recipe.pair, params, labels, seed=seed, batch=batch, first=first)
+    for eps, x in found:
+      yield eps, x, labels[first:first + len(x)]
+      first += len(x)
+  pairs.write(folder, made | {'count': len(labels), 'seed': seed}, blocks)
 
 
 def picture(x: np.ndarray, label: np.ndarray, *, most: int = 100) -> np.ndarray:

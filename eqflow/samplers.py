@@ -13,18 +13,20 @@ from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 
 from eqflow import arrays, outputs, processes
+from eqflow.adaptive import adaptive
 from eqflow.arrays import combine
 from eqflow.mix import Mix, remix
 from eqflow.multistep import adams_bashforth, dpmpp_2m, dpmpp_3m, unipc
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.solver import Solver, assemble, contributions, sample, sample_path
+from eqflow.solver import Solver, assemble, check, contributions, sample, sample_path
 from eqflow.stochastic import (
     kept_by_churn, kept_by_eta, last_euler, last_mean, last_tweedie, renewed, sde, step_ratio)
 
-__all__ = ['Solver', 'adams_bashforth', 'ancestral', 'contributions', 'ddim', 'dpmpp_2m', 'dpmpp_3m',
-           'edm', 'euler', 'heun', 'last_euler', 'last_mean', 'last_tweedie', 'sample',
-           'sample_path', 'sde', 'unipc']
+__all__ = [
+    'Solver', 'adams_bashforth', 'adaptive', 'ancestral', 'check', 'contributions', 'ddim',
+    'dpmpp_2m', 'dpmpp_3m', 'edm', 'euler', 'heun', 'last_euler', 'last_mean', 'last_tweedie',
+    'sample', 'sample_path', 'sde', 'unipc']
 
 
 def ddim(process: Process, output: Output, *, churn: ArrayLike = 0.0,

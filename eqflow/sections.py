@@ -29,27 +29,34 @@ def row_of(table: Mapping[str, Any], section: Any, path: str) -> Any:
 
 
 def bound(table: Mapping[str, Any], section: Any, path: str, *,
-          nested: Mapping[str, Mapping] | None = None, **given: Any) -> Any:
+          nested: Mapping[str, Mapping] | None = None, made: Mapping[str, Mapping] | None = None,
+          **given: Any) -> Any:
   """The row named by section.name, its numbers bound with one Partial. Raises as `numbers` does."""
   row = row_of(table, section, path)
-  found = numbers(row, section, path, nested=nested, **given)
+  found = numbers(row, section, path, nested=nested, made=made, **given)
   return Partial(row, **found) if found else row
 
 
 def called(table: Mapping[str, Any], section: Any, path: str, **given: Any) -> Any:
   """The row named by section.name, called with its numbers. Raises as `numbers` does."""
   row = row_of(table, section, path)
-  return row(**numbers(row, section, path, **given))
+  found = numbers(row, section, path, **given)
+  try:
+    return row(**found)
+  except ValueError as error:
+    raise ValueError(f'config.{path}: {error}') from error
 
 
 def numbers(row: Callable, section: Any, path: str, *,
-            nested: Mapping[str, Mapping] | None = None, **given: Any) -> dict[str, Any]:
+            nested: Mapping[str, Mapping] | None = None,
+            made: Mapping[str, Mapping] | None = None, **given: Any) -> dict[str, Any]:
   """The numbers that `row` takes, from the section, or from `given` where the config has none.
 
-  A number that is itself a function is a section of its own, its table found in `nested` by key.
-  Raises ValueError naming the key that is unknown, missing or no finite number.
+  A number that is itself a function is a section of its own, its table found in `nested` by key;
+  one that a function returns, in `made`. Raises ValueError naming the key that is unknown, missing
+  or no finite number (True or False where the row's own default is one).
   """
-  needs, nested = needed(row), nested or {}
+  needs, nested, made = needed(row), nested or {}, made or {}
   found = {key: value for key, value in given.items() if key in needs}
   example = f'--config.{path}="{{\'name\': {section.name!r}, ...}}" on the command line'
   for key, value in section.items():
@@ -60,7 +67,13 @@ def numbers(row: Callable, section: Any, path: str, *,
       raise ValueError(f'config.{path}.{key}: {section.name!r} takes {takes}; give the whole section, '
                        f'as {example}')
     if key in nested:
-      found[key] = bound(nested[key], value, f'{path}.{key}', nested=nested, **given)
+      found[key] = bound(nested[key], value, f'{path}.{key}', nested=nested, made=made, **given)
+    elif key in made:
+      found[key] = called(made[key], value, f'{path}.{key}')
+    elif isinstance(_default(row, key), bool):
+      if not isinstance(value, bool):
+        raise ValueError(f'config.{path}.{key}={value!r}: give True or False')
+      found[key] = value
     else:
       found[key] = finite(value, f'{path}.{key}')
   missing = [key for key, required in needs.items() if required and key not in found]
@@ -86,9 +99,14 @@ def needed(row: Callable) -> dict[str, bool]:
   """{name: whether it is required} of the numbers that a row takes."""
   function = row.func if isinstance(row, Partial) else row
   # What the library passes, not the config.
-  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples')
+  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples', 'keys', 'x', 'drifted', 'flowed')
   return {name: p.default is p.empty for name, p in inspect.signature(function).parameters.items()
           if name not in skip or p.kind is p.KEYWORD_ONLY}
+
+
+def _default(row, key):
+  function = row.func if isinstance(row, Partial) else row
+  return inspect.signature(function).parameters[key].default
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -107,13 +125,16 @@ def check_ranges(config: ConfigDict) -> None:
           'rate', 'eps', 'weight_decay', 'clip', 'warmup_examples')},
       'optimizer.b1': dict(least=0, most=1 - 1e-9), 'optimizer.b2': dict(least=0, most=1 - 1e-9),
       'sample.num_steps': positive, 'sample.batch': positive, 'sample.threshold': dict(least=0),
-      'sample.scale': {},
+      'sample.scale': {}, 'sample.rescale': dict(least=0, most=1),
       # Precision and recall look at third neighbours.
       'evaluate.num_samples': dict(least=4),
   }
   for path, limits in ranges.items():
-    section, _, key = path.rpartition('.')
-    finite((config[section] if section else config)[key], path, **limits)
+    name, _, key = path.rpartition('.')
+    section = config[name] if name else config
+    if key not in section:
+      raise ValueError(f'config.{path} is missing: a config is complete; see configs/digits.py')
+    finite(section[key], path, **limits)
   for size in config.data.shape:
     finite(size, 'data.shape', **positive)
   for key in ('patch', 'width', 'depth', 'heads'):
@@ -124,3 +145,6 @@ def check_ranges(config: ConfigDict) -> None:
   if config.data.flip and len(config.data.shape) != 3:
     raise ValueError(f'config.data.flip=True mirrors images, but config.data.shape='
                      f'{tuple(config.data.shape)}: set it to False')
+  if config.data.flip and config.data.name == 'pairs':
+    raise ValueError("config.data.flip=True mirrors data, but in config.data.name='pairs' each "
+                     'belongs to its noise: set it to False')

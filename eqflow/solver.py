@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Num, PyTree
+from jaxtyping import Array, Int, Num, PyTree
 import numpy as np
 
 from eqflow import arrays, times as grids
@@ -37,7 +37,7 @@ def assemble(step: Callable, process: Process, output: Output, *, init: Callable
   """Solver(init, step) with process, output and whatever else is bound to a module-level step.
 
   Attributes of the step say what `sample` must know: `draws`, it needs keys; `looks_ahead`, it
-  evaluates the network at s too.
+  evaluates the network at s too; `counts`, its memory holds how many `evaluations` it made.
   """
   return Solver(arrays.pytree(init), Partial(
       step, process=arrays.pytree(process), output=arrays.pytree(output), **bound))
@@ -53,6 +53,12 @@ def sample(solver: Solver, predict: Predict, z: Data, times: Grid,
   Raises ValueError, before compiling, where the solver's output is blind on the grid or a solver
   that draws has no keys.
   """
+  return run(solver, predict, z, times, keys)[0]
+
+
+def run(solver: Solver, predict: Predict, z: Data, times: Grid,
+        keys: Keys | None = None) -> tuple[Data, Any]:
+  """(z, memory) at times[-1]: what `sample` returns, and what the solver remembers of the way."""
   return _run(solver, predict, z, times, keys, path=False)
 
 
@@ -62,14 +68,19 @@ def sample_path(solver: Solver, predict: Predict, z: Data, times: Grid,
   return _run(solver, predict, z, times, keys, path=True)
 
 
-def evaluations(solver: Solver, times: Grid) -> int:
-  """How often `sample` calls predict on this grid: once a step, and again at s > 0 to look ahead."""
+def evaluations(solver: Solver, times: Grid, memory: Any = None) -> int | Int[Array, 'b']:
+  """How often `sample` calls predict on this grid: once a step, and again at s > 0 to look ahead.
+
+  A solver that chooses its steps counts them per sample, [b], in the memory that `run` returns:
+  give it. Raises ValueError where it is needed and missing.
+  """
+  if getattr(solver.step.func, 'counts', False):
+    if memory is None:
+      raise ValueError(f'{arrays.name_of(solver.step)} chooses its steps as it goes: call run(...) for '
+                       '(z, memory), and give evaluations(solver, times, memory)')
+    return memory.evaluations
   times = np.asarray(times)
-  return len(times) - 1 + _looks_ahead(solver) * int((times[1:] > 0).sum())
-
-
-def _looks_ahead(solver):
-  return getattr(solver.step.func, 'looks_ahead', False)
+  return len(times) - 1 + _of(solver, 'looks_ahead') * int((times[1:] > 0).sum())
 
 
 def contributions(solver: Solver, times: Grid) -> np.ndarray:
@@ -93,7 +104,9 @@ def _looked_up(z, t, *, times, y):
 
 def _run(solver, predict, z, times, keys, *, path):
   solver = Solver(*map(arrays.pytree, solver))
-  _check(solver, times, keys)
+  check(solver, times)
+  if keys is None and _of(solver, 'draws'):
+    raise ValueError(f'{_name(solver)} draws noise: give sample(..., keys=...) one key per example')
   times = jnp.asarray(times)
   if not jnp.issubdtype(times.dtype, jnp.floating):
     times = times.astype(jnp.result_type(float))
@@ -101,21 +114,25 @@ def _run(solver, predict, z, times, keys, *, path):
   return _scan(solver, arrays.pytree(predict), z, times, keys, path=path)
 
 
-def _check(solver, times, keys):
+def check(solver: Solver, times: Grid) -> None:
+  """Raises ValueError where the solver cannot go along the grid: as `times.check_grid`, and rising."""
   bound = solver.step.keywords
   if 'process' in bound and 'output' in bound:
     grids.check_grid(times, process=bound['process'], output=bound['output'],
-                     diffusion=bound.get('diffusion'), last=_looks_ahead(solver))
+                     diffusion=bound.get('diffusion'), last=_of(solver, 'looks_ahead'))
     if bound.get('along') is not None:
       grids.check_grid(times, process=bound['process'], output=bound['along'])
-  if not getattr(solver.step.func, 'draws', False):
-    return
-  name = arrays.name_of(solver.step).strip('_').removesuffix('_step')
-  if keys is None:
-    raise ValueError(f'{name} draws noise: give sample(..., keys=...) one key per example')
-  if not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
-    raise ValueError(f'{name} draws noise, so it steps towards data only, but the times rise: '
-                     'invert with a solver that draws none, such as ddim or heun')
+  if _of(solver, 'draws') and not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
+    raise ValueError(f'{_name(solver)} draws noise, so it steps towards data only, but the times '
+                     'rise: invert with a solver that draws none, such as ddim or heun')
+
+
+def _of(solver, attribute):
+  return getattr(solver.step.func, attribute, False)
+
+
+def _name(solver):
+  return arrays.name_of(solver.step).strip('_').removesuffix('_step')
 
 
 @jax.jit(static_argnames='path')
@@ -130,7 +147,7 @@ def _scan(solver, predict, z, times, keys, *, path):
     return (z, memory), z if path else None
 
   intervals = jnp.arange(len(times) - 1), times[:-1], times[1:]
-  (end, _), states = jax.lax.scan(step, (z, solver.init(z)), intervals)
+  end, states = jax.lax.scan(step, (z, solver.init(z)), intervals)
   if not path:
     return end
   return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), z, states)

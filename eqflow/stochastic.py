@@ -73,16 +73,16 @@ def _sde_step(predict, z, memory, t, s, keys, *, process, output, diffusion, las
 _sde_step.draws = True
 
 
-def last_mean(mean: Data, x: Data, flowed: Data) -> Data:
+def last_mean(drifted: Data, x: Data, flowed: Data) -> Data:
   """z_t + (s - t)(u - w score): the last step without its noise."""
-  return mean
+  return drifted
 
 
-def last_tweedie(mean: Data, x: Data, flowed: Data) -> Data:
+def last_tweedie(drifted: Data, x: Data, flowed: Data) -> Data:
   """E[x | z_t]: the last step is Tweedie's formula."""
   return x
 
 
-def last_euler(mean: Data, x: Data, flowed: Data) -> Data:
+def last_euler(drifted: Data, x: Data, flowed: Data) -> Data:
   """z_t + (s - t) u: the last step is that of the probability-flow ODE."""
   return flowed

@@ -29,7 +29,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
   section = config.train
   sharding.check_divides(section.batch, section.accumulate, mesh)
   source = run.evaluation_source(config)
-  if config.evaluate.split != config.data.split:
+  if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = run.open_source(config)
   with run.claimed(config, workdir, source):
     return _train(config, recipe, source, mesh, workdir)
@@ -71,7 +71,7 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
   batches = pipeline.batches(
       source, seed=config.seed, batch=section.batch, start=at * section.batch,
       process_index=jax.process_index(), process_count=jax.process_count(),
-      workers=config.data.workers, flip=config.data.flip)
+      workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
   running, health, clock = steps.empty_metrics(mesh), None, time.perf_counter()
 
   with contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress):

@@ -34,6 +34,8 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   batch = {'x': jax.ShapeDtypeStruct((b, *shape), jnp.float32),
            'label': jax.ShapeDtypeStruct((b,), jnp.int32),
            'index': jax.ShapeDtypeStruct((b,), jnp.uint32)}
+  if config.loss.coupling.name != 'independent':
+    batch['eps'] = batch['x']
   state, _, health, draws = jax.eval_shape(run, jax.random.key(0), batch)
   assert health.shape == (3,) and draws.shape == (2, *shape)
   assert state.examples.dtype == jnp.uint32
@@ -57,7 +59,7 @@ def _changed(path, value, name='digits', variant=None):
 
 
 REFUSED = [
-    ('process.name', 'linaer', r"config.process.name='linaer': choose from \['cosine', 'edm'"),
+    ('process.name', 'linaer', r"process.name='linaer': choose from \['cosine', 'discrete', 'edm'"),
     ('process.beta_min', 0.1, r"config.process.beta_min: 'linear' takes no numbers"),
     ('output.name', 'V', r"config.output.name='V': choose from"),
     ('output.gain', 4.0, r"config.output.gain: 'equilibrium' takes \['decay'\]"),
@@ -66,6 +68,11 @@ REFUSED = [
      r"config.output.decay: 'truncated' also needs \['start'\]"),
     ('loss.density.name', 'beta', r"config.loss.density.name='beta': choose from"),
     ('loss.weight.name', 'snr', r"config.loss.weight.name='snr': choose from"),
+    ('loss.coupling.name', 'optimal', r"config.loss.coupling.name='optimal': choose from"),
+    ('loss.coupling', dict(name='sinkhorn'),
+     r"config.loss.coupling: 'sinkhorn' also needs \['regularization'\]"),
+    ('loss.coupling.name', 'pairs', r"config.data.name='digits' has no noise of its own: set it to"),
+    ('loss.coupling.group', 1, r"config.loss.coupling.group: 'independent' takes no numbers"),
     ('loss.density', dict(name='mode', scale=3.0),
      r"config.loss.density: mode\(3.0\): choose a scale from -1 to"),
     ('loss.density', dict(name='adaptive', low=-10.0, high=10.0, bins=100, keep=0.999),
@@ -112,6 +119,13 @@ REFUSED = [
     ('output', dict(name='score'), r"config.loss: output 'score' has no bounded loss at t="),
     ('optimizer.rate', -1.0, r"config.optimizer.rate=-1.0: give a finite number of 0 or more"),
     ('optimizer.schedule.name', 'linear', r"config.optimizer.schedule.name='linear': choose from"),
+    ('sample.rescale', 1.5, r"config.sample.rescale=1.5: give a finite number from 0 to 1"),
+    ('sample.interval', dict(name='sigma'), r"interval.name='sigma': choose from \['always', 'logsnr'"),
+    ('sample.interval', dict(name='time', low=0.1), r"interval: 'time' also needs \['high'\]"),
+    ('sample.interval', dict(name='time', low=0.5, high=0.1),
+     r"config.sample.interval: an interval from 0.5 to 0.1 is empty"),
+    ('sample.interval', dict(name='time', low=0.1, high=0.5),
+     r"config.sample.interval.name='time': a descent has no time"),
     ('train.drop_label', 2.0, r"config.train.drop_label=2.0: give a finite number from 0 to 1"),
 ]
 
@@ -180,6 +194,26 @@ def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():
     build.recipe(_changed('sample.scale', 2.0, name='toy'))
 
 
+def test_guidance_acts_in_its_interval_and_is_rescaled():
+  def drawn(scale, rescale=0.0, **interval):
+    config = load('toy').get_config()
+    config.data.num_classes = 2
+    config.model.update(width=8, depth=1)
+    config.sample.update(num_steps=4, scale=scale, rescale=rescale)
+    config.sample.interval = ml_collections.ConfigDict(interval or dict(name='always'))
+    recipe = build.recipe(config)
+    def run(key):
+      params = jax.tree.map(lambda a: jax.random.normal(key, a.shape), recipe.init(key))
+      return recipe.draw(params, jax.random.split(key, 2), jnp.array([0, 1]))[0]
+    return np.asarray(jax.jit(run)(jax.random.key(3)))
+  plain, guided, rescaled = drawn(1.0), drawn(4.0), drawn(4.0, 0.7)
+  np.testing.assert_allclose(drawn(4.0, name='time', low=0.0, high=1.0), guided, rtol=1e-4)
+  np.testing.assert_allclose(drawn(4.0, name='logsnr', low=50.0, high=60.0), plain, rtol=1e-4)
+  early = drawn(4.0, name='noise_to_signal', low=2.0, high=1e9)
+  for one, other in ((plain, guided), (early, guided), (early, plain), (rescaled, guided)):
+    assert abs(one - other).max() > 1e-3
+
+
 def test_labels_are_dropped_to_null_at_the_rate_asked_for_and_per_example():
   config = _changed('train.drop_label', 0.25)
   recipe = build.recipe(config)
@@ -198,3 +232,44 @@ def test_labels_are_dropped_to_null_at_the_rate_asked_for_and_per_example():
   kept, _ = jax.jit(recipe.loss)(keys, params, batch)
   share = float(jnp.mean(dropped != kept))
   assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / n), f'{share:.3f} of the labels were dropped'
+
+
+ZERO_SNR = {'name': 'discrete', 'angles': {'name': 'scaled_linear_zero_snr'}}
+
+
+@pytest.mark.parametrize('solver,grid,process', [
+    ({'name': 'ddim', 'churn': 0.5}, {'name': 'uniform'}, None),
+    ({'name': 'ddim', 'eta': 0.5}, {'name': 'trailing'}, ZERO_SNR),
+    ({'name': 'heun', 'along': {'name': 'displacement'}}, {'name': 'uniform'}, None),
+    ({'name': 'edm', 'churn': 2.0}, {'name': 'karras', 'sigma_max': 20.0}, None),
+    ({'name': 'sde', 'diffusion': {'name': 'linear', 'norm': 0.5}, 'last': {'name': 'tweedie'}},
+     {'name': 'uniform'}, None),
+    ({'name': 'dpmpp_3m', 'heun': True, 'taper': False},
+     {'name': 'logsnr', 'start': -8.0, 'end': 8.0}, None),
+    ({'name': 'unipc', 'order': 3}, {'name': 'linspace'}, ZERO_SNR)])
+def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
+  config = load('toy').get_config()
+  config.sample.solver, config.sample.grid = map(ml_collections.ConfigDict, (solver, grid))
+  config.sample.num_steps = 5
+  if process:
+    config.process, config.output = ml_collections.ConfigDict(process), {'name': 'v'}
+  recipe = build.recipe(config)
+  params = jax.eval_shape(recipe.init, jax.random.key(0))
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+  draws, _ = jax.eval_shape(recipe.draw, params, keys, jax.ShapeDtypeStruct((2,), jnp.int32))
+  assert draws.shape == (2, 2)
+
+
+@pytest.mark.parametrize('path,value,message', [
+    ('sample.solver', {'name': 'heun', 'along': {'name': 'z'}}, '.along.name=.z.: choose'),
+    ('sample.solver', {'name': 'heun', 'along': {'name': 'eps'}}, "output 'eps' cannot give x"),
+    ('sample.solver', {'name': 'dpmpp_2m', 'heun': 1.0}, 'solver.heun=1.0: give True or False'),
+    ('sample.solver', {'name': 'ddim', 'churn': 2.0}, 'sample.solver: churn=2.0: give a number from 0'),
+    ('sample.solver', {'name': 'sde', 'diffusion': {'name': 'sbdm'}},
+     "sample.solver: diffusion 'sbdm' is not finite at t=1"),
+    ('process', {'name': 'discrete', 'angles': {'name': 'cosine', 'num': 1}},
+     'config.process.angles: .*two or more'),
+    ('process', {'name': 'discrete'}, r"also needs \['angles'\]")])
+def test_solvers_and_tables_that_cannot_be_are_refused_by_key(path, value, message):
+  with pytest.raises(ValueError, match=message):
+    build.recipe(_changed(path, ml_collections.ConfigDict(value), variant='flow'))

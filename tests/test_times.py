@@ -7,7 +7,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import fields, outputs, processes, times
+from eqflow import fields, outputs, processes, tables, times
 from tests import rows
 
 def test_the_karras_grid_is_edms():
@@ -101,6 +101,16 @@ def test_a_noise_label_that_is_not_finite_is_refused():
   times.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.time)
   with pytest.raises(ValueError, match="noise label 'logsnr' is not finite at t=1"):
     times.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.logsnr)
+
+
+def test_a_check_that_passed_says_nothing_of_another_table():
+  def check(table):
+    process = Partial(processes.discrete, angles=processes.table_angles(table))
+    times.check_grid(np.array([1.0, 0.0]), process=process, output=outputs.eps)
+  check(tables.linear(100))
+  with pytest.raises(ValueError, match=r"output 'eps' cannot give x at t=1"):
+    check(tables.zero_terminal_snr(tables.linear(100)))
+  check(tables.linear(50))
 
 
 def test_the_check_is_silent_where_numbers_are_traced():

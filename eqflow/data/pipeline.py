@@ -1,5 +1,6 @@
 """Batches of a run: which record is the k-th, and how it is flipped, depend on (seed, k) alone."""
 
+from collections.abc import Callable
 import functools
 import os
 
@@ -8,32 +9,39 @@ import grain
 from jaxtyping import Float32, Int, Int32
 import numpy as np
 
-from eqflow.data.records import InMemory, Source, decoded, gather
+from eqflow.data.pairs import Paired
+from eqflow.data.records import Source, decoded, gather, in_arrays
 
 # One past the largest count of an example that a uint32 holds: where the iterator ends.
 END = 2**32
 
 
 def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_index: int = 0,
-            process_count: int = 1, workers: int = 0,
-            flip: bool = False) -> grain.DatasetIterator:
+            process_count: int = 1, workers: int = 0, flip: bool = False,
+            couple: Callable | None = None) -> grain.DatasetIterator:
   """This process's rows of the batches of the run, from the example counted `start` on.
 
   Each element is {'x': float32 [b, ...], 'label': int32 [b], 'index': uint32 [b]} with
   b = batch // process_count: `index` is k, the count of the example in the run, rows
   process_index::process_count of the global batch. Images are in [-1, 1], with `flip` mirrored left
   to right with probability 1/2; vectors are as they are. Each epoch is a new permutation of all
-  records, and batches run on across epochs.
+  records, and batches run on across epochs. Pairs bring their noise, 'eps' [b, ...], and what is
+  mirrored here would no longer be its image: `flip` refuses them.
+
+  With `couple`, 'eps' = couple(global batch): it is called on batches ahead, in a thread, so that
+  devices do not wait for it, and on every process alike, so that the noise depends on no count.
 
   `workers` processes decode (0: threads here, or nothing but a gather for records in memory); the
   batches do not depend on it. Close the iterator, for example with contextlib.closing. It ends
   where k leaves uint32. Raises ValueError where process_count does not divide batch.
   """
   _check(source, batch, start, process_index, process_count, flip)
-  rows = functools.partial(_rows, source, seed, flip, np.arange(process_index, batch, process_count))
+  own = slice(process_index, batch, process_count)
+  read = np.arange(batch) if couple else np.arange(batch)[own]
+  rows = functools.partial(_rows, source, seed, flip, read)
   dataset = grain.MapDataset.range(start, END - batch + 1, batch).map(rows)
   # In memory a batch costs less than handing it from thread to thread.
-  threads = 0 if workers or isinstance(source.records, InMemory) else min(8, os.cpu_count() or 1)
+  threads = 0 if workers or in_arrays(source) else min(8, os.cpu_count() or 1)
   dataset = dataset.to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
   if workers:
@@ -41,6 +49,11 @@ def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_in
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  if couple:
+    dataset = dataset.map(lambda whole: {
+        key: a[own] for key, a in (whole | {'eps': couple(whole)}).items()})
+    # Two ahead: the noise is asked of the device before the step that would keep it busy.
+    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
   return iter(dataset)
 
 
@@ -58,11 +71,12 @@ def arrays(source: Source) -> tuple[Float32[np.ndarray, 'n ...'], Int32[np.ndarr
 
 def _rows(source, seed, flip, offsets, first):
   k = first + offsets
-  x, label = gather(source, record_index(len(source), seed, k))
+  batch = gather(source, record_index(len(source), seed, k))
+  x = batch['x']
   if flip:
     mirrored = _of_epoch(len(source), seed, k, 1).astype(bool)
     x[mirrored] = x[mirrored, :, ::-1]
-  return {'x': _scaled(x), 'label': label, 'index': k.astype(np.uint32)}
+  return batch | {'x': _scaled(x), 'index': k.astype(np.uint32)}
 
 
 def _scaled(x):
@@ -102,3 +116,5 @@ def _check(source, batch, start, process_index, process_count, flip):
   if flip and len(source.shape) != 3:
     raise ValueError(f'flip=True mirrors images, but {source.name!r} has records of shape '
                      f'{source.shape}: leave flip off')
+  if flip and isinstance(source.records, Paired):
+    raise ValueError('flip=True mirrors data, but in pairs each belongs to its noise: leave flip off')

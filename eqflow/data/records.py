@@ -1,4 +1,7 @@
-"""What a data set is here: numbered records {'x', 'label'} and the shape that they share."""
+"""What a data set is here: numbered records {'x', 'label'} and the shape that they share.
+
+Pairs of noise and data have 'eps' too, shaped as x.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -11,14 +14,13 @@ import numpy as np
 # Bytes of decoded images up to which a data set is decoded once and kept.
 MEMORY = 256 * 2**20
 
-Images = UInt8[np.ndarray, 'n h w c']
-Vectors = Float[np.ndarray, 'n d']
 Labels = Int[np.ndarray, 'n']
+Batch = dict[str, UInt8[np.ndarray, 'b h w c'] | Float[np.ndarray, 'b ...'] | Labels]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Records at random access: source[i] = {'x': uint8 [h, w, c] or float32 [d], 'label': int}.
+  """Records at random access: source[i] = {'x': uint8 [h, w, c] or float32, 'label': int}.
 
   `records` is any picklable sequence of such dicts, `shape` the shape of x, `num_classes` 0 where
   there are no labels, `damaged` the files that were left out because they cannot be read.
@@ -50,23 +52,31 @@ class InMemory:
   def __getitem__(self, i):
     return {'x': self.x[i], 'label': int(self.label[i])}
 
+  def gather(self, rows: Int[np.ndarray, 'b']) -> Batch:
+    """The records numbered `rows`, as fresh arrays."""
+    return {'x': self.x[rows], 'label': self.label[rows]}
 
-def gather(source: Source, rows: Int[np.ndarray, 'b']) -> tuple[Images | Vectors, Labels]:
-  """(x [b, ...], label int32 [b]) of the records numbered `rows`, as fresh arrays."""
+
+def gather(source: Source, rows: Int[np.ndarray, 'b']) -> Batch:
+  """{'x': [b, ...], 'label': int32 [b]} of the records numbered `rows`, as fresh arrays."""
   records = source.records
-  if isinstance(records, InMemory):
-    return records.x[rows], records.label[rows]
+  if in_arrays(source):
+    return records.gather(rows)
   picked = [records[int(row)] for row in rows]
   label = np.array([record['label'] for record in picked], np.int32)
-  return np.stack([record['x'] for record in picked]), label
+  return {'x': np.stack([record['x'] for record in picked]), 'label': label}
+
+
+def in_arrays(source: Source) -> bool:
+  """Whether the records lie in arrays, so that a batch is one gather and nothing is decoded."""
+  return hasattr(source.records, 'gather')
 
 
 def decoded(source: Source) -> Source:
   """The same source with every record decoded, once, into memory; one thread a core."""
   if isinstance(source.records, InMemory):
     return source
-  dtype = np.uint8 if len(source.shape) == 3 else np.float32
-  x = np.empty((len(source), *source.shape), dtype)
+  x = np.empty((len(source), *source.shape), source[0]['x'].dtype)
   label = np.empty(len(source), np.int32)
 
   def decode(i):

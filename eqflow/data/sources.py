@@ -1,8 +1,8 @@
-"""name -> Source: the digits, image folders, two-dimensional toys and every TFDS data set."""
+"""name -> Source: the digits, image folders, toys, pairs of a model and every TFDS data set."""
 
 import os
 
-from eqflow.data import folder, prepared, toys
+from eqflow.data import folder, pairs, prepared, toys
 from eqflow.data.records import InMemory, Source, decoded_if_small
 
 TOYS = {
@@ -21,6 +21,7 @@ def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int
   'digits' (prepared in data_dir on first use): 'train', 'heldout' or 'all', in a fixed order.
   'folder' (data_dir is the folder): 'train' or 'all', both every image, [size, size, channels];
     `cache_dir` remembers which files are intact.
+  'pairs' (data_dir is the folder that --mode=pairs wrote): 'train' or 'all', both every pair.
   A toy: 'train' and 'heldout' are the first and the next num_points points of `seed`, 'all' both.
   Any other name is a TFDS data set prepared in data_dir, with the splits of TFDS.
 
@@ -31,6 +32,9 @@ def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int
     return _toy(name, split, num_points, seed)
   if name == 'folder':
     return _folder(split, data_dir, size, channels, cache_dir)
+  if name == 'pairs':
+    _check_split('pairs', split, ('train', 'all'))
+    return pairs.source(data_dir)
   if name == 'digits':
     return _digits(split, data_dir, size)
   return decoded_if_small(prepared.source(name, split=split, data_dir=data_dir, size=size))

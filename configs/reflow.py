@@ -1,0 +1,63 @@
+"""Reflow: a flow trained on the pairs of noise and sample of another, so that its paths are straight.
+
+paper    Rectified Flow [Liu+ 2209.03003]
+command  three of them, here for moons (the default); for digits read digits.py:flow, reflow.py:digits
+         python -m eqflow.main --config=configs/toy.py --workdir=runs/moons
+         python -m eqflow.main --config=configs/toy.py --workdir=runs/moons --mode=pairs \\
+             --num_samples=50000 --out=runs/moons_pairs
+         python -m eqflow.main --config=configs/reflow.py --workdir=runs/moons_reflow
+variants moons, digits; to reflow once more, draw pairs from this run and give --config.data.dir
+cost     not yet run
+result   not yet run
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = 'moons') -> ml_collections.ConfigDict:
+  """The config of one variant; raises ValueError for a name that is none."""
+  if variant not in VARIANTS:
+    raise ValueError(f'configs/reflow.py:{variant}: choose from {sorted(VARIANTS)}')
+  config = ml_collections.ConfigDict(BASE)
+  config.update(ml_collections.ConfigDict(VARIANTS[variant]))
+  return config
+
+
+BASE = dict(
+    seed=0,
+    # The samples are compared with what the first model was trained on, not with the pairs.
+    data=dict(name='pairs', split='train', flip=False, workers=0),
+    process=dict(name='linear'),
+    output=dict(name='u'),
+    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
+              coupling=dict(name='pairs')),
+    train=dict(accumulate=1, drop_label=0.0, keep_checkpoints=2),
+    optimizer=dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0,
+                   schedule=dict(name='cosine')),
+    ema=dict(decays=(0.999,)),
+    sample=dict(params='0.999', threshold=0.0, scale=1.0, rescale=0.0,
+                interval=dict(name='always'), solver=dict(name='ddim'), num_steps=1,
+                grid=dict(name='uniform', start=1.0, end=0.0)),
+)
+
+VARIANTS = {
+    # The networks and budgets of configs/toy.py and configs/digits.py.
+    'moons': dict(
+        data=dict(dir='runs/moons_pairs', shape=(2,), num_classes=0),
+        model=dict(name='mlp', width=128, depth=3, dtype='float32', scale_input=dict(name='unit'),
+                   label_noise=dict(name='time')),
+        train=dict(batch=256, num_examples=768_000, log_examples=25_600, sample_examples=256_000,
+                   checkpoint_examples=256_000),
+        optimizer=dict(rate=2e-3, warmup_examples=25_600),
+        sample=dict(batch=2_000),
+        evaluate=dict(split='heldout', num_samples=2_000)),
+    'digits': dict(
+        data=dict(dir='runs/digits_pairs', shape=(8, 8, 1), num_classes=10),
+        model=dict(name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
+                   scale_input=dict(name='unit'), label_noise=dict(name='time')),
+        train=dict(batch=64, num_examples=384_000, log_examples=6_400, sample_examples=64_000,
+                   checkpoint_examples=64_000),
+        optimizer=dict(rate=3e-3, warmup_examples=6_400),
+        sample=dict(batch=600),
+        evaluate=dict(split='all', num_samples=1_797)),
+}

@@ -1,0 +1,139 @@
+"""Pairs (eps, x) of a model's noise and sample, as a data set: three .npy files and what made them.
+
+A folder holds x.npy and eps.npy, float32 [n, ...], label.npy, int32 [n], and pairs.json: how many
+pairs there are to be, how many are written, and the record of the model they were drawn from.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from typing import Any
+
+from jaxtyping import Int
+import numpy as np
+
+from eqflow.data.records import Batch, Source
+
+_COMMAND = ('python -m eqflow.main --config=CONFIG --workdir=RUN --mode=pairs --num_samples=N '
+            '--out=FOLDER')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Paired:
+  """The pairs in a folder, read from its files where they are asked for; `made` is its record."""
+
+  folder: str
+  made: str
+
+  def __len__(self):
+    return len(self._arrays['label'])
+
+  def __getitem__(self, i):
+    x, eps, label = (self._arrays[key][i] for key in ('x', 'eps', 'label'))
+    return {'x': np.array(x), 'eps': np.array(eps), 'label': int(label)}
+
+  def gather(self, rows: Int[np.ndarray, 'b']) -> Batch:
+    """The pairs numbered `rows`, as fresh arrays."""
+    return {key: np.array(a[rows]) for key, a in self._arrays.items()}
+
+  @functools.cached_property
+  def _arrays(self):
+    return _open(pathlib.Path(self.folder), 'r')
+
+  def __reduce__(self):
+    # Another process opens the files itself: a memory map would be sent with all it holds.
+    return Paired, (self.folder, self.made)
+
+
+def source(folder: str | os.PathLike | None) -> Source:
+  """The pairs in `folder`: records {'x', 'eps', 'label'}, classes those of the model.
+
+  Raises FileNotFoundError where there are none, ValueError where some are still to be drawn or a
+  file is damaged.
+  """
+  made = record(folder)
+  root = pathlib.Path(folder).expanduser()
+  if made['written'] < made['count']:
+    raise ValueError(f'{root} holds {made["written"]:,} of {made["count"]:,} pairs: give the command '
+                     'that drew them again, and it goes on')
+  pairs = Paired(os.fspath(root), json.dumps(made, sort_keys=True))
+  shape = tuple(made['shape'])
+  try:
+    whole = {key: a.shape for key, a in pairs._arrays.items()}
+  except (OSError, ValueError) as error:
+    raise ValueError(f'the pairs in {root} cannot be read ({error}): draw them anew') from error
+  wanted = {key: (made['count'], *size) for key, size in _sizes(shape).items()}
+  if whole != wanted:
+    raise ValueError(f'the pairs in {root} have the shapes {whole}, not {wanted}: draw them anew')
+  return Source(pairs, shape, made['num_classes'], 'pairs')
+
+
+def record(folder: str | os.PathLike | None) -> dict[str, Any]:
+  """What pairs.json tells: count, written, shape, num_classes, and config, step, seed of the model.
+
+  Raises FileNotFoundError where the folder holds no pairs.
+  """
+  path = pathlib.Path(folder or '').expanduser() / 'pairs.json'
+  if folder is None or not path.exists():
+    raise FileNotFoundError(f'there are no pairs in {folder!s:.200}: draw them from a trained model '
+                            f'with\n  {_COMMAND}')
+  return json.loads(path.read_text())
+
+
+def write(folder: pathlib.Path, made: dict[str, Any], blocks: Callable) -> None:
+  """Fills `folder` with the pairs of `made`: blocks(first) yields (eps, x, label) from pair `first`.
+
+  `made` has count, shape and num_classes, and whatever tells the model. Each block counts as
+  written once its bytes are: a run that was broken off goes on after the last of them. Raises
+  ValueError where the folder holds pairs of another record.
+  """
+  path, done = folder / 'pairs.json', 0
+  made = json.loads(json.dumps(made))
+  if path.exists():
+    theirs = record(folder)
+    done = theirs.pop('written')
+    ours, theirs = _flat(made), _flat(theirs)
+    differ = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    if differ:
+      told = ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} asked'
+                       for key in differ)
+      raise ValueError(f'{folder} holds other pairs ({told}): give another folder')
+  else:
+    for key, size in _sizes(tuple(made['shape'])).items():
+      np.lib.format.open_memmap(folder / f'{key}.npy', mode='w+', dtype=_DTYPES[key],
+                                shape=(made['count'], *size)).flush()
+    _tell(path, made | {'written': 0})
+  files = _open(folder, 'r+')
+  for eps, x, label in blocks(done) if done < made['count'] else ():
+    rows = slice(done, done + len(x))
+    for key, values in (('x', x), ('eps', eps), ('label', label)):
+      files[key][rows] = values
+      files[key].flush()
+    done += len(x)
+    _tell(path, made | {'written': done})
+
+
+_DTYPES = {'x': np.float32, 'eps': np.float32, 'label': np.int32}
+
+
+def _sizes(shape):
+  return {'x': shape, 'eps': shape, 'label': ()}
+
+
+def _open(folder, mode):
+  return {key: np.load(folder / f'{key}.npy', mmap_mode=mode) for key in _DTYPES}
+
+
+def _flat(made):
+  import jax
+  found, _ = jax.tree_util.tree_flatten_with_path(made, is_leaf=lambda a: not isinstance(a, dict))
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): a for path, a in found}
+
+
+def _tell(path, made):
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(made, indent=2) + '\n')
+  os.replace(partial, path)

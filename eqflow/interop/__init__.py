@@ -1,0 +1,1 @@
+"""What other projects made, in ours: their conventions and their weights."""

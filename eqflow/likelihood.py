@@ -1,0 +1,219 @@
+"""log p(x) along the probability-flow ODE dz/dt = u(z, t), which carries data to noise.
+
+The density of z moves by d log p/dt = -div u on the way [Chen+ 1806.07366], so that
+
+  log p(x) = log p(z_end) + integral of div u dt + log |dz_start/dx|
+
+[Song+ 2011.13456, appendix D.2], in nats. The divergence is exact, or Hutchinson's estimate with
+probes that are drawn once for each sample. What is evaluated is the density of the predictor's
+field: one that is guided has none that means anything.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Num, PyTree
+import numpy as np
+
+from eqflow import adaptive, arrays, fields, outputs, times as grids
+from eqflow.arrays import Data, Grid, Keys, Number, combine
+from eqflow.fields import Predict
+from eqflow.outputs import Output
+from eqflow.processes import Process
+
+# Images are uint8/127.5 - 1: the distance of two neighbouring grey levels.
+BIN = 1 / 127.5
+
+
+class Latent(NamedTuple):
+  """The state z that x becomes at the last time, and the evaluations [b] that this took."""
+  z: Data
+  evaluations: Int[Array, 'b']
+
+
+def rademacher(keys: Keys, z: Data) -> Data:
+  """Probes of -1 and 1, shaped as z: of those with independent entries, the estimate varies least."""
+  leaves, structure = jax.tree.flatten(z)
+
+  def leaf(i, a):
+    draw = lambda key: jax.random.rademacher(jax.random.fold_in(key, i), a.shape[1:], a.dtype)
+    return jax.vmap(draw)(keys)
+
+  return jax.tree.unflatten(structure, [leaf(i, a) for i, a in enumerate(leaves)])
+
+
+def log_likelihood(predict: Predict, x: Data, *, process: Process, output: Output,
+                   times: Grid | tuple = (1e-5, 1.0), keys: Key[Array, '...'] | None = None,
+                   num_probes: int = 1, probe: Callable[[Keys, Data], Data] = rademacher,
+                   rtol: ArrayLike = 1e-6, atol: ArrayLike = 1e-6, max_steps: int = 1000,
+                   mean: PyTree[ArrayLike] = 0.0,
+                   std: PyTree[ArrayLike] = 0.0) -> tuple[Float[Array, 'b'], Latent]:
+  """(log p(x) [b] in nats, its Latent) for x [b, ...], over all coordinates of all leaves.
+
+  times rise. Two are ends, between which every sample chooses its steps as `adaptive` does, and is
+  NaN where it fails; more are a fixed grid, one classical Runge-Kutta step for each pair. On a table
+  of discrete time u jumps at every entry, and neither converges fast: `transport` to a smooth one.
+
+  At the first time, where sigma/alpha is r, p is the density of data plus noise of std r, off by
+  r^2 (lap p)/2. At the last, z ~ N(alpha mean, alpha^2 std^2 + sigma^2): data's moments, numbers or
+  arrays alike to one x, matter where alpha is not 0, as on `variance_preserving` and on `edm`, to
+  be followed to sigma = 80 or so.
+
+  Without keys the divergence is exact, at one derivative a coordinate. With keys [b] it is the mean
+  of <v, du/dz v> over num_probes draws v = probe(keys, x): `rademacher`, or `arrays.noise_like`.
+  Raises ValueError, before compiling, where the output is blind, the times do not rise from above 0
+  to where data is lost, or keys and probes do not fit.
+  """
+  x = jax.tree.map(jnp.asarray, x)
+  for leaf in jax.tree.leaves(x):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise ValueError(f'x is {leaf.dtype}, which has no density: `dequantize` images, or cast')
+  _check_probes(keys, num_probes, arrays.batch_size(x))
+  _check_times(times, process, output)
+  times = jnp.asarray(times, jnp.result_type(float))
+  return _log_likelihood(
+      arrays.pytree(predict), x, arrays.pytree(process), arrays.pytree(output), times, keys,
+      arrays.pytree(probe), (rtol, atol), (mean, std), num_probes=num_probes, max_steps=max_steps)
+
+
+def _check_probes(keys, num_probes, b):
+  if num_probes < 1 or (keys is None and num_probes != 1):
+    raise ValueError(f'num_probes={num_probes} with keys={keys}: give keys [b] and 1 or more probes, '
+                     'or neither for the exact divergence')
+  if keys is not None and keys.shape != (b,):
+    raise ValueError(f'keys of shape {keys.shape} for {b} examples: give one key each, such as '
+                     f'jax.random.split(key, {b})')
+
+
+def _check_times(times, process, output):
+  if arrays.is_traced(times):
+    return
+  times = np.asarray(times, np.float64)
+  if times.ndim != 1 or len(times) < 2 or not times[0] > 0 or not (np.diff(times) > 0).all():
+    raise ValueError(f'times {times}: give two or more that rise from data at t > 0, where no network '
+                     'is evaluated, to noise, such as (1e-5, 1.0)')
+  grids.check_grid(times, process=process, output=output, last=True)
+  try:
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+      alpha, sigma = map(float, process(jnp.asarray(times[-1])))
+  except jax.errors.ConcretizationTypeError:
+    return  # A number of the process is traced.
+  if alpha > 0.1 * sigma:
+    raise ValueError(f'at t={times[-1]:.6g} the state still holds data (alpha={alpha:.3g}, sigma='
+                     f'{sigma:.3g}), so its density is not known: end the times where sigma/alpha is '
+                     '10 or more, such as t=1, or 80 on edm')
+
+
+@functools.partial(jax.jit, static_argnames=('num_probes', 'max_steps'))
+def _log_likelihood(predict, x, process, output, times, keys, probe, tolerances, moments, *,
+                    num_probes, max_steps):
+  b, (start, end) = arrays.batch_size(x), (process(t) for t in (times[0], times[-1]))
+  # In the dtype of t, whatever the network computes in.
+  x = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, times.dtype)), x)
+  velocity = fields.as_output(predict, process=process, output=output, to=outputs.u)
+  if keys is None:
+    divergence = _exact
+  else:
+    drawn = [probe(arrays.fold(keys, i), x) for i in range(num_probes)]
+    divergence = Partial(_estimated, probes=drawn)
+
+  def field(state, t):
+    z, _ = state
+    u, push = jax.linearize(lambda z: velocity(z, t), z)
+    return u, divergence(push, z)
+
+  state = combine((start.x, x)), jnp.zeros(b, times.dtype)
+  if len(times) == 2:
+    (z, grown), count = adaptive.integrate(
+        field, state, times[0], times[1], rtol=tolerances[0], atol=tolerances[1],
+        max_steps=max_steps)
+  else:
+    z, grown = _stepped(field, state, times)
+    count = jnp.full(b, 4 * (len(times) - 1))
+  scale = arrays.coordinates(x) * jnp.log(start.x)
+  return _log_gaussian(z, end, *moments) + grown + scale, Latent(z, count)
+
+
+def _exact(push, z):
+  """The trace of du/dz: a derivative for each coordinate, at most 64 of them at a time."""
+  one = jax.tree.map(lambda a: a[0], z)
+  flat, unravel = ravel_pytree(one)
+
+  def entry(i):
+    unit = unravel(jax.nn.one_hot(i, flat.size, dtype=flat.dtype))
+    v = jax.tree.map(lambda e, a: jnp.broadcast_to(e, a.shape), unit, z)
+    return _inner(v, push(v))
+
+  return jnp.sum(jax.lax.map(entry, jnp.arange(flat.size), batch_size=64), axis=0)
+
+
+def _estimated(push, z, *, probes):
+  """The mean of <v, du/dz v> over the probes [Hutchinson]."""
+  return sum(_inner(v, push(v)) for v in probes) / len(probes)
+
+
+def _stepped(field, state, times):
+  """The state at the last time, by the classical fourth-order Runge-Kutta step for each pair."""
+  b = arrays.batch_size(state[0])
+  tableau = jnp.array([0, 1 / 2, 1 / 2, 1]), jnp.array([1 / 6, 1 / 3, 1 / 3, 1 / 6])
+
+  def step(y, pair):
+    t, s = pair
+
+    def stage(carry, row):
+      slope, total = carry
+      ahead, weight = row
+      at = (1 - ahead) * t + ahead * s
+      slope = field(combine((1, y), (at - t, slope)), jnp.broadcast_to(at, (b,)))
+      return (slope, combine((1, total), (weight * (s - t), slope))), None
+
+    rest = jax.tree.map(jnp.zeros_like, y)
+    return jax.lax.scan(stage, (rest, y), tableau)[0][1], None
+
+  return jax.lax.scan(step, state, (times[:-1], times[1:]))[0]
+
+
+def _log_gaussian(z, state, mean, std):
+  """log N(z; alpha mean, alpha^2 std^2 + sigma^2) per example."""
+  alike = lambda a: a if jax.tree.structure(a) == jax.tree.structure(z) else jax.tree.map(
+      lambda _: a, z)
+
+  def leaf(z, mean, std):
+    variance = (state.x * std) ** 2 + state.eps**2
+    return -((z - state.x * mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance)) / 2
+
+  return _total(jax.tree.map(leaf, z, alike(mean), alike(std)))
+
+
+def _inner(a, b):
+  return _total(jax.tree.map(lambda a, b: a * b, a, b))
+
+
+def _total(tree):
+  return sum(jnp.sum(a.reshape(a.shape[0], -1), axis=1) for a in jax.tree.leaves(tree))
+
+
+def dequantize(keys: Keys, image: Num[Array | np.ndarray, 'b ...']) -> Float[Array, 'b ...']:
+  """x = (image + u - 1/2)/127.5 - 1, u uniform in (0, 1): bins around the values of training.
+
+  Images are trained on as image/127.5 - 1; the noise fills the gap to the neighbours on both sides.
+  """
+  if image.dtype != jnp.uint8:
+    raise ValueError(f'image is {image.dtype}: give the uint8 of the file, 0 to 255')
+  u = jax.vmap(lambda key: jax.random.uniform(key, image.shape[1:]))(keys)
+  return (jnp.asarray(image) + u - 0.5) * BIN - 1
+
+
+def bits_per_dimension(log_p: Float[ArrayLike, '*shape'], num_dims: int, *,
+                       bin_width: Number = BIN) -> Float[Array, '*shape']:
+  """-log2(p(x) width^d)/d: the bits that a coordinate of an image costs, from log p in nats.
+
+  With x = dequantize(keys, image), its mean over keys bounds the bits of the discrete model whose
+  P(image) is the integral of p over the bin from above [Theis+ 1511.01844]. Uniform noise costs 8.
+  """
+  return -(jnp.asarray(log_p) / num_dims + jnp.log(bin_width)) / jnp.log(2.0)

@@ -1,0 +1,185 @@
+"""Diffusion and flow matching are one thing: the equalities, step by step and after fifty steps."""
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+import pytest
+
+from eqflow import fields, mix, oracles, outputs, processes, samplers, times
+from tests import rows
+
+COSINE, LINEAR = processes.cosine, processes.linear
+Z = np.random.RandomState(0).randn(64, 3)
+MEANS = np.array([[-1.0, 0.5, 0.0], [0.8, -0.3, 0.4]])
+FAR = [(1, 2e-15), (50, 1e-13)]
+
+
+def _field(z, t):
+  return jnp.tanh(z) + t[:, None] * jnp.cos(z)
+
+
+def _grid(steps, start=0.96, end=0.04):
+  """The times of 50 steps, or the first two of them."""
+  return np.linspace(start, end, 51)[:steps + 1]
+
+
+def _mixture(process, output):
+  return Partial(oracles.mixture, process=process, output=output, means=MEANS,
+                 stds=np.array([0.3, 0.25]), weights=np.array([0.4, 0.6]))
+
+
+def _agree(found, expected, bound, what):
+  error = float(abs(found - expected).max() / abs(expected).max())
+  assert error <= bound, f'{what}: {error:.2e} of the largest entry'
+
+
+# z~ = z/c and eta, of which ddim is Euler's step dz~ = y deta for a network that predicts the row.
+ROWS = {
+    'x': lambda alpha, sigma: (sigma, alpha / sigma),
+    'eps': lambda alpha, sigma: (alpha, sigma / alpha),
+    'displacement': lambda alpha, sigma: (alpha + sigma, sigma / (alpha + sigma)),
+}
+
+
+@pytest.mark.parametrize('steps,bound', FAR)
+@pytest.mark.parametrize('name', ROWS)
+@pytest.mark.parametrize('process', ['linear', 'cosine', 'variance_preserving'])
+def test_ddim_is_eulers_step_in_the_time_of_each_row(name, process, steps, bound, x64):
+  process, grid = rows.PROCESSES[process], _grid(steps)
+  z = Z
+  for t, s in zip(grid, grid[1:]):
+    (c_t, eta_t), (c_s, eta_s) = (ROWS[name](*map(float, process(jnp.float64(a)))) for a in (t, s))
+    y = np.asarray(_field(z, jnp.full(64, t)))
+    z = c_s * (z / c_t + y * (eta_s - eta_t))
+  out = rows.OUTPUTS[name]
+  found = samplers.sample(samplers.ddim(process, out), _field, Z, grid)
+  _agree(found, z, bound, f'ddim against Euler in the time of {name}')
+  for along in (out, outputs.v):
+    found = samplers.sample(samplers.euler(process, out, along=along), _field, Z, grid)
+    _agree(found, z, bound, f'euler along {name}')
+
+
+@pytest.mark.parametrize('steps,bound', FAR)
+@pytest.mark.parametrize('name', ['cosine', 'variance_preserving', 'linear'])
+def test_ddim_turns_the_state_by_v(name, steps, bound, x64):
+  # z_s/n_s = cos(phi_s - phi_t) z_t/n_t + sin(phi_s - phi_t) v, with v of the normalized process.
+  process, grid = rows.PROCESSES[name], _grid(steps)
+  polar = lambda t: (lambda state: (np.hypot(*state), np.arctan2(state[1], state[0])))(
+      tuple(map(float, process(jnp.float64(t)))))
+  z = Z
+  for t, s in zip(grid, grid[1:]):
+    (n_t, phi_t), (n_s, phi_s) = polar(t), polar(s)
+    v = np.asarray(_field(z, jnp.full(64, t))) / n_t
+    z = n_s * (np.cos(phi_s - phi_t) * z / n_t + np.sin(phi_s - phi_t) * v)
+  found = samplers.sample(samplers.ddim(process, outputs.v), _field, Z, grid)
+  _agree(found, z, bound, 'the rotation')
+
+
+def test_heun_differs_by_the_row_but_not_in_the_limit(x64):
+  z = Z
+  def end(along, n):
+    return samplers.sample(samplers.heun(COSINE, outputs.v, along=along), _mixture(COSINE, outputs.v),
+                           z, np.linspace(0.96, 0.04, n + 1))
+  ends = [[end(along, n) for along in (None, outputs.x, outputs.eps, outputs.displacement, outputs.v)]
+          for n in (10, 200)]
+  spread = [max(float(abs(a - b).max()) for a in some for b in some) for some in ends]
+  assert spread[0] > 1e-2 and spread[1] < spread[0] / 100, f'they differ by {spread}'
+
+
+def test_the_weights_of_each_prediction_in_the_sample():
+  # v-prediction on the cosine process, 100 uniform steps: each step multiplies by cos(pi/200).
+  grid = times.uniform_grid(100)
+  h = samplers.contributions(samplers.ddim(COSINE, outputs.v), grid)[:-1]
+  # The prediction at t = 1 is turned by all 99 steps that follow.
+  expected = np.sin(np.pi / 200) * np.cos(np.pi / 200) ** np.arange(99, -1, -1)
+  np.testing.assert_allclose(h, -expected, atol=1e-12)
+  assert abs(-h.sum() - 1.56118) < 1e-5
+
+
+def test_the_weights_of_each_prediction_at_churn_one_half():
+  grid = times.uniform_grid(100)
+  h = samplers.contributions(samplers.ddim(COSINE, outputs.v, churn=0.5), grid)[:-1]
+  assert (h < 0).all() and abs(-h.sum() - 1.93027) < 1e-5
+  largest = np.argmin(h)
+  assert abs(-h[largest] - 0.029642) < 1e-5 and abs(grid[largest] - 0.13) < 1e-9
+  assert abs(-h[0] - 0.000247) < 1e-5
+
+
+@pytest.mark.parametrize('make', [
+    samplers.heun, lambda p, o: samplers.heun(p, o, along=outputs.displacement), samplers.dpmpp_2m,
+    samplers.dpmpp_3m, samplers.unipc, samplers.adams_bashforth, samplers.ddim])
+def test_a_grid_that_rises_inverts_a_sample(make, x64):
+  # To noise and back: twice the solver's error.
+  grid, predict = np.linspace(0.02, 0.98, 201), _mixture(LINEAR, outputs.u)
+  solver = make(LINEAR, outputs.u)
+  x = predict.func(jnp.asarray(Z), jnp.full(64, 0.02), **{**predict.keywords, 'output': outputs.x})
+  noise = samplers.sample(solver, predict, x, grid)
+  back = samplers.sample(solver, predict, noise, grid[::-1])
+  error = float(abs(back - x).max())
+  assert 1e-9 < error < (0.2 if make is samplers.ddim else 0.01), f'there and back: {error:.2g}'
+
+
+def test_sampling_starts_from_a_partly_noised_input(x64):
+  # A record noised to t and denoised is a draw from the posterior: its mean is E[x | z]'s mean.
+  n, t = 20_000, 0.5
+  record = jnp.tile(jnp.asarray(MEANS[:1]), (n, 1))
+  noise = jnp.asarray(np.random.RandomState(1).randn(n, 3))
+  z = mix.mix(LINEAR(jnp.float64(t)), record, noise)
+  predict, keys = _mixture(LINEAR, outputs.u), jax.random.split(jax.random.key(0), n)
+  x = samplers.sample(samplers.ancestral(LINEAR, outputs.u), predict, z, np.linspace(t, 0, 65), keys)
+  expected = oracles.mixture(z, jnp.full(n, t), **{**predict.keywords, 'output': outputs.x})
+  error = abs(x - expected).mean(axis=0)
+  close = abs(x.mean(axis=0) - expected.mean(axis=0)).max()
+  assert close < 0.01 < error.min(), f'the mean is off by {close:.3f}'
+
+
+@pytest.mark.parametrize('a,b,output', [('cosine', 'linear', 'v'), ('linear', 'cosine', 'u'),
+                                        ('edm', 'linear', 'edm'), ('discrete', 'cosine', 'v')])
+def test_a_network_trained_on_one_process_is_sampled_on_another(a, b, output, x64):
+  trained, other, out = rows.PROCESSES[a], rows.PROCESSES[b], rows.OUTPUTS[output]
+  transport = processes.transport(trained, other, high=100.0 if a == 'edm' else 1.0)
+  predict = fields.transported(_mixture(trained, out), transport)
+  moved = Partial(outputs.transported, output=out, process_a=trained, time=transport.time)
+  grid = np.linspace(0.98, 0.02, 9)
+  found = samplers.sample(samplers.dpmpp_2m(other, moved), predict, Z, grid)
+  expected = samplers.sample(samplers.dpmpp_2m(other, outputs.v), _mixture(other, outputs.v), Z, grid)
+  _agree(found, expected, 1e-9, f'{a} on {b}')
+
+
+def test_the_same_samples_come_of_both_processes_where_their_noise_is_the_same(x64):
+  # 2M and 3M see only the log-SNR: the samples are the scale apart, whatever the process.
+  for make in (samplers.ddim, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):
+    ends = []
+    for process in (LINEAR, COSINE):
+      grid = times.logsnr_grid(20, process=process, start=-7, end=7)
+      start, end = (np.hypot(*map(float, process(jnp.float64(t)))) for t in (grid[0], grid[-1]))
+      ends.append(samplers.sample(make(process, outputs.v), _mixture(process, outputs.v), start * Z,
+                                  grid) / end)
+    _agree(ends[0], ends[1], 1e-11, make.__name__)
+
+
+def test_pure_noise_under_zero_terminal_snr_is_refused_to_eps():
+  process = rows.PROCESSES['discrete']
+  for make in (samplers.ddim, samplers.dpmpp_2m):
+    with pytest.raises(ValueError, match=r"output 'eps' cannot give x at t=1: start the grid at t<="):
+      samplers.sample(make(process, outputs.eps), _field, Z, times.trailing_grid(10))
+  end = samplers.sample(samplers.ddim(process, outputs.v), _field, Z, times.trailing_grid(10))
+  assert jnp.isfinite(end).all()
+
+
+@pytest.mark.parametrize('grid,refusal', [
+    ([1.0, 0.5, 0.7], 'times fall from 1 to 0.5 and rise from 0.5 to 0.7'),
+    ([1.2, 0.5, 0.0], 'at t=1.2 is not a mix of data and noise'),
+    ([1.0, 0.5, -0.1], 'at t=-0.1 is not a mix'), ([1.0, np.nan, 0.0], 'finite times')])
+@pytest.mark.parametrize('name', ['linear', 'cosine', 'variance_preserving', 'sub_vp', 'discrete'])
+def test_a_grid_that_turns_back_or_leaves_the_process_is_refused(grid, refusal, name):
+  solver = samplers.dpmpp_2m(rows.PROCESSES[name], outputs.v)
+  with pytest.raises(ValueError, match=refusal):
+    samplers.sample(solver, _field, Z, np.array(grid))
+
+
+def test_a_schedule_that_is_not_a_number_is_refused():
+  broken = Partial(processes.discrete, angles=np.array([0.0, 0.5, np.nan, 1.5]))
+  with pytest.raises(ValueError, match="process 'discrete' at t=1 is not a mix"):
+    samplers.sample(samplers.ddim(broken, outputs.v), _field, Z, times.uniform_grid(4))
