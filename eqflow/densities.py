@@ -206,8 +206,8 @@ def _adaptive_quantile(u, *, histogram, process, low, high, first, last):
   below = jnp.append(0, jnp.cumsum(share))
   # Noise, and so t, rises as log-SNR falls.
   value = jnp.interp((1 - u) * below[-1], below, edges)
-  t = processes.time_of_logsnr(process, value, low=first, high=last)
-  return jnp.clip(t, first, last)
+  # Sought between the ends, so that rounding cannot draw what pdf has no density for.
+  return processes.time_of_logsnr(process, value, low=first, high=last)
 
 
 def _adaptive_pdf(t, *, histogram, process, low, high, first, last):

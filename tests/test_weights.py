@@ -5,12 +5,14 @@ import functools
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
 
 from eqflow import fields, losses, names, outputs, processes, times, weights
+from eqflow.sections import bound
 from tests import rows
 
 P, S, SD, GAMMA, BIAS = -0.7, 0.9, 0.6, 1.7, 0.8
@@ -65,7 +67,7 @@ SPECTRA = {
         weights.flow_matching, lambda v: np.exp(-v / 2) / 2,
         (1, 'linear', times.uniform, outputs.u, weights.ones)),
     'v on cosine': (
-        weights.flow_matching, lambda v: np.exp(-v / 2) / np.pi * np.pi / 2,
+        weights.flow_matching, lambda v: np.exp(-v / 2) / 2,
         (2 / np.pi, 'cosine', times.uniform, outputs.v, weights.ones)),
     'indi': (
         weights.indi, lambda v: np.exp(-v) / np.cosh(v / 4) ** 2 / 8,
@@ -105,6 +107,14 @@ def test_a_row_is_its_papers_formula_and_the_weight_its_loss_implies(name, x64):
 
 def test_every_row_of_the_table_of_spectra_is_held_to_its_formula():
   assert set(names.SPECTRA) <= set(SPECTRA)
+
+
+def test_a_config_names_a_spectrum_of_a_spectrum(x64):
+  section = ConfigDict(dict(name='on_logsnr', w=dict(name='monotone', peak=-1.5, w=dict(
+      name='sd3', mean=P, std=S))))
+  weight = bound(names.WEIGHTS, section, 'loss.weight', nested=names.NESTED, density=times.uniform)
+  found = _implied('linear', times.uniform, outputs.eps, weight=weight)
+  np.testing.assert_allclose(found, SPECTRA['monotone'][1](VALUES), rtol=1e-11)
 
 
 def test_edms_weight_on_the_error_of_x_implies_what_its_output_does(x64):
