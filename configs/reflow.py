@@ -35,7 +35,8 @@ BASE = dict(
     optimizer=dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0,
                    schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,)),
-    sample=dict(params='0.999', threshold=0.0, scale=1.0, solver=dict(name='ddim'), num_steps=1,
+    sample=dict(params='0.999', threshold=0.0, scale=1.0, rescale=0.0,
+                interval=dict(name='always'), solver=dict(name='ddim'), num_steps=1,
                 grid=dict(name='uniform', start=1.0, end=0.0)),
 )
 

@@ -1,11 +1,12 @@
 """Two-dimensional toys: a field or a flow on moons in seconds.
 
 command  python -m eqflow.main --config=configs/toy.py --workdir=runs/moons
-variants flow (default), eqm, v; other data: --config.data.name=checkerboard, rings, mixture
+variants flow (default), eqm, v, adaptive; other data: --config.data.name=checkerboard, rings, mixture
 cost     768,000 examples (3,000 steps of 256): seconds on two CPU cores
 result   2026-11-21, moons, 2,000 samples against 10,000 held-out points; distance in random features,
-         precision, recall: flow .249 .955 .968   eqm 1.99 .793 .703 (a flat field in the plane is
-         harder than in pixels)   two halves of the data .015 .980 .979   v not yet run
+         precision, recall: flow .249 .955 .968   adaptive .293 .964 .960   eqm 1.99 .793 .703 (a flat
+         field in the plane is harder than in pixels)   two halves of the data .015 .980 .979   v not
+         yet run
 """
 
 import ml_collections
@@ -46,6 +47,12 @@ ODE = dict(solver=dict(name='ddim'), num_steps=50, grid=dict(name='uniform', sta
 VARIANTS = {
     'flow': dict(output=dict(name='u'), model=dict(label_noise=dict(name='time')), sample=ODE),
     'v':    dict(output=dict(name='v'), model=dict(label_noise=dict(name='time')), sample=ODE),
+    # v, weighed by a sigmoid of log-SNR, where the loss is.
+    'adaptive': dict(
+        output=dict(name='v'), model=dict(label_noise=dict(name='time')), sample=ODE,
+        loss=dict(
+            space='eps', weight=dict(name='on_logsnr', w=dict(name='sigmoid', bias=2.0)),
+            density=dict(name='adaptive', low=-10.0, high=12.0, bins=100, keep=0.999))),
     'eqm':  dict(
         output=dict(name='equilibrium', decay=dict(name='truncated', start=0.8, gain=4.0)),
         model=dict(label_noise=dict(name='none')),

@@ -16,7 +16,7 @@ import numpy as np
 from eqflow import arrays, times
 from eqflow.arrays import Data, Grid, Keys, Number
 
-Group = Int[Array | np.ndarray, 'b'] | None
+Group = Int[Array | np.ndarray, '_'] | None
 # Folded into a key for a partner; noise_like folds the number of a leaf.
 _PARTNER = 2**32 - 1
 

@@ -153,7 +153,7 @@ def adaptive(*, process: Process, low: Number, high: Number, bins: Number = 100,
   The adaptive noise schedule of VDM++: the loss then weighs the same at every noise, and its
   variance falls, while with `weights.on_logsnr` its mean is the same integral [Kingma & Gao
   2303.00848]. p is constant within each of `bins` bins. An example multiplies the sums of its bin
-  by `keep`, so about 1/(1 - keep) of them are remembered; an unseen bin is taken for an average one.
+  by `keep`, so about 1/(1 - keep) of them are remembered; a bin unseen is taken for an average one.
 
   measure takes the times and losses that density(histogram) drew and on_logsnr weighted. EDM's t
   goes as far as `low` asks. Raises ValueError for a range that the process does not reach.
@@ -192,9 +192,10 @@ def _adapted(histogram, **bound):
 def _shares(histogram):
   """The probability [bins] of each bin."""
   loss, count = histogram
-  mean = jnp.sum(loss) / jnp.maximum(jnp.sum(count), jnp.finfo(count.dtype).tiny)
-  # As if each bin had also seen one average loss, so that none is given up.
-  height = (loss + mean) / (count + 1)
+  seen = count > 0
+  average = jnp.sum(jnp.where(seen, loss / jnp.where(seen, count, 1), 0)) / jnp.maximum(seen.sum(), 1)
+  # As if each bin had also seen one loss of an average bin, so that none is given up.
+  height = (loss + average) / (count + 1)
   total = jnp.sum(height)
   return jnp.where(total > 0, height / jnp.where(total > 0, total, 1), 1 / len(count))
 
@@ -205,8 +206,8 @@ def _adaptive_quantile(u, *, histogram, process, low, high, first, last):
   below = jnp.append(0, jnp.cumsum(share))
   # Noise, and so t, rises as log-SNR falls.
   value = jnp.interp((1 - u) * below[-1], below, edges)
-  t = processes.time_of_logsnr(process, value, low=first, high=last)
-  return jnp.clip(t, first, last)
+  # Sought between the ends, so that rounding cannot draw what pdf has no density for.
+  return processes.time_of_logsnr(process, value, low=first, high=last)
 
 
 def _adaptive_pdf(t, *, histogram, process, low, high, first, last):

@@ -41,8 +41,12 @@ def main(argv: list[str]) -> None:
                        '--workdir=runs/digits')
     config, workdir = given_config(), pathlib.Path(_WORKDIR.value)
     check_flags(_MODE.value)
-    if _MODE.value in ('sample', 'pairs'):
-      (draw_samples if _MODE.value == 'sample' else draw_pairs)(config, workdir)
+    if _MODE.value == 'sample':
+      draw_samples(config, workdir)
+      return
+    if _MODE.value == 'pairs':
+      draw_pairs(config, workdir, pathlib.Path(_OUT.value), count=_NUM_SAMPLES.value,
+                 seed=_SEED.value)
       return
     if _MODE.value == 'train':
       train(config, workdir)
@@ -91,17 +95,21 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(f'{len(x):,} samples of {config.sample.params!r} at step {step:,}: {path}.png, {path}.npz')
 
 
-def draw_pairs(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """mode=pairs: the data set of --num_samples pairs of noise and sample in --out."""
-  recipe, classes, out = build.recipe(config), config.data.num_classes, pathlib.Path(_OUT.value)
+def draw_pairs(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, count: int,
+               seed: int) -> None:
+  """mode=pairs: a data set of `count` pairs (eps, x) of noise and sample, and their labels, in `out`.
+
+  Pair i is a function of the model, seed and i; labels are drawn uniformly. Broken off, the same call
+  goes on. Raises ValueError where the solver draws noise, or `out` holds other pairs.
+  """
+  recipe, classes = build.recipe(config), config.data.num_classes
   sample.check_pairs(recipe)
   step, params = run.restore(config, recipe, workdir)
-  labels = sample.labels_of(_SEED.value, _NUM_SAMPLES.value, classes)
+  labels = sample.labels_of(seed, count, classes)
   made = {'config': json.loads(config.to_json_best_effort()), 'step': step, 'num_classes': classes,
           'shape': config.data.shape}
   with run.held(out, 'writing to', '--out'):
-    sample.write_pairs(recipe, params, out, labels, seed=_SEED.value, batch=config.sample.batch,
-                       made=made)
+    sample.write_pairs(recipe, params, out, labels, seed=seed, batch=config.sample.batch, made=made)
   print(f'{len(labels):,} pairs of {config.sample.params!r} at step {step:,}: {out}')
 
 

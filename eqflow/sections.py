@@ -130,8 +130,11 @@ def check_ranges(config: ConfigDict) -> None:
       'evaluate.num_samples': dict(least=4),
   }
   for path, limits in ranges.items():
-    section, _, key = path.rpartition('.')
-    finite((config[section] if section else config)[key], path, **limits)
+    name, _, key = path.rpartition('.')
+    section = config[name] if name else config
+    if key not in section:
+      raise ValueError(f'config.{path} is missing: a config is complete; see configs/digits.py')
+    finite(section[key], path, **limits)
   for size in config.data.shape:
     finite(size, 'data.shape', **positive)
   for key in ('patch', 'width', 'depth', 'heads'):

@@ -114,8 +114,8 @@ def check_grid(times: Grid, *, process: Process, output: Output,
   times = np.asarray(times, np.float64)
   leaves, structure = jax.tree.flatten(given)
   try:
-    if all(isinstance(leaf, (int, float)) for leaf in leaves):
-      _check_once(times.tobytes(), times.shape, structure, tuple(leaves), last)
+    if all(isinstance(leaf, (int, float, np.ndarray)) for leaf in leaves):
+      _check_once(_frozen(times), structure, tuple(map(_frozen, leaves)), last)
     else:
       _check_grid(times, *given, last)
   except jax.errors.TracerArrayConversionError:
@@ -124,8 +124,19 @@ def check_grid(times: Grid, *, process: Process, output: Output,
 
 # Sampling again on a grid that has passed should cost nothing; a refusal is not remembered.
 @functools.lru_cache(maxsize=1024)
-def _check_once(times, shape, structure, leaves, last):
-  _check_grid(np.frombuffer(times).reshape(shape), *jax.tree.unflatten(structure, leaves), last)
+def _check_once(times, structure, leaves, last):
+  _check_grid(_thawed(times), *jax.tree.unflatten(structure, map(_thawed, leaves)), last)
+
+
+def _frozen(leaf):
+  """What a number or an array is remembered by: a table of a process has too many to be a key."""
+  leaf = np.asarray(leaf)
+  return leaf.tobytes(), leaf.shape, leaf.dtype.str
+
+
+def _thawed(frozen):
+  content, shape, kind = frozen
+  return np.frombuffer(content, kind).reshape(shape)
 
 
 def _check_grid(times, process, output, label_noise, diffusion, last):

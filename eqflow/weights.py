@@ -77,7 +77,7 @@ def implied(process: Process, t: Coef, *, density: Density, output: Output, weig
 
 @Partial
 def elbo(logsnr: Coef) -> Coef:
-  """w(lambda) = 1: the evidence lower bound, in nats 1/2 of the integral [Kingma+ 2107.00630]."""
+  """w(lambda) = 1: half the integral is the ELBO's loss, nats a coordinate [Kingma+ 2107.00630]."""
   return jnp.ones_like(logsnr)
 
 

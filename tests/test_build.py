@@ -20,12 +20,13 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   config = load(name).get_config(variant).lock()
   recipe = build.recipe(config)
   mesh = sharding.device_mesh(jax.devices()[:1])
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh, measure=recipe.measure)
   def run(key, batch):
     params = recipe.init(key)
     state = steps.TrainState(
         seed=jnp.uint32(0), step=jnp.int32(0), examples=jnp.uint32(0), params=params,
-        opt_state=recipe.optimizer.init(params), emas={k: params for k in build.ema_names(config)})
+        opt_state=recipe.optimizer.init(params), emas={k: params for k in build.ema_names(config)},
+        histogram=recipe.histogram)
     state, metrics, health = step(state, steps.TrainMetrics.empty(), batch)
     draws, _ = recipe.draw(params, jax.random.split(key, 2), batch['label'][:2])
     return state, metrics, health, draws
@@ -33,6 +34,8 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   batch = {'x': jax.ShapeDtypeStruct((b, *shape), jnp.float32),
            'label': jax.ShapeDtypeStruct((b,), jnp.int32),
            'index': jax.ShapeDtypeStruct((b,), jnp.uint32)}
+  if config.loss.coupling.name != 'independent':
+    batch['eps'] = batch['x']
   state, _, health, draws = jax.eval_shape(run, jax.random.key(0), batch)
   assert health.shape == (3,) and draws.shape == (2, *shape)
   assert state.examples.dtype == jnp.uint32
@@ -65,6 +68,22 @@ REFUSED = [
      r"config.output.decay: 'truncated' also needs \['start'\]"),
     ('loss.density.name', 'beta', r"config.loss.density.name='beta': choose from"),
     ('loss.weight.name', 'snr', r"config.loss.weight.name='snr': choose from"),
+    ('loss.coupling.name', 'optimal', r"config.loss.coupling.name='optimal': choose from"),
+    ('loss.coupling', dict(name='sinkhorn'),
+     r"config.loss.coupling: 'sinkhorn' also needs \['regularization'\]"),
+    ('loss.coupling.name', 'pairs', r"config.data.name='digits' has no noise of its own: set it to"),
+    ('loss.coupling.group', 1, r"config.loss.coupling.group: 'independent' takes no numbers"),
+    ('loss.density', dict(name='mode', scale=3.0),
+     r"config.loss.density: mode\(3.0\): choose a scale from -1 to"),
+    ('loss.density', dict(name='adaptive', low=-10.0, high=10.0, bins=100, keep=0.999),
+     r"config.loss.weight.name='ones' with config.loss.density.name='adaptive': the objective would "
+     r"change with the density; choose 'on_logsnr'"),
+    ('loss.density', dict(name='adaptive', low=10.0, high=-10.0),
+     r"config.loss.density: adaptive\(low=10.0, high=-10.0, bins=100, keep=0.999\): low must be below"),
+    ('loss.density', dict(name='adaptive', low=-10.0, high=10.0, half_life=9.0),
+     r"config.loss.density.half_life: 'adaptive' takes \['bins', 'high', 'keep', 'low'\]"),
+    ('loss.weight', dict(name='on_logsnr', w=dict(name='sd4')),
+     r"config.loss.weight.w.name='sd4': choose from \['edm', 'elbo', 'flow_matching'"),
     ('loss.space', 'edm', r"config.loss.space='edm' has numbers of its own"),
     ('model.name', 'unet', r"config.model.name='unet': choose from \['DiT-B/2',.*'dit', 'mlp'\]"),
     ('model.widht', 3, r"config.model.widht: 'dit' takes \["),
@@ -146,6 +165,21 @@ def test_a_network_that_computes_in_bfloat16_trains_and_samples_in_float32(varia
   losses, _ = jax.eval_shape(recipe.loss, keys, params, batch)
   z, _ = jax.eval_shape(recipe.draw, params, keys, batch['label'])
   assert losses.dtype == z.dtype == jnp.float32
+
+
+def test_the_objective_is_the_same_whatever_an_adaptive_density_has_measured():
+  recipe, n = build.recipe(load('toy').get_config('adaptive').lock()), 8192
+  params, keys = recipe.init(jax.random.key(0)), jax.random.split(jax.random.key(1), n)
+  batch = {'x': jax.random.normal(jax.random.key(2), (n, 2)), 'label': jnp.zeros(n, jnp.int32),
+           'index': jnp.arange(n, dtype=jnp.uint32)}
+  # As if the loss were far greater in the middle: more draws there, of less weight.
+  bump = np.exp(-0.002 * (np.arange(100) - 50.0) ** 2) + 0.05
+  loss = jax.jit(recipe.loss)
+  even, aux = loss(keys, params, batch, recipe.histogram)
+  peaked, moved = loss(keys, params, batch, 900 * jnp.stack([bump, jnp.ones(100)]))
+  assert moved['logsnr'].std() < 0.8 * aux['logsnr'].std(), 'the density did not follow'
+  error = np.hypot(even.std(), peaked.std()) / np.sqrt(n)
+  assert abs(even.mean() - peaked.mean()) < 4 * error < 0.2 * even.mean()
 
 
 def test_mirroring_is_for_images():

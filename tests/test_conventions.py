@@ -352,7 +352,10 @@ def _cumulated(theirs, t, z):
   return (weight * jax.scipy.stats.norm.cdf(z, alpha * mean, jnp.hypot(alpha * std, sigma))).sum(1)
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', [
+    'sit linear velocity', 'sit vp score', 'eqm', 'fm cubic velocity', 'fm condot data',
+    'mit general velocity', 'edm denoiser', 'edm network', 'diffusers v_prediction',
+    'diffusers flow, shift 3', 'vdm eps'])
 def test_an_exact_network_of_theirs_is_sampled_by_our_solver(name, x64):
   # In one dimension the ODE keeps order, so a state's cumulated probability does not change.
   convention, theirs, start, end = CASES[name]
@@ -363,10 +366,11 @@ def test_an_exact_network_of_theirs_is_sampled_by_our_solver(name, x64):
   at = lambda t: float(convention.scale(jnp.float64(t)))
   their_z = jnp.linspace(-2, 2, 9)[:, None] * np.hypot(*_plane(theirs, jnp.float64(start))[:2])
   model = Partial(_exact_model, theirs=Partial(theirs))
-  z = samplers.sample(samplers.ddim(convention.process, convention.output),
-                      conventions.as_predict(convention, model), their_z / at(times[0]), times)
+  solver = samplers.dpmpp_2m(convention.process, convention.output)
+  z = samplers.sample(solver, conventions.as_predict(convention, model), their_z / at(times[0]),
+                      times)
   found = _cumulated(theirs, end, z * at(times[-1]))
-  np.testing.assert_allclose(found, _cumulated(theirs, start, their_z), atol=3e-3)
+  np.testing.assert_allclose(found, _cumulated(theirs, start, their_z), atol=2e-4)
 
 
 def _any_model(z, t):

@@ -165,7 +165,7 @@ def test_rescaling_is_that_of_the_zero_terminal_snr_paper():
 
 def test_what_is_constant_is_not_rescaled_and_a_phi_is_a_share():
   y = jnp.array([[2.0, 2.0], [0.0, 0.0]])
-  np.testing.assert_array_equal(fields.rescaled(y, jnp.array([[1.0, 3.0], [0.0, 1.0]]), 1.0), y)
+  np.testing.assert_array_equal(fields.rescaled(y, jnp.array([[1.0, 7.0], [0.0, 5.0]]), 1.0), y)
   for phi in (-0.1, 1.5):
     with pytest.raises(ValueError, match=f'rescale={phi}: give a number from 0'):
       fields.guided(_by_condition, y, y, scale=2.0, rescale=phi)

@@ -6,7 +6,8 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import losses, oracles, outputs, processes, times, weights
+from eqflow import fields, losses, oracles, outputs, processes, times, weights
+from eqflow.mix import remix
 from tests import rows
 
 KEYS = jax.random.split(jax.random.key(3), 256)
@@ -204,3 +205,91 @@ def test_a_low_precision_network_is_compared_in_full_precision():
   loss, _ = losses.matching_loss(KEYS, predict, X.astype(jnp.bfloat16), process=processes.linear,
                                  output=outputs.u, density=times.uniform)
   assert seen == [jnp.float32] and loss.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('source', rows.OUTPUTS)
+def test_what_the_network_gives_does_not_change_the_loss_in_any_space(source, x64):
+  # One guess of the noise, said as each output: in each space its error is a (x' - x) + b (eps' - eps).
+  process, density = processes.cosine, times.uniform_on(0.1, 0.9)
+  keys, x = KEYS[:16], np.random.default_rng(4).normal(size=(16, 3))
+  eps = np.random.default_rng(5).normal(size=(16, 3))
+  guess = lambda z, t: jnp.sin(2 * z) + t[:, None]
+  output = rows.OUTPUTS[source]
+  predict = fields.as_output(guess, process=process, output=outputs.eps, to=output)
+  t = density.quantile(U[:16].astype(float))
+  alpha, sigma = np.cos(np.pi / 2 * t)[:, None], np.sin(np.pi / 2 * t)[:, None]
+  z = alpha * x + sigma * eps
+  eps_off = np.sin(2 * z) + t[:, None] - eps
+  x_off = -sigma / alpha * eps_off
+  for name, space in rows.OUTPUTS.items():
+    loss, _ = losses.matching_loss(
+        keys, predict, x, process=process, output=output, space=space, density=density,
+        u=U[:16].astype(float), coupling=lambda keys, x: jnp.asarray(eps))
+    a, b = (np.broadcast_to(c, t.shape)[:, None] for c in space(process, t))
+    expected = np.mean((a * x_off + b * eps_off) ** 2, axis=1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-9, err_msg=f'{source} in {name}')
+
+
+# Three records in one dimension, noise on an even grid of which the trapezoid rule makes an
+# expectation exact to rounding, and three times.
+RECORDS, AT = np.array([-1.1, 0.2, 0.9]), np.array([0.3, 0.5, 0.8])
+GRID = np.linspace(-9, 9, 361)
+
+
+def _expected(theta, process, output, target):
+  """E[loss] over time, record and noise, of a network with three parameters."""
+  t, x, eps = (a.ravel() for a in np.meshgrid(AT, RECORDS, GRID, indexing='ij'))
+  mass = np.exp(-eps**2 / 2) / np.sqrt(2 * np.pi) * (GRID[1] - GRID[0]) / len(AT) / len(RECORDS)
+  predict = lambda z, t: theta[0] * jnp.sin(2 * z) + theta[1] * z * t[:, None] + theta[2]
+  loss, _ = losses.matching_loss(
+      jax.random.split(jax.random.key(0), len(t)), predict, x[:, None], process=process,
+      output=output, density=times.uniform, u=jnp.asarray(t), target=target,
+      coupling=lambda keys, x: jnp.asarray(eps)[:, None])
+  return loss @ jnp.asarray(mass)
+
+
+@pytest.mark.parametrize('output', ['u', 'score'])
+@pytest.mark.parametrize('process', ['linear', 'cosine'])
+def test_marginal_and_conditional_matching_differ_by_a_constant_and_share_their_gradient(
+    process, output, x64):
+  # Flow matching and conditional flow matching, and score matching and denoising score matching
+  # [Lipman+ 2210.02747, theorem 2; Vincent 2011].
+  process, output = rows.PROCESSES[process], rows.OUTPUTS[output]
+  marginal = Partial(oracles.finite, process=process, output=output, data=RECORDS[:, None])
+  both = lambda theta: jnp.stack([_expected(theta, process, output, to) for to in (None, marginal)])
+  values = jax.jit(lambda theta: (both(theta), jax.jacrev(both)(theta)))
+  constants = []
+  for theta in np.random.default_rng(0).normal(size=(3, 3)):
+    (conditional, explicit), gradients = values(theta)
+    constants.append(conditional - explicit)
+    assert np.abs(gradients[0]).min() > 1e-2, 'a gradient to speak of'
+    np.testing.assert_allclose(*gradients, rtol=1e-10, atol=1e-12)
+  assert constants[0] > 0.05, 'conditional targets vary about the marginal one'
+  np.testing.assert_allclose(constants, constants[0], rtol=1e-10)
+
+
+def test_the_marginal_score_is_the_gradient_of_the_log_density(x64):
+  z, t = np.linspace(-2, 2, 9), 0.4
+  alpha, sigma = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
+  found = oracles.finite(jnp.asarray(z)[:, None], jnp.full(9, t), process=processes.cosine,
+                         output=outputs.score, data=RECORDS[:, None])[:, 0]
+  # log p(z) = logsumexp_i -(z - alpha x_i)^2/(2 sigma^2) + a constant, differentiated in the plain.
+  likelihood = np.exp(-((z[:, None] - alpha * RECORDS) ** 2) / (2 * sigma**2))
+  slopes = -(z[:, None] - alpha * RECORDS) / sigma**2
+  np.testing.assert_allclose(found, (likelihood * slopes).sum(1) / likelihood.sum(1), rtol=1e-12)
+
+
+@pytest.mark.parametrize('process', ['linear', 'cosine', 'variance_preserving'])
+def test_velocity_and_score_convert_as_mit_writes_them(process, x64):
+  # [MIT 6.S184]: time r from noise to data, x_r = a z + b eps, so a(r) = alpha(1 - r), and velocities
+  # change sign. u = (b^2 a'/a - b' b) s + (a'/a) x and s = (a u - a' x)/(b^2 a' - a b' b).
+  process, t = rows.PROCESSES[process], jnp.array([0.2, 0.5, 0.9])
+  state, rate, score = process(t), processes.rate(process, t), outputs.score(process, t)
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(2, 3))
+  a, b, a_rate, b_rate = state.x, state.eps, -rate.x, -rate.eps
+  given = dict(state=state, z=jnp.asarray(x), y=jnp.asarray(y))
+  u = -remix(outputs.u(process, t), out=score, **given)
+  np.testing.assert_allclose(u, (b**2 * a_rate / a - b_rate * b) * y + a_rate / a * x, rtol=1e-11)
+  s = remix(score, out=outputs.u(process, t), **given)
+  np.testing.assert_allclose(s, (a * -y - a_rate * x) / (b**2 * a_rate - a * b_rate * b), rtol=1e-11)

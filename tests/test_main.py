@@ -38,6 +38,10 @@ REFUSED = [
     ([DIGITS, '--config.evaluate.split=tset'], ['tset', "choose from ['all', 'heldout', 'train']"]),
     ([DIGITS, '--config.model.wdith=3'], ['config.model.wdith', 'Did you mean "width"']),
     ([DIGITS, 'stray'], ['stray']),
+    ([DIGITS, '--mode=pairs', '--num_samples=9'], ['--mode=pairs needs --out']),
+    ([DIGITS, '--mode=sample', '--out=x'], ['--out is for --mode=pairs']),
+    (['--config=configs/reflow.py', '--config.data.dir=/nowhere'],
+     ['config.data.dir', 'there are no pairs in /nowhere', '--mode=pairs']),
 ]
 
 

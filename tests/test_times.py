@@ -3,72 +3,12 @@
 import re
 
 import jax
-from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 import pytest
-import scipy.integrate
-import scipy.stats
 
-from eqflow import fields, outputs, processes, times
+from eqflow import fields, outputs, processes, tables, times
 from tests import rows
-
-DENSITIES = {
-    'uniform': (times.uniform, scipy.stats.uniform()),
-    'uniform_on': (times.uniform_on(0.2, 0.7), scipy.stats.uniform(0.2, 0.5)),
-    'lognormal': (times.lognormal(-1.2, 1.2), scipy.stats.lognorm(1.2, scale=np.exp(-1.2))),
-}
-
-
-@pytest.mark.parametrize('name', DENSITIES)
-def test_densities_agree_with_scipy(name, x64):
-  density, reference = DENSITIES[name]
-  u = np.linspace(0.001, 0.999, 101)
-  t = density.quantile(jnp.asarray(u))
-  np.testing.assert_allclose(t, reference.ppf(u), rtol=1e-9)
-  np.testing.assert_allclose(density.pdf(t), reference.pdf(reference.ppf(u)), rtol=1e-9)
-
-
-def test_logit_normal_is_a_normal_in_its_logit(x64):
-  density, u = times.logit_normal(0.5, 0.8), np.linspace(0.001, 0.999, 101)
-  t = np.asarray(density.quantile(jnp.asarray(u)))
-  np.testing.assert_allclose(np.log(t / (1 - t)), scipy.stats.norm(0.5, 0.8).ppf(u), rtol=1e-8)
-  mass, _ = scipy.integrate.quad(lambda t: float(density.pdf(jnp.asarray(t))), 1e-9, 1 - 1e-9)
-  assert abs(mass - 1) < 1e-6, f'the density integrates to {mass}'
-
-
-def test_u_is_never_zero_or_one():
-  # The largest and smallest floats that a uniform draw in [0, 1) of 23 bits can give.
-  for k, offset in ((0, 0), (0, 2**32 - 1)):
-    u = times.low_discrepancy(k, np.uint32(offset))
-    assert 0 < u < 1
-  u = times.draw(jax.random.split(jax.random.key(0), 1000))
-  assert (u > 0).all() and (u < 1).all()
-  with jax.enable_x64(True):
-    same = times.draw(jax.random.split(jax.random.key(0), 1000))
-  np.testing.assert_array_equal(u, same, 'the draw of a key must not depend on the default dtype')
-
-
-def test_rounding_does_not_carry_a_density_to_the_ends_of_its_range():
-  u = jnp.array([2.0**-24, 1 - 2.0**-24], jnp.float32)
-  for density, low in ((times.uniform_on(0.5, 1.0), 0.5), (times.logit_normal(0.0, 4.0), 0.0)):
-    t = density.quantile(u)
-    assert (t > low).all() and (t < 1).all(), f"{t} touches an end"
-
-
-def test_the_golden_sequence_is_that_of_exact_arithmetic_even_at_the_end_of_its_range():
-  k = np.concatenate([np.arange(1000), 2**32 - 1 - np.arange(1000)]).astype(np.uint32)
-  exact = np.array([((int(i) * 2654435769 + 77) % 2**32 >> 9) * 2.0**-23 + 2.0**-24 for i in k])
-  np.testing.assert_array_equal(times.low_discrepancy(k, np.uint32(77)), exact)
-
-
-@pytest.mark.parametrize('start', [0, 10**6, 4 * 10**9])
-def test_any_run_of_the_golden_sequence_covers_the_unit_interval_evenly(start):
-  u = np.sort(times.low_discrepancy((start + np.arange(1024)).astype(np.uint32), np.uint32(5)))
-  worst = np.abs(u - (np.arange(1024) + 0.5) / 1024).max()
-  # Random draws would be off by about 0.03.
-  assert worst < 0.004, f'a run of 1,024 leaves a hole of {worst:.4f}'
-
 
 def test_the_karras_grid_is_edms():
   grid = times.karras_grid(32)
@@ -161,6 +101,16 @@ def test_a_noise_label_that_is_not_finite_is_refused():
   times.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.time)
   with pytest.raises(ValueError, match="noise label 'logsnr' is not finite at t=1"):
     times.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.logsnr)
+
+
+def test_a_check_that_passed_says_nothing_of_another_table():
+  def check(table):
+    process = Partial(processes.discrete, angles=processes.table_angles(table))
+    times.check_grid(np.array([1.0, 0.0]), process=process, output=outputs.eps)
+  check(tables.linear(100))
+  with pytest.raises(ValueError, match=r"output 'eps' cannot give x at t=1"):
+    check(tables.zero_terminal_snr(tables.linear(100)))
+  check(tables.linear(50))
 
 
 def test_the_check_is_silent_where_numbers_are_traced():

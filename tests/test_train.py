@@ -5,6 +5,7 @@ import json
 import jax
 from jax import numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from PIL import Image
 import pytest
 
@@ -27,6 +28,14 @@ def tiny(tmp_path, **train):
   config.optimizer.warmup_examples = 64
   config.sample.update(dict(num_steps=3, batch=16))
   config.evaluate.num_samples = 40
+  return config.lock()
+
+
+def adaptive():
+  """The toy's config with a density that follows the loss: 24 steps of 64."""
+  config = load('toy').get_config('adaptive')
+  config.train.update(dict(batch=64, num_examples=1536, log_examples=512, sample_examples=10**6,
+                           checkpoint_examples=512))
   return config.lock()
 
 
@@ -91,6 +100,30 @@ def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_
   assert found['rows'] == rows and found['num_samples'] == 40
   with np.load(tmp_path / 'whole/samples.npz') as file:
     assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
+
+
+def test_what_an_adaptive_density_has_measured_is_part_of_the_state(tmp_path, monkeypatch):
+  whole = training.train(adaptive(), tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    interrupt(patch, 13)
+    with pytest.raises(Interrupted):
+      training.train(adaptive(), tmp_path / 'broken')
+  assert_bitwise_equal(training.train(adaptive(), tmp_path / 'broken'), whole)
+  loss, count = whole.histogram
+  # 1,536 examples over 100 bins, of which few are forgotten.
+  assert loss.shape == (100,) and 0.97 * 1536 < count.sum() < 1536 and (loss[count > 1] > 0).all()
+
+
+def test_a_checkpoint_from_before_densities_adapted_is_read(tmp_path):
+  recipe = build.recipe(load('toy').get_config())
+  state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 7, sharding.device_mesh())
+  old = {name: getattr(state, name) for name in (
+      'seed', 'step', 'examples', 'params', 'opt_state', 'emas')}
+  with checkpoint.open_checkpoints(tmp_path / 'run', keep=2) as checkpoints:
+    checkpoints.save(0, args=ocp.args.StandardSave(old))
+    found = checkpoint.restore(checkpoints, jax.tree.map(jnp.zeros_like, state))
+  assert found.histogram == () and int(found.seed) == 7
+  assert_bitwise_equal(found, state)
 
 
 def test_a_toy_run_learns(tmp_path, capsys):
@@ -185,12 +218,14 @@ def test_data_that_is_not_what_the_config_says_is_refused(tmp_path, key, value, 
 
 def _updated(config, mesh, *, accumulate=1):
   recipe = build.recipe(config)
-  state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh)
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh, accumulate=accumulate)
+  state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh,
+                       histogram=recipe.histogram)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh, accumulate=accumulate,
+                         measure=recipe.measure)
   rng = np.random.default_rng(0)
   metrics = steps.empty_metrics(mesh)
   for i in range(4):
-    batch = {'x': rng.normal(size=(32, 8, 8, 1)).astype(np.float32),
+    batch = {'x': rng.normal(size=(32, *config.data.shape)).astype(np.float32),
              'label': rng.integers(0, 10, 32).astype(np.int32),
              'index': np.arange(32 * i, 32 * i + 32, dtype=np.uint32)}
     state, metrics, health = step(state, metrics, sharding.place_batch(batch, mesh))
@@ -212,6 +247,16 @@ def test_devices_and_accumulation_do_not_change_what_is_computed(one_device, dev
   # Adam divides by the gradient's size, so what is rounding in one can be a step in the other.
   for name, leaf in leaves(state.params).items():
     np.testing.assert_allclose(leaf, leaves(expected.params)[name], atol=2e-5, err_msg=name)
+
+
+def test_devices_and_accumulation_do_not_change_what_is_measured():
+  (one, _), (many, _) = (
+      _updated(adaptive(), sharding.device_mesh(jax.devices()[:devices]), accumulate=accumulate)
+      for devices, accumulate in ((1, 1), (8, 2)))
+  # Four batches of 32, hardly forgotten.
+  assert 120 < one.histogram[1].sum() < 128
+  np.testing.assert_array_equal(many.histogram[1], one.histogram[1])
+  np.testing.assert_allclose(many.histogram[0], one.histogram[0], rtol=1e-3)
 
 
 def test_fixed_tables_are_neither_trained_nor_given_optimizer_state(one_device):

@@ -247,8 +247,8 @@ def _time_of_entry(k, *, num):
 def diffusers_flow(*, shift: Number = 1.0, num: Number = 1000) -> Convention:
   """FlowMatchEulerDiscreteScheduler of diffusers: (1 - sigma) x + sigma eps, output eps - x.
 
-  The network is told T sigma, sigma = shift t/(1 + (shift - 1) t): even steps of our t are the
-  scheduler's, its shift applied once.
+  The network is told T sigma, sigma = shift t/(1 + (shift - 1) t): even steps of t from 1 to 0 are
+  those of its pipelines, which give it even sigmas to shift.
   """
   process = Partial(processes.shifted, process=processes.linear, shift=float(shift))
   bound = dict(shift=float(shift), num=float(num))

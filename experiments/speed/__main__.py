@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 import jax
 from jax import numpy as jnp
@@ -26,22 +25,7 @@ from eqflow import train as training
 from eqflow.data import pipeline
 from eqflow.training import sharding, step as steps
 from experiments import ROOT, config_file
-
-def pairs(first, second, count):
-  """The ratio seconds(first)/seconds(second), taken in turn: median, least and greatest."""
-  first(), second()
-  ratios = []
-  for i in range(count):
-    # Whoever goes first in a pair goes second in the next.
-    seconds = {f: clock(f) for f in ((first, second) if i % 2 else (second, first))}
-    ratios.append(seconds[first] / seconds[second])
-  return np.median(ratios), min(ratios), max(ratios)
-
-
-def clock(function):
-  start = time.perf_counter()
-  function()
-  return time.perf_counter() - start
+from experiments.speed.pairs import clock, pairs
 
 
 def loop_against_step(count=7, num_steps=300):
@@ -67,8 +51,9 @@ def loop_against_step(count=7, num_steps=300):
       training.fit(config, recipe, source, step, fresh(), pathlib.Path(folder),
                    until=num_steps, save=lambda state: None)
 
-  ratio, low, high = pairs(bare, loop, count)
-  return f'{ratio:.1%} ({low:.1%} to {high:.1%})'
+  bare_seconds, loop_seconds = pairs(bare, loop, count)
+  ratios = bare_seconds / loop_seconds
+  return f'{np.median(ratios):.1%} ({ratios.min():.1%} to {ratios.max():.1%})'
 
 
 def sample_against_calls(num_steps=50, batch=16, count=15):
@@ -94,8 +79,9 @@ def sample_against_calls(num_steps=50, batch=16, count=15):
       y = network(y, t)
     y.block_until_ready()
 
-  ratio, low, high = pairs(whole, calls, count)
-  return f'{ratio:.3f} ({low:.3f} to {high:.3f})'
+  whole_seconds, calls_seconds = pairs(whole, calls, count)
+  ratios = whole_seconds / calls_seconds
+  return f'{np.median(ratios):.3f} ({ratios.min():.3f} to {ratios.max():.3f})'
 
 
 def import_seconds(count=7):

@@ -1,0 +1,158 @@
+"""Where an output is blind: |gain| over t, the errors of trained networks, their one-step samples."""
+
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+from matplotlib import pyplot as plt
+import numpy as np
+from sklearn.datasets import load_digits
+
+from eqflow import oracles, outputs, processes, samplers, times
+from eqflow.evaluation import images
+from eqflow.mix import gain, mix, remix
+from eqflow.models.mlp import MLP
+from experiments.fit import fit
+
+PROCESS = processes.cosine
+# Almost pure noise: at t = 1 itself eps is refused.
+START = 0.99
+OUTPUTS = {'eps': outputs.eps, 'x': outputs.x, 'v': outputs.v, 'u': outputs.u}
+# Colours told apart by every kind of eye; dashes tell apart lines that coincide.
+STYLES = {
+    'eps': dict(color='#d55e00', linestyle='-'), 'x': dict(color='#0072b2', linestyle='-'),
+    'v': dict(color='#009e73', linestyle='-'), 'u': dict(color='#cc79a7', linestyle=(0, (4, 3)))}
+# A process and the times over which it is drawn: EDM's t is its sigma.
+SPANS = {
+    'linear': (processes.linear, np.linspace(0.001, 0.999, 999)),
+    'cosine': (processes.cosine, np.linspace(0.001, 0.999, 999)),
+    'EDM': (processes.edm, np.geomspace(0.002, 80, 400))}
+
+
+def digits() -> jax.Array:
+  """The 1,797 digits of scikit-learn [1797, 64], from -1 (paper) to 1 (ink)."""
+  return jnp.asarray(load_digits().data / 8 - 1, jnp.float32)
+
+
+def train(x: jax.Array, num_steps: int) -> dict[str, Any]:
+  """{name: predict}: one small MLP for each output, the same in all but what it is asked for."""
+  density = times.uniform_on(0.001, 0.999)
+  return {name: fit(MLP(width=256, depth=3), x, process=PROCESS, output=output, density=density,
+                    num_steps=num_steps)[0] for name, output in OUTPUTS.items()}
+
+
+def noise(n: int) -> jax.Array:
+  """z [n, 64] ~ N(0, I), where sampling starts."""
+  return jax.random.normal(jax.random.key(7), (n, 64))
+
+
+def best(x: jax.Array, z: jax.Array) -> jax.Array:
+  """E[x | z] at START, exactly, for data uniform among the records x."""
+  return oracles.finite(z, jnp.full(len(z), START), process=PROCESS, output=outputs.x, data=x)
+
+
+def returned(predicts: dict[str, Any], z: jax.Array) -> dict[str, jax.Array]:
+  """{name: y}: what each network returns for the noise z at START."""
+  return {name: predict(z, jnp.full(len(z), START)) for name, predict in predicts.items()}
+
+
+def sampled(predicts: dict[str, Any], z: jax.Array, num_steps: int) -> dict[str, jax.Array]:
+  """{name: x}: DDIM from the noise z at START to the data, in that many steps."""
+  grid = times.uniform_grid(num_steps, START)
+  return {name: samplers.sample(samplers.ddim(PROCESS, OUTPUTS[name]), predict, z, grid)
+          for name, predict in predicts.items()}
+
+
+def correlation(a: Any, b: Any) -> float:
+  """The mean over examples of the correlation of a [b, d] with b [b, d]."""
+  unit = lambda a: (a - a.mean(1, keepdims=True)) / a.std(1, keepdims=True)
+  return float((unit(np.asarray(a)) * unit(np.asarray(b))).mean())
+
+
+def rms(a: Any) -> float:
+  """sqrt of the mean square of a."""
+  return float(np.sqrt(np.mean(np.square(a))))
+
+
+def misses(predicts: dict[str, Any], x: jax.Array, at: Any, n: int = 128) -> dict[str, Any]:
+  """{name: [own, in x, in eps]}: rms distance from the best answer, E[output | z], over times `at`.
+
+  The best answer for a finite data set is known: `oracles.finite`. The output is turned by remix
+  into x and into eps, and so is the best one.
+  """
+  data = x[:n]
+  eps = noise(n)
+
+  def one(t, name, predict):
+    t = jnp.full(n, t)
+    state, output = PROCESS(t), OUTPUTS[name]
+    z = mix(state, data, eps)
+    y = predict(z, t)
+    ideal = oracles.finite(z, t, process=PROCESS, output=output, data=x)
+    turned = lambda y, to: remix(to(PROCESS, t), state=state, out=output(PROCESS, t), z=z, y=y)
+    miss = lambda to: jnp.sqrt(jnp.mean(jnp.square(turned(y, to) - turned(ideal, to))))
+    return jnp.stack([miss(output), miss(outputs.x), miss(outputs.eps)])
+
+  over = jax.jit(lambda name, predict: jax.lax.map(
+      lambda t: one(t, name, predict), jnp.asarray(at, jnp.float32)), static_argnums=0)
+  return {name: np.asarray(over(name, predict)).T for name, predict in predicts.items()}
+
+
+def draw_gains() -> plt.Figure:
+  """|gain(x <- output)| and |gain(eps <- output)| over t, on three processes."""
+  figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex='col', sharey=True, layout='constrained')
+  for row, to in zip(axes, (outputs.x, outputs.eps)):
+    for axis, (title, (process, span)) in zip(row, SPANS.items()):
+      for name, output in OUTPUTS.items():
+        t = jnp.asarray(span)
+        stretch = gain(to(process, t), state=process(t), out=output(process, t))
+        axis.plot(span, np.abs(stretch), label=name, linewidth=2, **STYLES[name])
+      axis.set(yscale='log', ylim=(1e-3, 1e3), xscale='log' if title == 'EDM' else 'linear')
+      axis.grid(alpha=0.25)
+      axis.axhline(1, color='0.6', linewidth=0.8)
+  for axis, title in zip(axes[0], SPANS):
+    axis.set_title(title)
+  for axis, label in zip(axes[1], ('t', 't', 't = sigma')):
+    axis.set_xlabel(f'{label}   (data to noise)')
+  axes[0, 0].set_ylabel('|gain(x ← output)|')
+  axes[1, 0].set_ylabel('|gain(eps ← output)|')
+  figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center', frameon=False)
+  return figure
+
+
+def draw_misses(at: Any, measured: dict[str, Any]) -> plt.Figure:
+  """The measured misses over t: as the network makes them, and as x and as eps receive them."""
+  figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout='constrained')
+  titles = ('in the output itself', 'seen in x', 'seen in eps')
+  for axis, title, k in zip(axes, titles, range(3)):
+    for name, error in measured.items():
+      axis.plot(at, error[k], label=name, linewidth=2, **STYLES[name])
+    axis.set(title=title, yscale='log', xlabel='t   (data to noise)', xlim=(0, 1))
+    axis.grid(alpha=0.25)
+  axes[0].set_ylabel('rms distance from the best answer')
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', frameon=False)
+  return figure
+
+
+def draw_samples(x: Any, z: Any, exact: Any, answers: dict, one: dict, many: dict) -> plt.Figure:
+  """What the networks return at START, the same as x in one step, and 50 steps, by output."""
+  figure, axes = plt.subplots(3, 5, figsize=(10, 6.7), layout='constrained')
+  figure.get_layout_engine().set(wspace=0.06, hspace=0.04)
+  rows = (
+      (f'what it returns\nat t = {START}', 'the noise z', z, answers),
+      ('turned into x:\none step', 'exact E[x | z]', exact, one),
+      ('50 steps', 'the data', x, many))
+  for row, (label, left, reference, made) in zip(axes, rows):
+    for axis, pictures in zip(row, (reference, *made.values())):
+      sheet = images.grid(np.reshape(pictures[:16], (16, 8, 8, 1)), pad=4)
+      axis.imshow(sheet[4:-4, 4:-4], cmap='gray')
+      axis.set(xticks=[], yticks=[])
+      axis.spines[:].set_visible(False)
+    row[0].set_title(left, fontsize=11, color='0.35')
+    row[0].set_ylabel(label, fontsize=11)
+  for axis, name in zip(axes[0, 1:], answers):
+    axis.set_title(name, fontsize=15, color=STYLES[name]['color'], fontweight='bold')
+  for axis, pictures in zip(axes[1, 1:], one.values()):
+    axis.set_title(f'rms {rms(pictures):.2g}', fontsize=11, color='0.35')
+  return figure

@@ -1,0 +1,149 @@
+"""How straight are the paths of a flow, of one with a coupling, of a reflow; what is one step worth?
+
+Trains the models of configs/toy.py or configs/digits.py, draws pairs from the first, trains
+configs/reflow.py on them, and prints a row for each; resumable. Means and standard deviations are
+over draws of other noise from one trained network each.
+  python -m experiments.reflow --data=moons     also digits
+"""
+
+import argparse
+import pathlib
+
+import jax
+from jax import numpy as jnp
+import matplotlib
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt
+import numpy as np
+
+from eqflow import build, couplings, fields, main as command, names, run, sample, samplers, times
+from eqflow.data import pipeline
+from eqflow.evaluation import distances, features, images, report
+from eqflow.train import train
+from experiments import ROOT, config_file
+
+STEPS = (1, 2, 5, 50)
+COUNT = {'moons': 50_000, 'digits': 40_000}
+
+
+def changed(config, **sections):
+  """The config with some of its sections' keys replaced."""
+  for name, section in sections.items():
+    config[name].update(section)
+  return config.lock()
+
+
+def models(data, runs):
+  """{row: (config, parameters)}, each trained; a reflow after the pairs that it needs."""
+  base = ('toy', 'flow') if data == 'moons' else ('digits', 'flow')
+  rows = {
+      'flow': changed(config_file(base[0]).get_config(base[1])),
+      'optimal transport': changed(config_file(base[0]).get_config(base[1]),
+                                   loss=dict(coupling=dict(name='optimal_transport'))),
+  }
+  for i, name in enumerate(('reflow', 'reflow twice') if data == 'moons' else ('reflow',)):
+    rows[name] = changed(config_file('reflow').get_config(data),
+                         data=dict(dir=str(runs / f'{data}_pairs_{i + 1}')))
+  found, last = {}, None
+  for name, config in rows.items():
+    workdir = runs / f'{data}_{name.replace(" ", "_")}'
+    if config.data.name == 'pairs':
+      command.draw_pairs(in_steps(last[0], 50), last[1], pathlib.Path(config.data.dir),
+                         count=COUNT[data], seed=0)
+    train(config, workdir)
+    if name != 'optimal transport':
+      last = config, workdir
+    found[name] = config, run.restore(config, build.recipe(config), workdir)[1]
+  return found
+
+
+def in_steps(config, steps):
+  return changed(config.copy_and_resolve_references(), sample=dict(num_steps=steps))
+
+
+def samples(config, params, steps, labels, seed):
+  """[n, ...] samples in `steps` steps, with the given labels."""
+  recipe = build.recipe(in_steps(config, steps))
+  return sample.draw(recipe, params, labels, seed=seed, batch=config.sample.batch)[0]
+
+
+def path_of(config, params, count, num_steps=50):
+  """(states [n, count, ...], times [n]) of the deterministic sampler."""
+  recipe, grid = build.recipe(config), times.uniform_grid(num_steps)
+  labels = jnp.arange(count) % max(config.data.num_classes, 1)
+  predict = fields.bind(recipe.network(params), labels if config.data.num_classes else None)
+  solver = samplers.ddim(names.PROCESSES[config.process.name], names.OUTPUTS[config.output.name])
+  noise = jax.random.normal(jax.random.key(7), (count, *config.data.shape))
+  return samplers.sample_path(solver, predict, noise, grid), grid
+
+
+def row_of(config, params, seeds):
+  """{column: 'mean ± std'} of one model."""
+  real, label = pipeline.arrays(run.evaluation_source(config))
+  count = config.evaluate.num_samples
+  path, grid = path_of(config, params, 1_000)
+  row = {'straightness': f'{float(couplings.straightness(path, grid).mean()):.4f}'}
+  space = features.random_features if real.ndim == 2 else features.pixels
+  moments = distances.moments(space(real))
+  for steps in STEPS:
+    found = []
+    for seed in range(seeds):
+      x = samples(config, params, steps, np.resize(label, count), seed)
+      x = np.clip(x, -1, 1) if x.ndim == 4 else x
+      near = np.sqrt(distances.nearest_distance(features.pixels(x), features.pixels(real)))
+      found.append((distances.frechet_distance(moments, distances.moments(space(x))), near.mean()))
+    (far, near), (spread, _) = np.mean(found, 0), np.std(found, 0)
+    row[f'Fréchet, {steps}'] = f'{far:.3f} ± {spread:.3f}'
+    row[f'nearest, {steps}'] = f'{near:.3f}'
+  return row
+
+
+def floor(config):
+  """The row of the data themselves: as many records drawn with replacement, and their neighbours."""
+  real, _ = pipeline.arrays(run.evaluation_source(config))
+  space = features.random_features if real.ndim == 2 else features.pixels
+  near = np.sqrt(distances.nearest_distance(features.pixels(real))).mean()
+  drawn = real[np.random.default_rng(0).integers(0, len(real), config.evaluate.num_samples)]
+  far = distances.frechet_distance(*(distances.moments(space(x)) for x in (real, drawn)))
+  return {'Fréchet, 50': f'{far:.3f}', 'nearest, 50': f'{near:.3f}'}
+
+
+def draw_moons(found, path):
+  figure, axes = plt.subplots(2, len(found), figsize=(3 * len(found), 6), sharex=True, sharey=True,
+                              layout='constrained')
+  for column, (name, (config, params)) in zip(axes.T, found.items()):
+    states = np.asarray(path_of(config, params, 60)[0])
+    column[0].plot(*states.transpose(2, 0, 1), color='#0072b2', linewidth=0.8, alpha=0.7)
+    column[0].plot(*states[0].T, '.', color='#999999', markersize=3)
+    column[0].plot(*states[-1].T, '.', color='#d55e00', markersize=3)
+    column[0].set(title=name, aspect='equal', xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[])
+    x = samples(config, params, 1, np.zeros(2_000, np.int32), 0)
+    column[1].plot(*x.T, ',', color='#000000')
+  axes[0, 0].set_ylabel('paths from noise to data')
+  axes[1, 0].set_ylabel('2,000 samples in one step')
+  figure.savefig(path, dpi=110)
+
+
+def draw_digits(found, path):
+  strips = [samples(config, params, steps, np.arange(20) % 10, 0)
+            for config, params in found.values() for steps in (1, 50)]
+  images.save_png(path, images.grid(np.concatenate(strips), columns=20))
+
+
+def main():
+  flags = argparse.ArgumentParser()
+  flags.add_argument('--data', default='moons', choices=('moons', 'digits'))
+  flags.add_argument('--seeds', type=int, default=3)
+  given = flags.parse_args()
+  found = models(given.data, ROOT / 'runs')
+  rows = {name: row_of(*model, given.seeds) for name, model in found.items()}
+  rows['the data'] = floor(found['flow'][0])
+  print(report.table(rows))
+  path = ROOT / f'docs/reflow_{given.data}.png'
+  {'moons': draw_moons, 'digits': draw_digits}[given.data](found, path)
+  print(path)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,1 @@
+"""What every solver is measured to do: orders, biases, equalities."""

@@ -1,0 +1,99 @@
+"""Orders of every solver on an exact mixture, weak orders on Gaussian data, the weights h_t.
+
+The tests hold these to their bounds; this prints what they are.
+"""
+
+import itertools
+from unittest import mock
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+
+from eqflow import arrays, multistep, outputs, processes, samplers, times
+from eqflow.samplers import Solver
+from tests import rows, test_equivalence, test_multistep, test_stochastic
+
+
+def orders():
+  for name, claimed, make in test_multistep.ORDERS:
+    solver = make(processes.linear)
+    found, errors = test_multistep.observed_orders(solver, solver.step.keywords['output'])
+    yield f'{name}, order {claimed}', f'{found[-2]:.2f}, {found[-1]:.2f} (error {errors[-1]:.1e})'
+
+
+def exact_start(make, depth):
+  """Orders where the first step already knows `depth` - 1 exact outputs before it."""
+  process, errors = processes.linear, []
+  predict = lambda output: test_multistep._mixture(process, output)
+  z = jax.random.normal(jax.random.key(0), (16, 2))
+  for n in test_multistep.STEPS:
+    grid = test_multistep._grid(process, n)
+    h = 16 / n
+    before = times.logsnr_grid(depth - 1, process=process, start=-8, end=-8 - h * (depth - 1))
+    seen, state = [], z
+    for t, s in zip(before, before[1:]):
+      values = [float(processes.logsnr(process, jnp.float64(a))) for a in (t, s)]
+      fine = times.logsnr_grid(400, process=process, start=values[0], end=values[1])
+      state = samplers.sample(samplers.unipc(process, outputs.v, order=3), predict(outputs.v), state,
+                              fine)
+      seen.append((predict(outputs.x)(state, jnp.full(16, s)), jnp.asarray(values[1] / 2)))
+    memory = multistep.Memory(
+        tuple(x for x, _ in seen) + (jnp.zeros_like(z),), tuple(at for _, at in seen)
+        + (jnp.zeros(()),), jnp.int32(depth - 1), jnp.int32(depth - 1))
+    solver = Solver(Partial(lambda z, memory: memory, memory=memory), make.step)
+    found = samplers.sample(solver, predict(outputs.v), z, grid)
+    errors.append(float(abs(found - test_multistep._end(process, z)).max()))
+  found = np.log2(np.array(errors[:-1]) / errors[1:])
+  return f'{found[-2]:.2f}, {found[-1]:.2f} (error {errors[-1]:.1e})'
+
+
+def weak_orders():
+  given = {}
+  with mock.patch.object(arrays, 'noise_like', lambda keys, z: given['noise']):
+    for name, process in itertools.product(test_stochastic.NOISY, ('linear', 'cosine')):
+      order, bias = test_stochastic.weak_order(name, rows.PROCESSES[process], given)
+      yield f'weak order of {name}, {process}', f'{order:.2f} (bias {bias[-1]:.1e})'
+
+
+def row_equalities():
+  """The largest difference of Euler in a row's own time from ddim, after 1 and 50 steps."""
+  cases = itertools.product(('displacement', 'x', 'eps'), ('linear', 'cosine', 'variance_preserving'))
+  found = {1: 0.0, 50: 0.0}
+  for (name, process), steps in itertools.product(cases, found):
+    process, grid = rows.PROCESSES[process], test_equivalence._grid(steps)
+    ends = [samplers.sample(solver, test_equivalence._field, test_equivalence.Z, grid) for solver in (
+        samplers.ddim(process, rows.OUTPUTS[name]),
+        samplers.euler(process, rows.OUTPUTS[name], along=outputs.v))]
+    error = float(abs(ends[0] - ends[1]).max() / abs(ends[0]).max())
+    found[steps] = max(found[steps], error)
+  return f'{found[1]:.1e}; {found[50]:.1e}'
+
+
+def weights(churn):
+  grid = times.uniform_grid(100)
+  h = samplers.contributions(samplers.ddim(processes.cosine, outputs.v, churn=churn), grid)[:-1]
+  at = np.argmin(h)
+  return (f'sum {-h.sum():.5f}, largest {-h[at]:.6f} at t = {grid[at]:.2f}, {-h[0]:.6f} at t = 1, '
+          f'{"all" if (h < 0).all() else "not all"} negative')
+
+
+def main():
+  print('| what | measured |\n|---|---|')
+  for name, value in orders():
+    print(f'| {name} | {value} |', flush=True)
+  linear = processes.linear
+  for name, make in (('dpmpp_3m', samplers.dpmpp_3m(linear, outputs.v)),
+                     ('dpmpp_3m as published', samplers.dpmpp_3m(linear, outputs.v, curvature=0.5))):
+    print(f'| {name}, started with exact outputs | {exact_start(make, 3)} |', flush=True)
+  for name, value in weak_orders():
+    print(f'| {name} | {value} |', flush=True)
+  print(f'| Euler along v against ddim of x, eps, displacement: 1; 50 steps | {row_equalities()} |')
+  for churn in (0.0, 0.5):
+    print(f'| weights of 100 v-predictions, churn {churn} | {weights(churn)} |')
+
+
+if __name__ == '__main__':
+  with jax.enable_x64(True):
+    main()

@@ -1,0 +1,169 @@
+"""python -m experiments.speed.peers: sampling against diffusers' loop, the same transformer in torch.
+
+50 steps of DDIM, DPM-Solver++ and Heun with the same weights on both sides: one compiled scan here,
+there the loop over the scheduler under torch.inference_mode. Networks and samples are checked
+to agree before anything is timed. Runs are taken in turn in one process, and the median of the
+pairs' ratios counts. A row that is in peers.json is kept: interrupted, it goes on where it stopped;
+--again measures all rows anew. The last section of README.md is written from the rows.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+
+import diffusers
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+import torch
+
+from eqflow import fields, outputs, processes, samplers, times
+from eqflow.models import dit
+from experiments.speed import torch_dit
+from experiments.speed.pairs import pairs
+
+HERE = pathlib.Path(__file__).parent
+STEPS, SIDE, CHANNELS, CLASSES = 50, 8, 4, 10
+TABLE = dict(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012,
+             timestep_spacing='trailing', prediction_type='v_prediction')
+# (width, depth, batch): pairs, least ratio
+SIZES = {(64, 2, 1): (101, 8.0), (64, 2, 16): (51, 2.0), (256, 6, 32): (9, 2.0)}
+
+SOLVERS = {
+    'DDIM': (
+        lambda process: samplers.ddim(process, outputs.v),
+        lambda: diffusers.DDIMScheduler(clip_sample=False, **TABLE)),
+    'DPM-Solver++ 2M': (
+        lambda process: samplers.dpmpp_2m(process, outputs.v),
+        lambda: diffusers.DPMSolverMultistepScheduler(**TABLE)),
+    # Both step in sigma/alpha.
+    'Heun': (
+        lambda process: samplers.heun(process, outputs.v, along=outputs.eps),
+        lambda: diffusers.HeunDiscreteScheduler(**TABLE)),
+}
+
+
+def networks(width, depth):
+  """The network here, (z, t, condition) -> y, and in torch, with the same random weights."""
+  module = dit.DiT(patch=2, width=width, depth=depth, heads=4, num_classes=CLASSES)
+  z, label = jnp.zeros((1, SIDE, SIDE, CHANNELS)), jnp.zeros(1)
+  params = module.init(jax.random.key(0), z, label, jnp.zeros(1, jnp.int32))['params']
+  # What starts at zero would hide what it multiplies.
+  keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
+  keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+  stirred = jax.tree.map(lambda a, key: a + 0.02 * jax.random.normal(key, a.shape), params, keys)
+  params = dict(stirred, fixed_positions=params['fixed_positions'])
+  theirs = torch_dit.from_flax(params, module, (SIDE // 2) ** 2, CHANNELS)
+  return Partial(module.apply, {'params': params}), theirs
+
+
+def runs(ours, theirs, solver, batch):
+  """Two functions without arguments, the sample here and the sample of diffusers' loop."""
+  make, make_scheduler = SOLVERS[solver]
+  scheduler = make_scheduler()
+  table = scheduler.alphas_cumprod.numpy()
+  process = Partial(processes.discrete, angles=processes.table_angles(table))
+  noise = np.random.RandomState(0).standard_normal((batch, SIDE, SIDE, CHANNELS)).astype(np.float32)
+  condition = np.arange(batch) % CLASSES
+  predict = fields.bind(fields.conditioned(ours, process, scale_input=fields.unit,
+                                           label_noise=fields.table_index), jnp.asarray(condition))
+  made, grid, z = make(process), times.trailing_grid(STEPS), jnp.asarray(noise)
+  z_torch = torch.from_numpy(noise).permute(0, 3, 1, 2).contiguous()
+  condition = torch.from_numpy(condition)
+
+  def here():
+    return samplers.sample(made, predict, z, grid).block_until_ready()
+
+  @torch.inference_mode()
+  def there():
+    scheduler.set_timesteps(STEPS)
+    z = z_torch
+    if solver == 'Heun':
+      # Its state is z/alpha.
+      z = z * (scheduler.init_noise_sigma**2 + 1) ** 0.5
+    for t in scheduler.timesteps:
+      y = theirs(scheduler.scale_model_input(z, t), t.expand(batch), condition)
+      z = scheduler.step(y, t, z, return_dict=False)[0]
+    return z
+
+  with torch.inference_mode():
+    y = theirs(z_torch, torch.full((batch,), 500.0), condition)
+  # Entry 500 of the table of 1,000.
+  _agree('networks', jax.jit(predict)(z, jnp.full(batch, 0.501)), y, 1e-5)
+  _agree('samples', here(), there(), 1e-4)
+  return here, there
+
+
+def _agree(what, here, there, bound):
+  there = there.permute(0, 2, 3, 1).numpy()
+  error = float(abs(np.asarray(here) - there).max() / abs(there).max())
+  if not error < bound:
+    raise AssertionError(f'the two {what} differ by {error:.1e} of the largest entry')
+
+
+def measure(width, depth, batch, solver, count):
+  """One row: seconds on both sides, and the ratio with its range."""
+  here, there = runs(*networks(width, depth), solver, batch)
+  # torch's threads wait for work in a loop for a while.
+  ours, theirs = pairs(here, there, count, pause=0.02)
+  ratios = theirs / ours
+  return dict(width=width, depth=depth, batch=batch, solver=solver, pairs=count,
+              ours=float(np.median(ours)), theirs=float(np.median(theirs)),
+              ratio=float(np.median(ratios)), low=float(np.quantile(ratios, 0.1)),
+              high=float(np.quantile(ratios, 0.9)))
+
+
+def table(rows):
+  """The rows in Markdown."""
+  yield ('| network, 8x8x4 | batch | solver, 50 steps | here | diffusers and torch | samples/s, times '
+         'as many (10 to 90 % of pairs) | target |')
+  yield '|---|---|---|---|---|---|---|'
+  for row in rows:
+    target = SIZES[row['width'], row['depth'], row['batch']][1]
+    yield (f'| width {row["width"]}, depth {row["depth"]} | {row["batch"]} | {row["solver"]} '
+           f'| {1000 * row["ours"]:.1f} ms | {1000 * row["theirs"]:.1f} ms | {row["ratio"]:.1f} '
+           f'({row["low"]:.1f} to {row["high"]:.1f}) | {target:.0f} |')
+
+
+HEADING = '## Sampling, against diffusers\' loop in torch'
+
+
+def write(rows, machine):
+  """The section of README.md."""
+  readme = HERE / 'README.md'
+  kept = readme.read_text().split(HEADING)[0].rstrip()
+  readme.write_text('\n'.join([
+      kept, '', HEADING, '',
+      f'`python -m experiments.speed.peers`, {machine}. The same weights, labels and noise on both '
+      'sides, samples equal to 1e-4; torch eager under `inference_mode` with its default threads; '
+      'runs in turn in one process.', '', *table(rows), '']))
+
+
+def main():
+  flags = argparse.ArgumentParser()
+  flags.add_argument('--again', action='store_true', help='measure rows that are there already')
+  flags.add_argument('--pairs', type=int, help='how many pairs, for a quick look: not written down')
+  arguments = flags.parse_args()
+  path = HERE / 'peers.json'
+  rows = json.loads(path.read_text()) if path.exists() and not arguments.again else []
+  measured = {(row['width'], row['depth'], row['batch'], row['solver']) for row in rows}
+  for (width, depth, batch), (count, _) in SIZES.items():
+    for solver in SOLVERS:
+      if (width, depth, batch, solver) in measured and not arguments.pairs:
+        continue
+      row = measure(width, depth, batch, solver, arguments.pairs or count)
+      print(*list(table([row]))[2:], flush=True)
+      if not arguments.pairs:
+        rows.append(row)
+        path.write_text(json.dumps(rows, indent=1) + '\n')
+  if not arguments.pairs:
+    threads = torch.get_num_threads()
+    write(rows, f'{platform.machine()} with {threads} threads, jax {jax.__version__}, torch '
+          f'{torch.__version__}, diffusers {diffusers.__version__}')
+    print(*table(rows), sep='\n')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,1 @@
+"""python -m experiments.weightings: every objective as a weight of log-SNR, as one figure."""

@@ -1,0 +1,114 @@
+"""w(lambda) of the field's objectives, and where they draw their times: docs/weightings.png.
+
+Above, each objective's formula (wide), and the weight that its loss implies by density, output and
+weight (dashed): they coincide. Below, the density over log-SNR of each way to draw times; the
+adapted one is that of Gaussian data.
+"""
+
+import pathlib
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import matplotlib
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt
+import numpy as np
+
+from eqflow import outputs, processes, times, weights
+
+PATH = pathlib.Path(__file__).parents[2] / 'docs/weightings.png'
+LOGSNR = np.linspace(-12, 12, 481)
+
+EDM = Partial(outputs.edm, sigma_data=0.5)
+EDM_LOGSNR = Partial(weights.edm_logsnr, mean=-1.2, std=1.2, sigma_data=0.5)
+# EDM's weight is largest at this log-SNR.
+PEAK = float(LOGSNR[np.argmax(EDM_LOGSNR(jnp.asarray(LOGSNR)))])
+
+
+def _adapted():
+  """The density that the sigmoid's loss brings about on Gaussian data of std 0.5, learned exactly."""
+  adaptive = times.adaptive(process=processes.edm, low=-12.0, high=12.0, bins=48)
+  middles = np.linspace(-12, 12, 97)[1::2]
+  error = 1 / (1 + np.exp(-middles) / 0.5**2)
+  loss = weights.sigmoid(middles, bias=2.0) * error
+  return adaptive.density(1e6 * jnp.stack([loss, jnp.ones(48)]))
+
+
+def _of_snr(weight):
+  return lambda process, t: weight(jnp.exp(processes.logsnr(process, t)))
+
+
+# title: process; {objective: its w, and density, output and weight of its loss}; {density}
+PANELS = {
+    'linear: flow matching': (processes.linear, {
+        'flow matching (u)': (
+            weights.flow_matching, (times.uniform, outputs.u, weights.ones)),
+        'InDI (x)': (weights.indi, (times.uniform, outputs.x, weights.ones)),
+        'Stable Diffusion 3 (u, logit-normal)': (
+            Partial(weights.sd3, mean=0.0, std=1.0),
+            (times.logit_normal(0.0, 1.0), outputs.u, weights.ones)),
+    }, {
+        'uniform': times.uniform, 'logit-normal': times.logit_normal(0.0, 1.0),
+        'mode 0.8': times.mode(0.8), 'cosmap': times.cosmap,
+    }),
+    'cosine: variance preserving': (processes.cosine, {
+        'v, which is flow matching': (
+            lambda value: 2 / np.pi * weights.flow_matching(value),
+            (times.uniform, outputs.v, weights.ones)),
+        'ε, unweighted': (
+            lambda value: weights.p2(value, gamma=0.0) / (2 * np.pi),
+            (times.uniform, outputs.eps, weights.ones)),
+        'P2, γ = 1': (
+            lambda value: weights.p2(value, gamma=1.0) / (2 * np.pi),
+            (times.uniform, outputs.eps, _of_snr(lambda snr: 1 / (1 + snr)))),
+        'min-SNR, γ = 5': (
+            lambda value: weights.min_snr(value, gamma=5.0) / (2 * np.pi),
+            (times.uniform, outputs.eps, _of_snr(lambda snr: jnp.minimum(snr, 5) / snr))),
+    }, {'uniform': times.uniform}),
+    'EDM, and weights written in log-SNR': (processes.edm, {
+        'EDM (F, log-normal)': (EDM_LOGSNR, (times.lognormal(-1.2, 1.2), EDM, weights.ones)),
+        'monotone EDM': (Partial(weights.monotone, w=EDM_LOGSNR, peak=PEAK), None),
+        'sigmoid, bias 2': (Partial(weights.sigmoid, bias=2.0), None),
+        'ELBO': (weights.elbo, None),
+    }, {
+        'log-normal (EDM)': times.lognormal(-1.2, 1.2),
+        "adapted to the sigmoid's loss": _adapted(),
+    }),
+}
+COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7']
+
+
+def main():
+  figure, axes = plt.subplots(2, 3, figsize=(13, 7.2), sharex=True, sharey='row',
+                              layout='constrained', height_ratios=(3, 2))
+  value = jnp.asarray(LOGSNR)
+  with jax.enable_x64(True):
+    for column, (title, (process, objectives, densities)) in enumerate(PANELS.items()):
+      t = processes.time_of_logsnr(process, jnp.asarray(LOGSNR), high=1e3 if process is processes.edm
+                                   else 1.0)
+      above, below = axes[:, column]
+      for (name, (w, loss)), colour in zip(objectives.items(), COLOURS):
+        above.plot(value, w(value), color=colour, linewidth=5, alpha=0.35, label=name,
+                   solid_capstyle='butt')
+        if loss:
+          density, output, weight = loss
+          found = weights.implied(process, t, density=density, output=output, weight=weight)
+          above.plot(value, found, color=colour, linewidth=1.4, linestyle=(0, (4, 3)))
+      for (name, density), colour in zip(densities.items(), COLOURS):
+        p = weights.implied(process, t, density=density, output=outputs.eps)
+        below.plot(value, p, color=colour, linewidth=1.8, label=name)
+      above.set(title=title, yscale='log', ylim=(1e-4, 1e3))
+      below.set(xlabel='log-SNR λ   (noise left, data right)', xlim=(-12, 12), ylim=(0, 0.3))
+      for axis, corner in ((above, 'upper right'), (below, 'upper left')):
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=9, loc=corner)
+  axes[0, 0].set_ylabel('w(λ) on the error of ε:\nformula (wide), implied (dashed)')
+  axes[1, 0].set_ylabel('density of λ while training')
+  figure.savefig(PATH, dpi=110)
+  print(PATH)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,24 @@
+"""What a network trained on a leaking table draws, and on the rescaled: docs/zero_terminal_snr.png."""
+
+import pathlib
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+from eqflow import times  # noqa: E402
+from experiments.zero_terminal_snr import figures  # noqa: E402
+
+PATH = pathlib.Path(__file__).parents[2] / 'docs/zero_terminal_snr.png'
+
+
+def main():
+  x = figures.shaded_digits()
+  made = figures.drawn(figures.train(x, num_steps=2_500), times.trailing_grid(50))
+  PATH.parent.mkdir(exist_ok=True)
+  figures.draw_samples({'data': x, **made}).savefig(PATH, dpi=110)
+  print(PATH)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,131 @@
+"""Every notebook of colabs/ is clean, opens in Colab and runs from its first cell to its last."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import nbformat
+import pytest
+
+from experiments.slides import slide
+
+ROOT = pathlib.Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
+REPOSITORY = 'https://github.com/eqflow/eqflow'
+COLAB = REPOSITORY.replace('https://github.com', 'https://colab.research.google.com/github')
+# The first code cell, letter by letter: a new address, or a new way to install, is changed here first.
+SETUP = f"""\
+import os
+import subprocess
+import sys
+
+if 'google.colab' in sys.modules and not os.path.exists('colabs'):
+  subprocess.run(['git', 'clone', '--depth=1', '{REPOSITORY}'], check=True)
+  os.chdir('eqflow')
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '.'], check=True)
+elif os.path.basename(os.getcwd()) == 'colabs':
+  os.chdir('..')  # Jupyter starts beside the notebook; experiments and configs are above."""
+
+# One namespace, as a kernel has; a cell that fails is shown with its number.
+RUNNER = """
+import json, sys
+cells = json.load(open(sys.argv[1]))['cells']
+names = {'__name__': '__main__'}
+for number, cell in enumerate(cells):
+  if cell['cell_type'] == 'code':
+    source = ''.join(cell['source'])
+    try:
+      exec(compile(source, f'cell {number}', 'exec'), names)
+    except BaseException:
+      print(f'cell {number} of {sys.argv[1]} fails:', source, '', sep='\\n', file=sys.stderr)
+      raise
+"""
+
+each = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def _code(path):
+  notebook = nbformat.read(path, as_version=4)
+  return [cell.source for cell in notebook.cells if cell.cell_type == 'code']
+
+
+def _environment(**more):
+  kept = {name: value for name, value in os.environ.items() if name not in ('EQFLOW_FAST', 'XLA_FLAGS')}
+  return {**kept, 'JAX_PLATFORMS': 'cpu', **more}
+
+
+def test_there_are_notebooks():
+  assert NOTEBOOKS
+
+
+@each
+def test_a_notebook_is_valid_and_kept_without_outputs(path):
+  notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+  nbformat.validate(notebook)
+  assert (notebook.nbformat, notebook.metadata.kernelspec.name) == (4, 'python3')
+  assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+  for number, cell in enumerate(notebook.cells):
+    if cell.cell_type == 'code':
+      assert not cell.outputs and cell.execution_count is None, (
+          f'cell {number} of {path.name} keeps its output: clear all outputs before committing')
+      long = [line for line in cell.source.splitlines() if len(line) > 104]
+      assert not long, f'cell {number} of {path.name} has lines over 104 columns: {long}'
+
+
+@each
+def test_a_notebook_opens_in_colab(path):
+  first = nbformat.read(path, as_version=4).cells[0]
+  link = f'{COLAB}/blob/main/{path.relative_to(ROOT)}'
+  assert first.cell_type == 'markdown' and link in first.source, f'no badge to {link}'
+  assert _code(path)[0] == SETUP
+
+
+def test_the_first_cell_fetches_eqflow_on_colab_once_and_nothing_elsewhere(monkeypatch, tmp_path):
+  called = []
+  monkeypatch.setattr(subprocess, 'run', lambda command, check: called.append((os.getcwd(), command)))
+  monkeypatch.chdir(ROOT)
+  exec(SETUP, {})
+  assert (called, os.getcwd()) == ([], str(ROOT))
+  monkeypatch.chdir(ROOT / 'colabs')
+  exec(SETUP, {})
+  assert (called, os.getcwd()) == ([], str(ROOT))
+
+  (tmp_path / 'eqflow/colabs').mkdir(parents=True)  # What the clone would bring.
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(sys.modules, 'google.colab', types.ModuleType('google.colab'))
+  exec(SETUP, {})
+  exec(SETUP, {})
+  (above, clone), (inside, install) = called
+  assert (above, inside) == (str(tmp_path), str(tmp_path / 'eqflow'))
+  assert (clone[:2], clone[-1]) == (['git', 'clone'], REPOSITORY)
+  assert (install[1:4], install[-1]) == (['-m', 'pip', 'install'], '.')
+
+
+@each
+def test_a_notebook_runs_in_its_short_form(path):
+  run = subprocess.run(
+      [sys.executable, '-c', RUNNER, str(path)], cwd=ROOT, capture_output=True, text=True,
+      env=_environment(EQFLOW_FAST='1', MPLBACKEND='Agg'), timeout=300)
+  assert run.returncode == 0, run.stderr[-6000:]
+
+
+@pytest.mark.long
+@each
+def test_a_notebook_runs_whole_in_a_kernel(path, monkeypatch):
+  import nbclient
+  notebook = nbformat.read(path, as_version=4)
+  client = nbclient.NotebookClient(
+      notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(ROOT)}})
+  client.execute(env=_environment(PYTHONWARNINGS='ignore'))
+
+
+def test_a_slider_without_a_notebook_is_its_default():
+  drawn = []
+
+  def draw(churn=0.5, *, std=2):
+    drawn.append((churn, std))
+
+  slide(draw, churn=[0.0, 0.5], std=(1, 2, 3))
+  assert drawn == [(0.5, 2)]

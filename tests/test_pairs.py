@@ -1,0 +1,219 @@
+"""Pairs of noise and sample are a data set: whole or refused, in order, and a reflow trains on them."""
+
+import contextlib
+import json
+import pickle
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from eqflow import build, main, run, sample
+from eqflow import train as training
+from eqflow.data import pairs, pipeline, sources
+from eqflow.evaluate import evaluate
+from eqflow.evaluation import report
+from experiments import config_file as load
+
+
+def tiny(name, variant=None, **data):
+  """A config at a size that compiles in a second, its network far from zero."""
+  config = load(name).get_config(*([variant] if variant else []))
+  config.model.update(dict(width=16, depth=1))
+  config.data.update(data)
+  config.train.update(dict(batch=32, num_examples=320, log_examples=64, sample_examples=10**6,
+                           checkpoint_examples=160))
+  config.optimizer.update(dict(rate=2e-2, warmup_examples=64))
+  config.sample.update(dict(num_steps=4, batch=24, params='params'))
+  config.evaluate.num_samples = 40
+  return config.lock()
+
+
+class Flow:
+  """A trained model, and 100 pairs that were drawn from it in one go."""
+
+  def __init__(self, place):
+    self.config, self.workdir, self.folder = tiny('toy'), place / 'flow', place / 'pairs'
+    training.train(self.config, self.workdir)
+    self.recipe = build.recipe(self.config)
+    self.step, self.params = run.restore(self.config, self.recipe, self.workdir)
+    self.made = {'config': json.loads(self.config.to_json_best_effort()), 'step': self.step,
+                 'num_classes': 0, 'shape': (2,)}
+    self.write(self.folder)
+
+  def write(self, folder, *, recipe=None, count=100, seed=0, batch=24, **made):
+    folder.mkdir(exist_ok=True)
+    sample.write_pairs(recipe or self.recipe, self.params, folder, np.zeros(count, np.int32),
+                       seed=seed, batch=batch, made=self.made | made)
+
+
+@pytest.fixture(scope='module')
+def flow(tmp_path_factory):
+  return Flow(tmp_path_factory.mktemp('flow'))
+
+
+def files(folder):
+  return {key: np.load(folder / f'{key}.npy') for key in ('x', 'eps', 'label')}
+
+
+def test_a_pair_is_noise_and_where_the_model_carries_it(flow):
+  found = files(flow.folder)
+  assert {key: (a.shape, str(a.dtype)) for key, a in found.items()} == {
+      'x': ((100, 2), 'float32'), 'eps': ((100, 2), 'float32'), 'label': ((100,), 'int32')}
+  # Four Euler steps of the linear process, by hand.
+  predict, z = flow.recipe.network(flow.params), found['eps']
+  for t in (1.0, 0.75, 0.5, 0.25):
+    z = z - 0.25 * np.asarray(predict(jnp.asarray(z), jnp.full(100, t), None))
+  np.testing.assert_allclose(found['x'], z, atol=1e-5)
+  assert abs(found['x'] - found['eps']).max() > 0.5, 'the model moves nothing'
+  assert abs(np.cov(found['eps'].T) - np.eye(2)).max() < 0.5
+  told = pairs.record(flow.folder)
+  assert (told['count'], told['written'], told['seed'], told['step']) == (100, 100, 0, 10)
+  assert told['config']['sample']['solver'] == {'name': 'ddim'}
+
+
+def test_no_pair_has_the_noise_of_a_sample_of_the_same_seed(flow):
+  label = np.zeros(100, np.int32)
+  x, _ = sample.draw(flow.recipe, flow.params, label, seed=0, batch=24)
+  assert not np.isin(files(flow.folder)['x'], x).any(), 'evaluation would see noise trained upon'
+
+
+class Interrupted(Exception):
+  pass
+
+
+def test_pairs_broken_off_go_on_and_end_as_if_drawn_in_one_go(flow, tmp_path):
+  calls = []
+  def breaks(*args):
+    calls.append(1)
+    if len(calls) > 2:
+      raise Interrupted
+    return flow.recipe.pair(*args)
+  with pytest.raises(Interrupted):
+    flow.write(tmp_path / 'pairs', recipe=flow.recipe._replace(pair=breaks))
+  with pytest.raises(ValueError, match=r'holds 48 of 100 pairs: give the command that drew them again'):
+    sources.load('pairs', split='train', data_dir=tmp_path / 'pairs')
+  flow.write(tmp_path / 'pairs')
+  for key, a in files(flow.folder).items():
+    np.testing.assert_array_equal(files(tmp_path / 'pairs')[key], a, err_msg=key)
+  # Whole pairs are left alone.
+  flow.write(tmp_path / 'pairs', recipe=flow.recipe._replace(pair=breaks))
+
+
+def test_pairs_of_another_model_seed_or_count_are_refused(flow):
+  for change, words in ((dict(seed=1), 'seed: 0 there, 1 asked'), (dict(step=11), 'step: 10 there, 11'),
+                        (dict(count=7), 'count: 100 there, 7 asked')):
+    with pytest.raises(ValueError, match=f'holds other pairs .{words}.*give another folder'):
+      flow.write(flow.folder, **change)
+  other = json.loads(json.dumps(flow.made['config']))
+  other['sample']['num_steps'] = 5
+  with pytest.raises(ValueError, match=r'config.sample.num_steps: 4 there, 5 asked'):
+    flow.write(flow.folder, config=other)
+
+
+def test_batches_keep_noise_and_data_together(flow):
+  source = sources.load('pairs', split='train', data_dir=flow.folder)
+  assert (len(source), source.shape, source.num_classes) == (100, (2,), 0)
+  whole = files(flow.folder)
+  for given, workers in ((source, 0), (pickle.loads(pickle.dumps(source)), 1)):
+    with contextlib.closing(pipeline.batches(given, seed=3, batch=30, workers=workers)) as batches:
+      for _ in range(5):
+        batch = next(batches)
+        rows = pipeline.record_index(100, 3, batch['index'].astype(np.int64))
+        assert {key: str(a.dtype) for key, a in batch.items()} == {
+            'x': 'float32', 'eps': 'float32', 'label': 'int32', 'index': 'uint32'}
+        for key, a in whole.items():
+          np.testing.assert_array_equal(batch[key], a[rows], err_msg=key)
+  assert len(pickle.dumps(source)) < 5_000, 'pickled with all its pairs'
+  x, label = pipeline.arrays(source)
+  np.testing.assert_array_equal(x, whole['x'])
+  np.testing.assert_array_equal(source[7]['eps'], whole['eps'][7])
+
+
+def test_what_is_no_whole_set_of_pairs_is_refused(flow, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'there are no pairs in .*nowhere: .*\n.*--mode=pairs'):
+    sources.load('pairs', split='train', data_dir=tmp_path / 'nowhere')
+  with pytest.raises(ValueError, match=r"pairs has no split 'heldout': choose from \['all', 'train'\]"):
+    sources.load('pairs', split='heldout', data_dir=flow.folder)
+  flow.write(tmp_path / 'pairs', count=10)
+  np.save(tmp_path / 'pairs/x.npy', np.zeros((9, 2), np.float32))
+  with pytest.raises(ValueError, match=r"have the shapes .*'x': \(9, 2\).*draw them anew"):
+    sources.load('pairs', split='train', data_dir=tmp_path / 'pairs')
+  (tmp_path / 'pairs/eps.npy').write_bytes(b'nothing')
+  with pytest.raises(ValueError, match=r'cannot be read .*: draw them anew'):
+    sources.load('pairs', split='train', data_dir=tmp_path / 'pairs')
+
+
+def test_mirroring_pairs_is_refused(flow):
+  images = tiny('reflow', 'digits', flip=True)
+  with pytest.raises(ValueError, match=r"config.data.flip=True mirrors data, but in .*'pairs' each"):
+    build.recipe(images)
+  source = sources.load('pairs', split='train', data_dir=flow.folder)
+  with pytest.raises(ValueError, match='flip=True mirrors'):
+    pipeline.batches(source, seed=0, batch=4, flip=True)
+
+
+def test_a_solver_that_draws_makes_no_pairs():
+  config = tiny('toy')
+  with config.unlocked():
+    config.sample.solver = dict(name='ancestral')
+  with pytest.raises(ValueError, match=r"config.sample.solver: pairs need one that draws nothing, such"
+                                       r" as {'name': 'ddim'}.*ancestral draws"):
+    sample.check_pairs(build.recipe(config))
+  sample.check_pairs(build.recipe(tiny('toy', 'eqm')))
+
+
+def test_a_reflow_trains_on_pairs_and_is_compared_with_the_data_behind_them(
+    flow, tmp_path, monkeypatch, capsys):
+  config = tiny('reflow', 'moons', dir=str(flow.folder))
+  training.train(config, tmp_path / 'reflow')
+  monkeypatch.setattr(report, 'compare_baselines', lambda *args: {})
+  monkeypatch.setattr(report, 'compare', lambda real, fake: {'records': float(len(real))})
+  assert evaluate(config, tmp_path / 'reflow') == {'reflow, step 10': {'records': 10_000}}
+  assert 'against 10,000 records of moons' in capsys.readouterr().out
+  assert (run.evaluation_source(config).records.x == run.evaluation_source(
+      flow.config).records.x).all()
+  # Another data set under the same name and folder is noticed.
+  flow.write(tmp_path / 'others', seed=5)
+  moved = tiny('reflow', 'moons', dir=str(tmp_path / 'others'))
+  with pytest.raises(ValueError, match='that are not those this run was'):
+    training.train(moved, tmp_path / 'reflow')
+
+
+def test_the_loss_of_a_reflow_is_on_its_pairs(flow):
+  recipe = build.recipe(tiny('reflow', 'moons', dir=str(flow.folder)))
+  batch = pipeline.gather(sources.load('pairs', split='train', data_dir=flow.folder), np.arange(50))
+  batch['index'] = np.arange(50, dtype=np.uint32)
+  # A fresh network is zero, so the loss is what it is to predict.
+  loss, _ = recipe.loss(jax.random.split(jax.random.key(0), 50), recipe.init(jax.random.key(0)), batch)
+  np.testing.assert_allclose(loss, np.square(batch['eps'] - batch['x']).mean(1), rtol=1e-4)
+
+
+def test_the_command_draws_pairs(flow, tmp_path, capsys):
+  draw = lambda: main.draw_pairs(flow.config, flow.workdir, tmp_path / 'pairs', count=30, seed=2)
+  draw()
+  assert f"30 pairs of 'params' at step 10: {tmp_path / 'pairs'}" in capsys.readouterr().out
+  flow.write(tmp_path / 'by hand', count=30, seed=2)
+  np.testing.assert_array_equal(files(tmp_path / 'pairs')['x'], files(tmp_path / 'by hand')['x'])
+  assert pairs.record(tmp_path / 'pairs') == pairs.record(tmp_path / 'by hand')
+  with run.held(tmp_path / 'pairs', 'writing to', '--out'):
+    with pytest.raises(ValueError, match='another process is writing to .*give another --out'):
+      draw()
+
+
+def test_pairs_have_the_labels_of_the_model(tmp_path):
+  recipe = build.recipe(tiny('toy', num_classes=2))
+  params = jax.tree.map(lambda p: p + 0.1, recipe.init(jax.random.key(0)))
+  labels = sample.labels_of(0, 20, 2)
+  tmp_path.joinpath('pairs').mkdir()
+  sample.write_pairs(recipe, params, tmp_path / 'pairs', labels, seed=0, batch=24,
+                     made={'num_classes': 2, 'shape': (2,)})
+  source = sources.load('pairs', split='all', data_dir=tmp_path / 'pairs')
+  assert source.num_classes == 2
+  found = pipeline.gather(source, np.arange(20))
+  np.testing.assert_array_equal(found['label'], labels)
+  again = lambda label: recipe.pair(params, jax.vmap(lambda i: sample.key_of(0, i))(jnp.arange(20)),
+                                    jnp.asarray(label))[1]
+  np.testing.assert_allclose(found['x'], again(labels), atol=1e-5)
+  assert (abs(found['x'] - again(1 - labels)).max(1) > 1e-4).all(), 'the label changes nothing'
