@@ -26,7 +26,8 @@ def adaptive(process: Process, output: Output, *, rtol: ArrayLike = 1e-5, atol: 
 
   Every sample has its own steps, so the grid [1, 0] will do, and `run` tells their evaluations. The
   step to s = 0, where no network is evaluated, is DDIM's from `last`, off by about (sigma/alpha)^2
-  there; on `edm` give its smallest sigma. Grids may rise, from data at t > 0 to noise.
+  there; on `edm` give its smallest sigma. Grids may rise, from data at t > 0 to noise. On a table
+  of discrete time u jumps at every entry and steps are short: `transport` to a smooth process.
 
   NaN for a sample that would need more than max_steps steps between two times, or steps below the
   resolution of t: loosen the tolerances, raise max_steps or compute in float64. Only forward-mode

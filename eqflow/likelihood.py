@@ -198,15 +198,18 @@ def _total(tree):
   return sum(jnp.sum(a.reshape(a.shape[0], -1), axis=1) for a in jax.tree.leaves(tree))
 
 
-def dequantize(keys: Keys, image: Num[Array | np.ndarray, 'b ...']) -> Float[Array, 'b ...']:
-  """x = (image + u - 1/2)/127.5 - 1, u uniform in (0, 1): bins around the values of training.
+def dequantize(keys: Keys, image: Num[Array | np.ndarray, 'b ...'], *,
+               bin_width: Number = BIN) -> Float[Array, 'b ...']:
+  """x = image/127.5 - 1 + (u - 1/2) bin_width, u uniform in (0, 1): around the values of training.
 
-  Images are trained on as image/127.5 - 1; the noise fills the gap to the neighbours on both sides.
+  bin_width is the distance of neighbouring levels: 1/127.5, and more for images of fewer than 256.
+  A network trained on the levels themselves does not expect this noise: its times should start
+  where sigma/alpha is about the noise's std, bin_width/sqrt(12). The density there is one too.
   """
   if image.dtype != jnp.uint8:
     raise ValueError(f'image is {image.dtype}: give the uint8 of the file, 0 to 255')
   u = jax.vmap(lambda key: jax.random.uniform(key, image.shape[1:]))(keys)
-  return (jnp.asarray(image) + u - 0.5) * BIN - 1
+  return jnp.asarray(image) * BIN - 1 + (u - 0.5) * bin_width
 
 
 def bits_per_dimension(log_p: Float[ArrayLike, '*shape'], num_dims: int, *,

@@ -246,7 +246,8 @@ ZERO_SNR = {'name': 'discrete', 'angles': {'name': 'scaled_linear_zero_snr'}}
      {'name': 'uniform'}, None),
     ({'name': 'dpmpp_3m', 'heun': True, 'taper': False},
      {'name': 'logsnr', 'start': -8.0, 'end': 8.0}, None),
-    ({'name': 'unipc', 'order': 3}, {'name': 'linspace'}, ZERO_SNR)])
+    ({'name': 'unipc', 'order': 3}, {'name': 'linspace'}, ZERO_SNR),
+    ({'name': 'adaptive', 'rtol': 1e-4, 'max_steps': 100}, {'name': 'uniform'}, None)])
 def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
   config = load('toy').get_config()
   config.sample.solver, config.sample.grid = map(ml_collections.ConfigDict, (solver, grid))

@@ -193,14 +193,16 @@ def test_uniform_noise_costs_eight_bits(x64):
   np.testing.assert_allclose(likelihood.bits_per_dimension(log_p, num_dims), 8, rtol=1e-14)
 
 
-def test_dequantized_bits_are_the_bound_of_the_discrete_model():
+@pytest.mark.parametrize('every', [1, 15])
+def test_dequantized_bits_are_the_bound_of_the_discrete_model(every):
   # Under N(m, s^2) the bound is in closed form: uniform noise adds the variance of a bin.
-  level, m, s, n = 140, 0.1, 0.004, 100_000
-  image = np.full((n, 1), level, np.uint8)
-  x = np.asarray(likelihood.dequantize(jax.random.split(jax.random.key(0), n), image))
-  np.testing.assert_array_equal(np.rint((x + 1) * 127.5), image)
-  bits = np.asarray(likelihood.bits_per_dimension(stats.norm.logpdf(x[:, 0], m, s), 1))
-  centre, width = level / 127.5 - 1, 1 / 127.5
+  level, width, m, n = 135, every / 127.5, 0.06, 20_000
+  s, centre = width / 2, level / 127.5 - 1
+  image, keys = np.full((n, 1), level, np.uint8), jax.random.split(jax.random.key(0), n)
+  x = np.asarray(likelihood.dequantize(keys, image, bin_width=width))
+  np.testing.assert_array_equal(np.rint((x + 1) * 127.5 / every), image // every)
+  bits = np.asarray(likelihood.bits_per_dimension(
+      stats.norm.logpdf(x[:, 0], m, s), 1, bin_width=width))
   square = (centre - m) ** 2 + width**2 / 12
   expected = (np.log(2 * np.pi * s**2) / 2 + square / (2 * s**2) - np.log(width)) / np.log(2)
   assert abs(bits.mean() - expected) < 4 * bits.std() / np.sqrt(n)
