@@ -48,7 +48,7 @@ def plain_brightness(process: Any, grid: Any, *, low: float = -1.0, n: int = 102
 
 
 def shaded_digits(copies: int = 2, seed: int = 0) -> jax.Array:
-  """Digits [n, SIDE^2] on paper of a shade uniform in [-1, 1]; ink is 1/2 off, towards the other end."""
+  """Digits [n, SIDE^2] on paper of a shade uniform in [-1, 1], the ink 1/2 off towards grey."""
   ink = jnp.tile(jnp.asarray(load_digits().images / 16, jnp.float32), (copies, 1, 1))
   ink = jax.image.resize(ink, (len(ink), SIDE, SIDE), 'linear').reshape(len(ink), -1)
   paper = jax.random.uniform(jax.random.key(seed), (len(ink), 1), minval=-1.0)
@@ -93,7 +93,8 @@ def draw_tables() -> plt.Figure:
     right.plot(side, recovered(table[-1] ** 0.5, 0.5, side), color=colour, linestyle=dash,
                linewidth=2, label=name)
   right.set(title='spread of brightness that comes back (std 0.5)', ylabel='share',
-            xlabel='side of the image in pixels', xscale='log', xticks=[4, 8, 16, 32, 64, 128, 256, 512], ylim=(0, 1.05))
+            xlabel='side of the image in pixels', xscale='log', ylim=(0, 1.05),
+            xticks=[4, 8, 16, 32, 64, 128, 256, 512])
   right.set_xticklabels([4, 8, 16, 32, 64, 128, 256, 512])
   right.minorticks_off()
   right.legend(frameon=False, loc='lower left')
@@ -129,10 +130,10 @@ def draw_samples(made: dict[str, Any]) -> plt.Figure:
 
 
 def _histogram(axis, name, values, data):
-  bins = np.linspace(-1.1, 1.1, 34)
+  bins = np.linspace(-1.125, 1.125, 37)  # 1 is an edge, where the shades end.
   axis.hist(values, bins, density=True, color=COLOURS[name], alpha=0.85)
   axis.hist(data, bins, density=True, histtype='step', color='0.3', linewidth=1)
-  axis.set(xlabel='mean brightness', yticks=[], xlim=(-1.1, 1.1), ylim=(0, 2.1))
+  axis.set(xlabel='mean brightness', yticks=[], xlim=(-1.125, 1.125), ylim=(0, 2.1))
   axis.spines[['top', 'left', 'right']].set_visible(False)
   axis.text(0.98, 0.92, f'std {np.std(values):.2f}', transform=axis.transAxes, ha='right', va='top',
             color='0.3')
