@@ -34,6 +34,10 @@ def adaptive(process: Process, output: Output, *, rtol: ArrayLike = 1e-5, atol: 
   differentiable. Raises ValueError where the output is blind at `last`.
   """
   _check_last(last, process, output)
+  tolerances = () if arrays.is_traced(rtol, atol) else (rtol, atol)
+  if any(a < 0 for a in tolerances) or (tolerances and rtol + atol == 0) or max_steps < 1:
+    raise ValueError(f'rtol={rtol}, atol={atol}, max_steps={max_steps}: tolerances are 0 or more, not '
+                     'both 0, and max_steps is 1 or more')
   return assemble(_adaptive_step, process, output, init=_adaptive_init, rtol=rtol, atol=atol,
                   last=last, max_steps=Static(max_steps))
 

@@ -5,6 +5,7 @@ sizes) are scalars or [b]. `combine` is the one place where the two meet.
 """
 
 import functools
+import types
 from typing import Any
 
 import jax
@@ -114,12 +115,15 @@ def coordinates(z: Data) -> int:
 
 
 def pytree(function: Any) -> Partial:
-  """The function as a Partial, so that its bound numbers are arguments of what is compiled."""
-  if isinstance(function, Partial):
-    return function
-  if isinstance(function, functools.partial):
-    return Partial(function.func, *function.args, **function.keywords)
-  return Partial(function)
+  """The function as a Partial, so that its bound numbers are arguments of what is compiled.
+
+  So are the plain functions that it binds.
+  """
+  if not isinstance(function, functools.partial):
+    return Partial(function)
+  bound = {name: pytree(value) if isinstance(value, types.FunctionType) else value
+           for name, value in function.keywords.items()}
+  return Partial(function.func, *function.args, **bound)
 
 
 def is_traced(*trees: Any) -> bool:

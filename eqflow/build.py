@@ -15,7 +15,8 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import arrays, couplings, descent, ema, fields, losses, samplers, times, weights
+from eqflow import (
+    arrays, couplings, descent, ema, fields, losses, outputs, samplers, times, weights)
 from eqflow.names import (
     COUPLINGS, DENSITIES, DESCENTS, DTYPES, GRIDS, INTERVALS, LABELS, MADE, MODELS, NESTED, OUTPUTS,
     PROCESSES, SCALES, SCHEDULES, SOLVERS, WEIGHTS)
@@ -41,6 +42,8 @@ def recipe(config: ConfigDict) -> Recipe:
   """Everything a run computes, from its config alone. Raises ValueError naming the key at fault."""
   check_ranges(config)
   process = bound(PROCESSES, config.process, 'process', nested=NESTED, made=MADE)
+  with _naming('process'):
+    times.check_grid([0.9, 0.1], process=process, output=outputs.v)
   output = bound(OUTPUTS, config.output, 'output', nested=NESTED)
   module = model(config.model, config.data.num_classes)
   scale_input = bound(SCALES, config.model.scale_input, 'model.scale_input')
@@ -104,6 +107,10 @@ def _loss(config, network, process, output, adaptive):
   if space is not None and needed(space):
     raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
                      f'{sorted(k for k, row in OUTPUTS.items() if not needed(row))}')
+  on_eps = space is outputs.eps or (space is None and output is outputs.eps)
+  if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is weights.on_logsnr and not on_eps:
+    raise ValueError(f"config.loss.space={config.loss.space!r} with config.loss.weight.name="
+                     "'on_logsnr', which weighs the error of eps: set config.loss.space='eps'")
   weigh = lambda density: bound(WEIGHTS, config.loss.weight, 'loss.weight', nested=NESTED,
                                 density=density)
   first = adaptive.density(adaptive.start)
@@ -269,10 +276,19 @@ def _solver(section, process, output, label_noise):
   grid = called(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
   with _naming('sample.grid'):
     times.check_grid(grid, process=process, output=output, label_noise=label_noise)
+    _check_ends(grid, process)
   with _naming(path):
     solver = row(process, output, **found)
     samplers.check(solver, grid)
   return solver, grid
+
+
+def _check_ends(grid, process):
+  """Raises ValueError where a grid does not fall from noise all the way to data."""
+  state = process(jnp.float32(grid[-1]))
+  if grid[0] <= grid[-1] or not state.eps <= 0.1 * state.x:
+    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not end at data: samples fall '
+                     'from noise to a time where sigma is a tenth of alpha at most, such as 0')
 
 
 @contextlib.contextmanager

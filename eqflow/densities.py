@@ -56,6 +56,7 @@ def _uniform_on_pdf(t, *, low, high):
 
 def logit_normal(mean: ArrayLike, std: ArrayLike) -> Density:
   """log(t/(1 - t)) ~ N(mean, std^2): SD3's density on [0, 1] [Esser+ 2403.03206, eq. 19]."""
+  _check_std('logit_normal', std)
   return Density(Partial(_logit_normal_quantile, mean=mean, std=std),
                  Partial(_logit_normal_pdf, mean=mean, std=std))
 
@@ -76,8 +77,14 @@ def _logit_normal_pdf(t, *, mean, std):
 
 def lognormal(mean: ArrayLike, std: ArrayLike) -> Density:
   """log t ~ N(mean, std^2): EDM's density of sigma, with P_mean and P_std."""
+  _check_std('lognormal', std)
   return Density(Partial(_lognormal_quantile, mean=mean, std=std),
                  Partial(_lognormal_pdf, mean=mean, std=std))
+
+
+def _check_std(name, std):
+  if not arrays.is_traced(std) and not np.all(np.asarray(std) > 0):
+    raise ValueError(f'{name}: std={std}: give a number above 0')
 
 
 def _lognormal_quantile(u, *, mean, std):

@@ -30,6 +30,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
                                   batch=config.sample.batch)
   seconds = time.perf_counter() - clock
   fake = np.clip(fake, -1, 1) if fake.ndim == 4 else fake
+  sample.check_finite(fake)
   sample.write(workdir / 'samples', fake, wanted, evaluations=evaluations)
 
   name = f'{workdir.name}, step {step:,}'

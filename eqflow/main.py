@@ -91,6 +91,7 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   step, params = run.restore(config, recipe, workdir)
   x, evaluations = sample.draw(recipe, params, labels, seed=_SEED.value, batch=config.sample.batch)
   path = workdir / f'samples-seed{_SEED.value}'
+  sample.check_finite(x)
   sample.write(path, x, labels, evaluations=evaluations)
   print(f'{len(x):,} samples of {config.sample.params!r} at step {step:,}: {path}.png, {path}.npz')
 

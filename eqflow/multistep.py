@@ -251,4 +251,9 @@ def _corrected(z, x, memory, here, process, t, bh1):
 
 def _middle(h, bh1):
   """The mean of r over the step that UniPC gives a line: B(h)/(2 (e^h - 1) e^-h)."""
-  return -h / jnp.expm1(-h) / 2 if bh1.value else 0.5
+  if not bh1.value:
+    return 0.5
+  # From pure noise, where h is infinite, only the x at the end of the step counts.
+  finite = jnp.isfinite(h)
+  safe = jnp.where(finite, h, 1)
+  return jnp.where(finite, -safe / jnp.expm1(-safe) / 2, 0.5)

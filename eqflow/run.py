@@ -20,7 +20,6 @@ from eqflow.training import checkpoint, sharding, step as steps
 FREE = ('sample', 'evaluate', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints')
 
-
 # What runs did before their configs had the key.
 SINCE = {'loss.coupling.name': 'independent'}
 

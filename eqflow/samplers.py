@@ -83,6 +83,8 @@ def ancestral(process: Process, output: Output, *, variance: ArrayLike = 0.0) ->
   DDIM over twice the log-SNR, then noise forward; 1 is the forward step's, beta_t; between, their
   logarithms are interpolated. None is added at s = 0. Draws from keys, which must be given.
   """
+  if not arrays.is_traced(variance) and not 0 <= variance <= 1:
+    raise ValueError(f'variance={variance}: give a number from 0 (the posterior\'s) to 1 (beta_t)')
   return assemble(_ancestral_step, process, output, variance=variance)
 
 

@@ -43,7 +43,7 @@ def called(table: Mapping[str, Any], section: Any, path: str, **given: Any) -> A
   found = numbers(row, section, path, **given)
   try:
     return row(**found)
-  except ValueError as error:
+  except (ValueError, TypeError, ZeroDivisionError) as error:
     raise ValueError(f'config.{path}: {error}') from error
 
 
@@ -66,7 +66,7 @@ def numbers(row: Callable, section: Any, path: str, *,
       takes = sorted(set(needs) - set(given)) or 'no numbers'
       raise ValueError(f'config.{path}.{key}: {section.name!r} takes {takes}; give the whole section, '
                        f'as {example}')
-    if key in nested:
+    if key in nested and not isinstance(_default(row, key), float):
       found[key] = bound(nested[key], value, f'{path}.{key}', nested=nested, made=made, **given)
     elif key in made:
       found[key] = called(made[key], value, f'{path}.{key}')
@@ -74,6 +74,8 @@ def numbers(row: Callable, section: Any, path: str, *,
       if not isinstance(value, bool):
         raise ValueError(f'config.{path}.{key}={value!r}: give True or False')
       found[key] = value
+    elif isinstance(_default(row, key), int) and not isinstance(value, int):
+      raise ValueError(f'config.{path}.{key}={value!r}: give a whole number')
     else:
       found[key] = finite(value, f'{path}.{key}')
   missing = [key for key, required in needs.items() if required and key not in found]

@@ -49,7 +49,8 @@ def sample(solver: Solver, predict: Predict, z: Data, times: Grid,
 
   z is the state at times[0] (noise, scaled as the process asks). keys [b] feed solvers that draw:
   step i uses fold_in(keys, i). One compiled scan; solvers, networks and times of the same shapes
-  share it. A grid may rise, from data to noise, where the solver draws none: that inverts a sample.
+  share it. A grid may rise, from data at t > 0 to noise, where the solver draws none: that inverts
+  a sample, best with heun or adaptive, whose steps are the same both ways to a higher order.
   Raises ValueError, before compiling, where the solver's output is blind on the grid or a solver
   that draws has no keys.
   """
@@ -121,7 +122,8 @@ def check(solver: Solver, times: Grid) -> None:
     grids.check_grid(times, process=bound['process'], output=bound['output'],
                      diffusion=bound.get('diffusion'), last=_of(solver, 'looks_ahead'))
     if bound.get('along') is not None:
-      grids.check_grid(times, process=bound['process'], output=bound['along'])
+      grids.check_grid(times, process=bound['process'], output=bound['along'],
+                       otherwise='step along another vector')
   if _of(solver, 'draws') and not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
     raise ValueError(f'{_name(solver)} draws noise, so it steps towards data only, but the times '
                      'rise: invert with a solver that draws none, such as ddim or heun')

@@ -20,7 +20,7 @@ def linear(num: int = 1000, *, beta_min: Number = 1e-4, beta_max: Number = 0.02)
 def scaled_linear(num: int = 1000, *, beta_min: Number = 0.00085,
                   beta_max: Number = 0.012) -> Table:
   """prod (1 - beta), sqrt(beta) even between the ends' square roots: Stable Diffusion's table."""
-  return _cumulated(np.linspace(beta_min**0.5, beta_max**0.5, num) ** 2)
+  return _cumulated(np.linspace(np.sqrt(beta_min), np.sqrt(beta_max), num) ** 2)
 
 
 def cosine(num: int = 1000, *, offset: Number = 0.008, max_beta: Number = 0.999) -> Table:
@@ -52,10 +52,11 @@ def zero_terminal_snr(alphas_cumprod: Table) -> Table:
 def check(alphas_cumprod: Table) -> Table:
   """The table as float64. Raises ValueError unless it falls from at most 1 to no less than 0."""
   table = np.asarray(alphas_cumprod, np.float64)
-  if table.ndim != 1 or len(table) < 2 or not np.isfinite(table).all():
-    raise ValueError(f'a table of shape {table.shape} with '
-                     f'{int((~np.isfinite(table)).sum())} entries that are not finite: give '
-                     'alphas_cumprod, two or more finite numbers')
+  if table.ndim != 1 or len(table) < 2:
+    raise ValueError(f'a table of shape {table.shape}: give alphas_cumprod, two or more numbers')
+  if not np.isfinite(table).all():
+    raise ValueError(f'alphas_cumprod[{int(np.argmin(np.isfinite(table)))}] and '
+                     f'{int((~np.isfinite(table)).sum()) - 1} more are not finite')
   if (np.diff(table) >= 0).any():
     at = int(np.argmax(np.diff(table) >= 0))
     raise ValueError(f'alphas_cumprod[{at}]={table[at]:.6g} is followed by {table[at + 1]:.6g}: a '

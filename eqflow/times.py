@@ -35,6 +35,9 @@ def karras_grid(num_steps: int, *, process: Process = processes.edm, sigma_min: 
   sigma is the noise-to-signal ratio, the time itself on `edm` [Karras+ 2206.00364, eq. 5]. rho = 1
   is even in sigma. Raises ValueError where a bounded process does not reach sigma_max.
   """
+  if not (0 < sigma_min <= sigma_max and rho > 0):
+    raise ValueError(f'sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}: sigma falls from '
+                     'sigma_max to a sigma_min above 0, and rho is above 0')
   ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
   sigma = np.linspace(*ends, _positive(num_steps)) ** rho
   if process is processes.edm:
@@ -70,11 +73,11 @@ def trailing_grid(num_steps: int, *, table_size: int = 1000) -> np.ndarray:
 
 
 def _entries(entries, table_size):
-  times = (entries + 1) / table_size
-  if times[0] > 1 or (np.diff(times) >= 0).any():
+  times = (entries + 1) / max(table_size, 1)
+  if times[0] > 1 or (np.diff(times) >= 0).any() or entries[-1] < 0:
     raise ValueError(f'{len(times)} steps over a table of {table_size} entries, from entry '
                      f'{entries[0]:.0f} to {entries[-1]:.0f}: take fewer steps than entries, and an '
-                     f'offset that stays below {table_size}')
+                     f'offset from 0 that stays below {table_size}')
   return np.append(times, 0.0)
 
 
@@ -82,11 +85,18 @@ def logsnr_grid(num_steps: int, *, process: Process, start: Number, end: Number,
                 high: Number = 1.0) -> np.ndarray:
   """num_steps + 1 times in [low, high], even in log-SNR from `start` (noise) up to `end`; float64.
 
-  Append 0 to step on to the data. EDM's t is not bounded by 1: give it a `high`.
+  Append 0 to step on to the data. EDM's t is not bounded by 1: give it a `high`. Raises ValueError
+  where the process does not reach the log-SNR asked for.
   """
   values = np.linspace(start, end, _positive(num_steps) + 1)
   with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-    return np.asarray(processes.time_of_logsnr(process, jnp.asarray(values), low=low, high=high))
+    times = processes.time_of_logsnr(process, jnp.asarray(values), low=low, high=high)
+    reached = processes.logsnr(process, times)
+  if not np.allclose(reached, values, atol=1e-6):
+    raise ValueError(f'log-SNR from {start} to {end} on {arrays.name_of(process)!r}, which goes from '
+                     f'{float(jnp.min(reached)):.6g} to {float(jnp.max(reached)):.6g} for t from '
+                     f'{high} to {low}: choose start and end within')
+  return np.asarray(times)
 
 
 def _positive(num_steps):
@@ -100,7 +110,7 @@ BLIND = 1e-6
 
 def check_grid(times: Grid, *, process: Process, output: Output,
                label_noise: Callable | None = None, diffusion: Callable | None = None,
-               last: bool = False) -> None:
+               last: bool = False, otherwise: str = "train 'v'") -> None:
   """Raises ValueError where `output` is blind, or a function not finite, on a sampling grid.
 
   Blind means |det(state, out)| < 1e-6 |state| |out|, or coordinates that are not finite, at a time
@@ -115,17 +125,18 @@ def check_grid(times: Grid, *, process: Process, output: Output,
   leaves, structure = jax.tree.flatten(given)
   try:
     if all(isinstance(leaf, (int, float, np.ndarray)) for leaf in leaves):
-      _check_once(_frozen(times), structure, tuple(map(_frozen, leaves)), last)
+      _check_once(_frozen(times), structure, tuple(map(_frozen, leaves)), last, otherwise)
     else:
-      _check_grid(times, *given, last)
+      _check_grid(times, *given, last, otherwise)
   except jax.errors.TracerArrayConversionError:
     pass  # A function may have closed over a number that is traced.
 
 
 # Sampling again on a grid that has passed should cost nothing; a refusal is not remembered.
 @functools.lru_cache(maxsize=1024)
-def _check_once(times, structure, leaves, last):
-  _check_grid(_thawed(times), *jax.tree.unflatten(structure, map(_thawed, leaves)), last)
+def _check_once(times, structure, leaves, last, otherwise):
+  given = jax.tree.unflatten(structure, map(_thawed, leaves))
+  _check_grid(_thawed(times), *given, last, otherwise)
 
 
 def _frozen(leaf):
@@ -139,7 +150,7 @@ def _thawed(frozen):
   return np.frombuffer(content, kind).reshape(shape)
 
 
-def _check_grid(times, process, output, label_noise, diffusion, last):
+def _check_grid(times, process, output, label_noise, diffusion, last, otherwise):
   if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
     raise ValueError(f'times {times} of shape {times.shape}: a grid is at least two finite times')
   steps = np.diff(times)
@@ -158,7 +169,7 @@ def _check_grid(times, process, output, label_noise, diffusion, last):
   if (sight < BLIND).any():
     at = evaluated[np.argmin(sight)]
     raise ValueError(f'output {arrays.name_of(output)!r} cannot give x at t={at:.6g}: '
-                     f'{_remedy(process, output, at, evaluated)} or train \'v\'')
+                     f'{_remedy(process, output, at, evaluated)} or {otherwise}')
   for kind, function, remedy in (('noise label', label_noise, ' or label the noise by \'time\''),
                                  ('diffusion', diffusion, ' or choose another, such as \'sigma\'')):
     if function is None:
@@ -186,10 +197,19 @@ def check_training(density: Density, *, process: Process, output: Output,
   if arrays.is_traced(density, process, output, space):
     return
   ends = _host(density.quantile, np.array([2.0**-24, 1 - 2.0**-24]))[0]
+  state = _host(process, ends)
+  if not ((state >= 0) & np.isfinite(state)).all():
+    raise ValueError(f'the density draws t from {ends[0]:.3g} to {ends[1]:.3g}, where process '
+                     f'{arrays.name_of(process)!r} is not a mix of data and noise (alpha, sigma >= 0)')
   size = np.abs(_host(lambda t: output(process, t), ends)).max(axis=0)
   blind = ~(size < 1 / BLIND)
   if space is not None and space is not output:
     blind |= _sight(process, output, ends) < BLIND
+    explodes = ~(np.abs(_host(lambda t: space(process, t), ends)).max(axis=0) < 1 / BLIND)
+    if explodes.any():
+      raise ValueError(f'the space {arrays.name_of(space)!r} is not bounded at t='
+                       f'{ends[explodes][0]:.3g}, which the density can draw: keep training off it '
+                       "with the density 'uniform_on', such as (0.001, 0.999), or choose another")
   if blind.any():
     raise ValueError(
         f'output {arrays.name_of(output)!r} has no bounded loss at t={ends[blind][0]:.3g}, which '

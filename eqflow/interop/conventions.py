@@ -11,7 +11,7 @@
 | `diffusers_flow` | T sigma: 0, T | z | eps - x |
 | `vdm` | gamma: gamma_min, gamma_max | z | eps, v, x |
 
-A network of theirs is so a predictor of ours, and any solver samples it:
+A network of theirs, as a JAX function, is so a predictor of ours, and any solver samples it:
 
     theirs = conventions.sit(processes.linear, conventions.velocity)
     solver = samplers.ddim(theirs.process, theirs.output)
