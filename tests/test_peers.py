@@ -212,7 +212,18 @@ def test_flow_matchings_sigmas_are_the_shifted_process():
       np.testing.assert_allclose(found, FOUND[f'{i}/sigmas'], atol=1e-7, err_msg=case['name'])
 
 
-@pytest.mark.skipif(not LIVE, reason='records anew, which needs torch: make peers')
+needs_torch = pytest.mark.skipif(not LIVE, reason='needs torch: make peers')
+
+
+@needs_torch
+@pytest.mark.parametrize('solver', ['DDIM', 'DPM-Solver++ 2M', 'Heun'])
+def test_a_transformer_is_sampled_as_in_torch(solver):
+  # 50 steps with the same weights; the comparison of speed refuses to time what differs.
+  from experiments.speed import peers
+  peers.runs(*peers.networks(64, 2), solver, batch=2)
+
+
+@needs_torch
 def test_what_is_stored_is_what_diffusers_does():
   names = lambda found: [case['name'] for case in json.loads(str(found['cases']))]
   assert names(FOUND) == names(STORED) and set(FOUND) == set(STORED), (
