@@ -23,7 +23,7 @@ peers: .venv/peers
 	  -W ignore:__array__:DeprecationWarning tests/test_peers.py
 
 lint: .venv/dev
-	$(RUFF) eqflow configs tests experiments
+	$(RUFF) eqflow configs tests experiments colabs
 
 # Every picture of the README that no training run makes.
 figures: .venv/demo

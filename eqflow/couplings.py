@@ -51,7 +51,7 @@ def sinkhorn(keys: Keys, x: Data, *, regularization: Number, group: Group = None
   """eps_j for x_i with probability b P_ij, P the plan of least sum P |x - eps|^2 + reg sum P log P.
 
   The optimal permutation as regularization -> 0, independent of x as it grows; the cost is that of
-  `optimal_transport`, and 2 s^2 gives the Schroedinger bridge of diffusion s [Tong+ 2302.00482].
+  `optimal_transport`, and 2 s^2 couples as the Schroedinger bridge of diffusion s does [2302.00482].
   Partners are drawn from fold(keys), so an eps may be dealt to two. The plan's marginals are right
   to `tolerance`, in the root mean square of their relative errors: ValueError where they cannot be
   had. `group`, host and tracing as for optimal_transport.

@@ -154,7 +154,8 @@ def test_whatever_u_draws_has_a_finite_weight_in_single_precision(process):
     (dict(low=8.0), 'low must be below high'), (dict(bins=0), 'bins a whole number'),
     (dict(bins=2.5), 'bins a whole number'), (dict(keep=1.0), 'keep between 0 and 1'),
     (dict(process=rows.PROCESSES['variance_preserving'], low=-12.0),
-     r"log-SNR from -12.0 to 7.0 on 'variance_preserving', which goes from -10.0\d* to 7")])
+     r"log-SNR from -12.0 to 7.0 on 'variance_preserving', which in float32 goes from -10.0\d* to 7"),
+    (dict(low=-40.0), r"on 'linear', which in float32 goes from -inf to 7")])
 def test_a_range_that_cannot_be_is_refused(change, message):
   with pytest.raises(ValueError, match=message):
     times.adaptive(**{**dict(process=processes.linear, low=-6.0, high=7.0, bins=10), **change})

@@ -1,1 +1,1 @@
-"""python -m experiments.blind_spots: where eps, x, v and u cannot see, on networks that were trained."""
+"""python -m experiments.blind_spots: where eps, x, v and u are blind, on trained networks."""

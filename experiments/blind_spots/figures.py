@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from eqflow import oracles, outputs, processes, samplers, times
 from eqflow.evaluation import images
-from eqflow.mix import gain, mix, remix
+from eqflow.mix import Mix, gain, mix, remix
 from eqflow.models.mlp import MLP
 from experiments.fit import fit
 
@@ -38,8 +38,13 @@ def digits() -> jax.Array:
 def train(x: jax.Array, num_steps: int) -> dict[str, Any]:
   """{name: predict}: one small MLP for each output, the same in all but what it is asked for."""
   density = times.uniform_on(0.001, 0.999)
-  return {name: fit(MLP(width=256, depth=3), x, process=PROCESS, output=output, density=density,
-                    num_steps=num_steps)[0] for name, output in OUTPUTS.items()}
+  return {name: fit(MLP(width=256, depth=3), x, process=PROCESS, output=Partial(chosen, place=place),
+                    density=density, num_steps=num_steps)[0] for place, name in enumerate(OUTPUTS)}
+
+
+def chosen(process: Any, t: Any, *, place: int) -> Mix:
+  """The output at that place of OUTPUTS; a bound number, so that all four share one compilation."""
+  return jax.lax.switch(place, [Partial(output, process) for output in OUTPUTS.values()], t)
 
 
 def noise(n: int) -> jax.Array:

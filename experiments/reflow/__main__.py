@@ -117,7 +117,7 @@ def draw_moons(found, path):
     column[0].plot(*states.transpose(2, 0, 1), color='#0072b2', linewidth=0.8, alpha=0.7)
     column[0].plot(*states[0].T, '.', color='#999999', markersize=3)
     column[0].plot(*states[-1].T, '.', color='#d55e00', markersize=3)
-    column[0].set(title=name, aspect='equal', xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[])
+    column[0].set(title=name, aspect='equal', xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[], yticks=[])
     x = samples(config, params, 1, np.zeros(2_000, np.int32), 0)
     column[1].plot(*x.T, ',', color='#000000')
   axes[0, 0].set_ylabel('paths from noise to data')

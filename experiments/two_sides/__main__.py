@@ -15,7 +15,7 @@ def main():
   for cell in json.loads((ROOT / 'colabs/two_sides.ipynb').read_text())['cells']:
     if cell['cell_type'] == 'code':
       exec(''.join(cell['source']), names)
-  for label in plt.get_figlabels():
+  for label in filter(None, plt.get_figlabels()):
     path = ROOT / f'docs/{label}.png'
     plt.figure(label).savefig(path, dpi=110)
     print(path)

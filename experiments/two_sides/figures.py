@@ -18,10 +18,10 @@ STYLE = {
 
 
 def panels(label, rows, columns, *, size, **shared):
-  """(figure, axes [rows, columns]) of that label, emptied if it was drawn before."""
+  """(figure, axes [rows, columns]) of that label, emptied if it was drawn before; None is a new one."""
+  num = None if label is None else f'two_sides_{label}'
   with plt.rc_context(STYLE):
-    return plt.subplots(rows, columns, num=f'two_sides_{label}', clear=True, figsize=size,
-                        squeeze=False, **shared)
+    return plt.subplots(rows, columns, num=num, clear=True, figsize=size, squeeze=False, **shared)
 
 
 def density(process, t, z, *, means, stds, weights):
@@ -56,8 +56,8 @@ def scaling(process, data, times, flow, here, *, blend):
     ends = f'the ends moved by {moved:.2f}' if moved > 1e-4 else 'the same ends'
     axis.set(title=f'{name}: {ends}', xlabel=TIME, xlim=(1.02, -0.06))
   axes[0, 0].set_ylabel('z')
-  figure.suptitle(f'{len(times) - 1} steps at blend {blend:g};  ◀ the ends at blend 0, flow matching',
-                  fontsize=10)
+  figure.suptitle(f'{len(times) - 1} steps at blend {blend:g}, from flow matching (0) to variance '
+                  'preserving (1);  ◀ the ends at 0', fontsize=10)
   return figure
 
 
@@ -65,17 +65,16 @@ def _of(start, states):
   return matplotlib.colormaps['plasma'](0.08 + 0.8 * start / max(1, states.shape[1] - 1))
 
 
-def gaussian_paths(rows, times, label='paths'):
-  """Rows of panels {(process name, variance): (process, std, exact paths [n, b], one step [b])}."""
+def gaussian_paths(rows, times, *, label=None):
+  """Panels {(process name, variance): (exact paths [n, b], the end of one Euler step [b])}."""
   names = list(dict.fromkeys(name for name, _ in rows))
   variances = list(dict.fromkeys(variance for _, variance in rows))
   across = len(variances) > 1
   size = (2.5 * len(variances) + 0.6, 4.6) if across else (9.6, 3.6)
   shape = (len(names), len(variances)) if across else (1, len(names))
   figure, axes = panels(label, *shape, size=size, sharex=True, sharey=True)
-  for axis, ((name, variance), (process, std, paths, one)) in zip(axes.flat, rows.items()):
-    data = dict(means=np.zeros(1), stds=np.array([std]), weights=np.ones(1))
-    background(axis, process, data, height=2.9)
+  for axis, ((name, variance), (paths, one)) in zip(axes.flat, rows.items()):
+    axis.set(xlim=(1.02, -0.02), ylim=(-2.9, 2.9))
     axis.plot(times, paths, color=BLUE, linewidth=1.3)
     axis.plot([1, 0], np.stack([paths[0], one]), color=RED, linewidth=1, linestyle=(0, (4, 2)))
     miss = abs(one - paths[-1]).max() / abs(paths[0]).max()
@@ -98,9 +97,9 @@ def weightings(logsnr, falling, peaked, dots):
   """w(lambda): weights that fall with log-SNR, on a log scale, and peaked ones, each to its peak."""
   figure, axes = panels('weightings', 1, 2, size=(10.4, 4.6))
   colours = [BLACK, BLUE, GREEN, ORANGE, PINK]
-  dashes = ['-', '-', '-', '-', (0, (4, 1.5))]  # The last of the peaked lies upon another.
   for axis, rows in zip(axes[0], (falling, peaked)):
-    for (name, w), colour, dash in zip(rows.items(), colours, dashes):
+    for (name, w), colour in zip(rows.items(), colours):
+      dash = (0, (4, 1.5)) if 'min-SNR' in name else '-'  # It lies upon another.
       axis.plot(logsnr, w, label=name, color=colour, linestyle=dash, linewidth=1.8)
   for axis, (name, (at, w)) in zip(axes[0], dots.items()):
     axis.plot(at, w, 'o', color=RED, markersize=4, markerfacecolor='white', label=name, zorder=3)

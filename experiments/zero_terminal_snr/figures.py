@@ -30,11 +30,11 @@ PROCESSES = {'leaking': LEAKING, 'rescaled': RESCALED}
 
 
 def recovered(alpha: Any, std: float, side: Any) -> np.ndarray:
-  """1/sqrt(sigma^2 + alpha^2 d std^2), d = side^2: the share of the spread that pure noise gets back."""
+  """1/sqrt(sigma^2 + alpha^2 d std^2), d = side^2: the share of the spread that comes back."""
   return 1 / np.sqrt(1 - alpha**2 + alpha**2 * np.square(side) * std**2)
 
 
-def plain_brightness(process: Any, grid: Any, *, low: float = -1.0, n: int = 2048) -> np.ndarray:
+def plain_brightness(process: Any, grid: Any, *, low: float = -1.0, n: int = 1024) -> np.ndarray:
   """Brightness [n] that the exact model of plain images, uniform in [low, 1], draws from pure noise.
 
   A plain image of d = SIDE^2 pixels is its brightness times sqrt(d) along one unit vector; along
@@ -48,7 +48,7 @@ def plain_brightness(process: Any, grid: Any, *, low: float = -1.0, n: int = 204
 
 
 def shaded_digits(copies: int = 2, seed: int = 0) -> jax.Array:
-  """Digits [n, SIDE^2] on paper of a shade uniform in [-1, 1]; the ink is 1/2 nearer to the other end."""
+  """Digits [n, SIDE^2] on paper of a shade uniform in [-1, 1], the ink 1/2 off towards grey."""
   ink = jnp.tile(jnp.asarray(load_digits().images / 16, jnp.float32), (copies, 1, 1))
   ink = jax.image.resize(ink, (len(ink), SIDE, SIDE), 'linear').reshape(len(ink), -1)
   paper = jax.random.uniform(jax.random.key(seed), (len(ink), 1), minval=-1.0)
@@ -92,8 +92,9 @@ def draw_tables() -> plt.Figure:
       ('improved DDPM, cosine', tables.cosine(), '#e69f00', (0, (1, 2)))):
     right.plot(side, recovered(table[-1] ** 0.5, 0.5, side), color=colour, linestyle=dash,
                linewidth=2, label=name)
-  right.set(title='spread of brightness that comes back (std 0.5)', xlabel='side of the image in pixels',
-            ylabel='share', xscale='log', xticks=[4, 8, 16, 32, 64, 128, 256, 512], ylim=(0, 1.05))
+  right.set(title='spread of brightness that comes back (std 0.5)', ylabel='share',
+            xlabel='side of the image in pixels', xscale='log', ylim=(0, 1.05),
+            xticks=[4, 8, 16, 32, 64, 128, 256, 512])
   right.set_xticklabels([4, 8, 16, 32, 64, 128, 256, 512])
   right.minorticks_off()
   right.legend(frameon=False, loc='lower left')
@@ -116,7 +117,8 @@ def draw_samples(made: dict[str, Any]) -> plt.Figure:
   figure, axes = plt.subplots(2, 3, figsize=(10, 4.6), layout='constrained',
                               gridspec_kw=dict(height_ratios=(2.1, 1)))
   figure.get_layout_engine().set(wspace=0.06)
-  titles = {'data': 'data', 'leaking': '7 % of the image left in "noise"', 'rescaled': 'zero terminal SNR'}
+  titles = {'data': 'data', 'leaking': '7 % of the image left in "noise"',
+            'rescaled': 'zero terminal SNR'}
   for (above, below), (name, x) in zip(axes.T, made.items()):
     sheet = images.grid(np.reshape(x[:24], (24, SIDE, SIDE, 1)), columns=6, pad=6)
     above.imshow(sheet[6:-6, 6:-6, 0], cmap='gray', vmin=0, vmax=255)
@@ -128,10 +130,10 @@ def draw_samples(made: dict[str, Any]) -> plt.Figure:
 
 
 def _histogram(axis, name, values, data):
-  bins = np.linspace(-1.1, 1.1, 34)
+  bins = np.linspace(-1.125, 1.125, 37)  # 1 is an edge, where the shades end.
   axis.hist(values, bins, density=True, color=COLOURS[name], alpha=0.85)
   axis.hist(data, bins, density=True, histtype='step', color='0.3', linewidth=1)
-  axis.set(xlabel='mean brightness', yticks=[], xlim=(-1.1, 1.1), ylim=(0, 2.1))
+  axis.set(xlabel='mean brightness', yticks=[], xlim=(-1.125, 1.125), ylim=(0, 2.1))
   axis.spines[['top', 'left', 'right']].set_visible(False)
   axis.text(0.98, 0.92, f'std {np.std(values):.2f}', transform=axis.transAxes, ha='right', va='top',
             color='0.3')
