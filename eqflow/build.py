@@ -107,14 +107,14 @@ def _loss(config, network, process, output, adaptive):
   if space is not None and needed(space):
     raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
                      f'{sorted(k for k, row in OUTPUTS.items() if not needed(row))}')
-  on_eps = space is outputs.eps or (space is None and output is outputs.eps)
-  if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is weights.on_logsnr and not on_eps:
-    raise ValueError(f"config.loss.space={config.loss.space!r} with config.loss.weight.name="
-                     "'on_logsnr', which weighs the error of eps: set config.loss.space='eps'")
   weigh = lambda density: bound(WEIGHTS, config.loss.weight, 'loss.weight', nested=NESTED,
                                 density=density)
   first = adaptive.density(adaptive.start)
   weigh(first)
+  on_eps = space is outputs.eps or (space is None and output is outputs.eps)
+  if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is weights.on_logsnr and not on_eps:
+    raise ValueError(f"config.loss.space={config.loss.space!r} with config.loss.weight.name="
+                     "'on_logsnr', which weighs the error of eps: set config.loss.space='eps'")
   with _naming('loss'):
     times.check_training(first, process=process, output=output, space=space)
   drop, classes = config.train.drop_label, config.data.num_classes

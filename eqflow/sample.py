@@ -45,8 +45,8 @@ def check_finite(x: np.ndarray) -> None:
   """Raises FloatingPointError where some of the samples [n, ...] are not finite."""
   bad = int((~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).sum())
   if bad:
-    raise FloatingPointError(f'{bad:,} of {len(x):,} samples are not finite: look at config.sample.solver '
-                             'and config.sample.grid, or at the training log')
+    raise FloatingPointError(f'{bad:,} of {len(x):,} samples are not finite: look at '
+                             'config.sample.solver and config.sample.grid, or at the training log')
 
 
 def in_batches(function: Callable, params: Any, labels: Int[np.ndarray, 'n'], *, seed: int,
