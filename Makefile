@@ -25,7 +25,7 @@ peers: .venv/peers
 lint: .venv/dev
 	$(RUFF) eqflow configs tests experiments colabs
 
-# Every picture of the README that no training run makes.
+# Every picture of the README but the demo's; the last two train small networks.
 figures: .venv/demo
 	for name in gain weightings two_sides blind_spots zero_terminal_snr; do \
 	  $(BIN)/python -m experiments.$$name || exit 1; done
