@@ -73,7 +73,7 @@ def straightness(path: PyTree[Num[Array | np.ndarray, 'n b ...']],
   """int |dz/dt - (z_1 - z_0)|^2 dt per coordinate of each path: 0 where z moves in a line evenly.
 
   `path` [n, b, ...] holds the states of `sample_path` at the n times of `grid`, whose span is taken as
-  [0, 1]; a velocity is a difference of neighbours.   [Liu+ 2209.03003, there summed over coordinates]
+  [0, 1]; a velocity is a difference of neighbours. [Liu+ 2209.03003, there summed over coordinates]
   """
   steps = np.diff(np.asarray(grid, np.float64))
   whole = steps.sum()

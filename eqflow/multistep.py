@@ -45,7 +45,11 @@ def _pushed(memory, y, when, moved):
   depth = len(memory.seen)
   new = Memory((y,) + memory.seen[:-1], (when,) + memory.when[:-1],
                jnp.minimum(memory.count + 1, depth), memory.steps + 1)
-  return jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, memory)
+  return _where(moved, new, memory)
+
+
+def _where(condition, tree, other):
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
 
 
 def adams_bashforth(process: Process, output: Output) -> Solver:
@@ -92,6 +96,7 @@ def dpmpp_3m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: 
 def _dpmpp(process, output, order, churn, heun, num_steps, taper, curvature=1.0):
   if not arrays.is_traced(churn) and not 0 <= churn <= 1:
     raise ValueError(f'churn={churn}: give a number from 0 (no noise) to 1')
+  _check_num_steps(num_steps)
   quiet = not arrays.is_traced(churn) and churn == 0
   return assemble(
       _dpmpp_step if quiet else _noisy_dpmpp_step, process, output,
@@ -99,9 +104,15 @@ def _dpmpp(process, output, order, churn, heun, num_steps, taper, curvature=1.0)
       num_steps=num_steps, heun=arrays.Static(heun), taper=arrays.Static(taper))
 
 
+def _check_num_steps(num_steps):
+  if num_steps is not None and not arrays.is_traced(num_steps) and not num_steps >= 1:
+    raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid, or None')
+
+
 def _dpmpp_step(predict, z, memory, t, s, keys, *, process, output, churn, **rules):
   x, memory = _mean_x(predict, z, memory, t, s, process, output, 0.0, **rules)
-  return remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=x), memory
+  ahead = remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=x)
+  return _where(s != t, ahead, z), memory
 
 
 def _noisy_dpmpp_step(predict, z, memory, t, s, keys, *, process, output, churn, **rules):
@@ -110,10 +121,12 @@ def _noisy_dpmpp_step(predict, z, memory, t, s, keys, *, process, output, churn,
   r = kept_by_churn(step_ratio(here, there), number=churn)
   to = Mix(there.x, there.eps * r)
   mean = remix(to, state=here, out=outputs.x(process, t), z=z, y=x)
-  return renewed(mean, there.eps, r, keys), memory
+  return renewed(_where(s != t, mean, z), there.eps, r, keys), memory
 
 
 _noisy_dpmpp_step.draws = True
+# Every step is a remix of z and x, which are parallel at data: the grid may end there, not start.
+_dpmpp_step.holds_x = _noisy_dpmpp_step.holds_x = True
 
 
 def _mean_x(predict, z, memory, t, s, process, output, churn, *, heun, curvature, num_steps, taper):
@@ -121,6 +134,8 @@ def _mean_x(predict, z, memory, t, s, process, output, churn, *, heun, curvature
   x, here, h = _seen(predict, z, t, s, process, output)
   memory = _pushed(memory, x, here, s != t)
   order = _order(memory, h, s != t, num_steps, taper)
+  # Where h is infinite the order is 1, which needs none: 1 keeps gradients finite.
+  h = jnp.where(jnp.isfinite(h), h, 1)
   nodes = _nodes(memory, h)
   # Noise put back shortens the memory of z by the same factor as a longer step.
   _, mean, square = _moments(h / (1 - jnp.asarray(churn, h.dtype)), 2)
@@ -204,6 +219,7 @@ def unipc(process: Process, output: Output, *, order: int = 2, num_steps: int | 
   bh2, or of `bh1`, which differ in the line's mean alone. With num_steps, the order falls with the
   steps that are left.
   """
+  _check_num_steps(num_steps)
   if order not in (1, 2, 3):
     raise ValueError(f'order={order}: UniPC is of order 1, 2 or 3 here')
   return assemble(_unipc_step, process, output, num_steps=num_steps, bh1=arrays.Static(bh1),
@@ -221,6 +237,7 @@ def _unipc_step(predict, z, memory, t, s, keys, *, process, output, num_steps, b
   moved = s != t
   seen = _pushed(seen, x, here, moved)
   new_order = _order(seen, h, moved, num_steps, arrays.Static(True))
+  h = jnp.where(jnp.isfinite(h), h, 1)
   moments = _moments(h, 2)
   rules = [[1.0], [1.0, _middle(h, bh1)], moments]
   nodes = _nodes(seen, h)
@@ -228,7 +245,10 @@ def _unipc_step(predict, z, memory, t, s, keys, *, process, output, num_steps, b
   mean = combine(*zip(weights, seen.seen))
   ahead = remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=mean)
   new = Corrected(seen, z, jnp.asarray(t, t_before.dtype), new_order)
-  return ahead, jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, memory)
+  return _where(moved, ahead, z), _where(moved, new, memory)
+
+
+_unipc_step.holds_x = True
 
 
 def _corrected(z, x, memory, here, process, t, bh1):
@@ -246,7 +266,7 @@ def _corrected(z, x, memory, here, process, t, bh1):
   mean = combine(*zip(weights, trees))
   again = remix(process(t), state=process(t_before), out=outputs.x(process, t_before), z=z_before,
                 y=mean)
-  return jax.tree.map(lambda a, b: jnp.where(first, a, b), z, again)
+  return _where(first, z, again)
 
 
 def _middle(h, bh1):

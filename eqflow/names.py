@@ -106,10 +106,10 @@ LAST_STEPS = {
 
 
 def _angles(table, rescale=lambda table: table):
-  """The angles of a table, asked for with the table's own numbers."""
+  """What `discrete` binds of a table, asked for with the table's own numbers."""
   @functools.wraps(table)
   def angles(*args, **numbers):
-    return processes.table_angles(rescale(table(*args, **numbers)))
+    return processes.table(rescale(table(*args, **numbers))).keywords
   return angles
 
 
@@ -156,5 +156,5 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float
 # A number that is itself a function is a section of its own, found by the key it stands under.
 NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA, 'along': OUTPUTS,
           'diffusion': DIFFUSIONS, 'last': LAST_STEPS}
-# And one that is an array is what its section's row returns.
+# And arrays are what its section's row returns, by name.
 MADE = {'angles': ANGLES}

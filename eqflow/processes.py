@@ -62,18 +62,36 @@ def _log_alpha(t, beta_min, beta_max):
   return jnp.where(inside, -t * t * (beta_max - beta_min) / 4 - t * beta_min / 2, jnp.nan)
 
 
-def discrete(t: Coef, *, angles: Float[ArrayLike, 'n']) -> Mix:
+def discrete(t: Coef, *, angles: Float[ArrayLike, 'n'],
+             complements: Float[ArrayLike, 'n'] | None = None) -> Mix:
   """(cos a, sin a), a = angles[T t], linear between the entries: a table of T steps, T = n - 1.
 
-  angles come from `table_angles`. Not a number outside [0, 1].
+  angles come from `table_angles`; `table` also binds their complements to pi/2, which float32 cannot
+  tell of an angle near pi/2. Not a number outside [0, 1].
   """
-  place = jnp.asarray(t) * (len(angles) - 1)
-  k = jnp.clip(jnp.floor(place), 0, len(angles) - 2).astype(int)
-  angles = jnp.asarray(angles)
-  angle = angles[k] + (place - k) * (angles[k + 1] - angles[k])
-  angle = jnp.where((place >= 0) & (place <= len(angles) - 1), angle, jnp.nan)
+  last = len(angles) - 1
+  place = jnp.asarray(t) * last
+  k = jnp.clip(jnp.floor(place), 0, last - 1).astype(int)
+  inside = (place >= 0) & (place <= last)
+
+  def between(entries):
+    entries = jnp.asarray(entries)
+    return jnp.where(inside, entries[k] + (place - k) * (entries[k + 1] - entries[k]), jnp.nan)
+
+  angle = between(angles)
   # A sine of the complement is exactly 0 at a right angle, where alpha_bar is 0.
-  return Mix(jnp.sin(jnp.pi / 2 - angle), jnp.sin(angle))
+  complement = jnp.pi / 2 - angle if complements is None else between(complements)
+  return Mix(jnp.sin(complement), jnp.sin(angle))
+
+
+def table(alphas_cumprod: tables.Table) -> Process:
+  """The process of a table of alpha_bar: `discrete`, exact at its entries in float32 too.
+
+  Raises as `table_angles` does.
+  """
+  known = tables.check(alphas_cumprod)
+  return Partial(discrete, angles=table_angles(known), complements=np.append(
+      np.pi / 2, np.arctan2(np.sqrt(known), np.sqrt(1 - known))))
 
 
 def table_angles(alphas_cumprod: tables.Table) -> Float[np.ndarray, 'n']:

@@ -21,7 +21,8 @@ from eqflow.outputs import Output
 from eqflow.processes import Process
 from eqflow.solver import Solver, assemble, check, contributions, sample, sample_path
 from eqflow.stochastic import (
-    kept_by_churn, kept_by_eta, last_euler, last_mean, last_tweedie, renewed, sde, step_ratio)
+    kept_by_churn, kept_by_eta, last_euler, last_mean, last_tweedie, renewed, root, sde,
+    step_ratio)
 
 __all__ = [
     'Solver', 'adams_bashforth', 'adaptive', 'ancestral', 'check', 'contributions', 'ddim',
@@ -175,7 +176,7 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
   """
   if num_steps < 1:
     raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid')
-  if not arrays.is_traced(churn) and churn < 0:
+  if not arrays.is_traced(churn) and not churn >= 0:
     raise ValueError(f'churn={churn}: S_churn is 0 (no noise) or more')
   if _is(churn, 0):
     return heun(process, output, along=outputs.eps)
@@ -196,7 +197,7 @@ def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_ste
   share = jnp.where(gamma > 0, there.x / jnp.where(gamma > 0, here.x, 1), 1)
   # A difference of squares as a product: exactly 0 where nothing is added.
   old = share * here.eps
-  added = jnp.sqrt(jnp.maximum(0, (there.eps - old) * (there.eps + old)))
+  added = root((there.eps - old) * (there.eps + old))
   z = combine((share, z), (noise_scale * added, arrays.noise_like(keys, z)))
   return _heun_along_step(predict, z, memory, up, s, keys, process=process, output=output,
                           along=along)

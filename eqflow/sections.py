@@ -53,8 +53,8 @@ def numbers(row: Callable, section: Any, path: str, *,
   """The numbers that `row` takes, from the section, or from `given` where the config has none.
 
   A number that is itself a function is a section of its own, its table found in `nested` by key;
-  one that a function returns, in `made`. Raises ValueError naming the key that is unknown, missing
-  or no finite number (True or False where the row's own default is one).
+  arrays that a function returns by name, in `made`. Raises ValueError naming the key that is
+  unknown, missing or no finite number (a whole one, True or False where the row's default is one).
   """
   needs, nested, made = needed(row), nested or {}, made or {}
   found = {key: value for key, value in given.items() if key in needs}
@@ -69,7 +69,7 @@ def numbers(row: Callable, section: Any, path: str, *,
     if key in nested and not isinstance(_default(row, key), float):
       found[key] = bound(nested[key], value, f'{path}.{key}', nested=nested, made=made, **given)
     elif key in made:
-      found[key] = called(made[key], value, f'{path}.{key}')
+      found |= called(made[key], value, f'{path}.{key}')
     elif isinstance(_default(row, key), bool):
       if not isinstance(value, bool):
         raise ValueError(f'config.{path}.{key}={value!r}: give True or False')

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Int, Num, PyTree
 import numpy as np
 
-from eqflow import arrays, times as grids
+from eqflow import arrays, outputs, times as grids
 from eqflow.arrays import Data, Grid, Keys
 from eqflow.fields import Predict
 from eqflow.outputs import Output
@@ -124,6 +124,12 @@ def check(solver: Solver, times: Grid) -> None:
     if bound.get('along') is not None:
       grids.check_grid(times, process=bound['process'], output=bound['along'],
                        otherwise='step along another vector')
+    if _of(solver, 'holds_x') and not arrays.is_traced(times):
+      times = np.asarray(times)
+      moving = np.append(times[:-1][np.diff(times) != 0], times[-1:])
+      if len(moving) > 1:
+        grids.check_grid(moving, process=bound['process'], output=outputs.x,
+                         otherwise=f'take ddim or heun: each step of {_name(solver)} holds x')
   if _of(solver, 'draws') and not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
     raise ValueError(f'{_name(solver)} draws noise, so it steps towards data only, but the times '
                      'rise: invert with a solver that draws none, such as ddim or heun')

@@ -39,8 +39,14 @@ def kept_by_eta(ratio: Coef, *, number: ArrayLike) -> Coef:
 def renewed(mean: Data, sigma: Coef, kept: Coef, keys: Keys) -> Data:
   """mean + sigma sqrt(1 - kept^2) fresh noise."""
   # Where s = t, rounding can leave kept above 1.
-  spread = sigma * jnp.sqrt(jnp.maximum(0, (1 - kept) * (1 + kept)))
+  spread = sigma * root((1 - kept) * (1 + kept))
   return combine((1, mean), (spread, arrays.noise_like(keys, mean)))
+
+
+def root(a: Coef) -> Coef:
+  """sqrt(max(a, 0)), of slope 0 where a <= 0: a step of no length draws no noise, differentiably."""
+  positive = a > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), 0)
 
 
 def sde(process: Process, output: Output, *, diffusion: Callable | None = None,
@@ -64,7 +70,7 @@ def _sde_step(predict, z, memory, t, s, keys, *, process, output, diffusion, las
   w = diffusion(process, t)
   flowed = combine((1, z), (s - t, u))
   mean = combine((1, flowed), ((t - s) * w, score))
-  spread = jnp.sqrt(2 * w * jnp.maximum(t - s, 0))
+  spread = root(2 * w * (t - s))
   noisy = combine((1, mean), (spread, arrays.noise_like(keys, z)))
   end = last.value(mean, to(outputs.x(process, t)), flowed)
   return jax.tree.map(lambda a, b: jnp.where(s > 0, a, b), noisy, end), memory

@@ -270,7 +270,18 @@ def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
      "sample.solver: diffusion 'sbdm' is not finite at t=1"),
     ('process', {'name': 'discrete', 'angles': {'name': 'cosine', 'num': 1}},
      'config.process.angles: .*two or more'),
+    ('sample.solver', {'name': 'unipc', 'order': 2.0}, 'solver.order=2.0: give a whole number'),
+    ('sample.solver', {'name': 'adaptive', 'last': -1.0}, 'config.sample.solver: last=-1.0'),
+    ('sample.grid', {'name': 'uniform', 'start': 1.0, 'end': 0.5}, 'config.sample.grid: .*do not end'),
+    ('sample.grid', {'name': 'logsnr', 'start': -8.0, 'end': 8.0, 'high': 0.5}, 'choose start and end'),
+    ('sample.grid', {'name': 'karras', 'rho': 0.0}, 'config.sample.grid: .*rho is above 0'),
+    ('sample.grid', {'name': 'leading', 'offset': -1}, 'config.sample.grid: .*an offset from 0'),
+    ('loss.space', 'score', "config.loss: the space 'score' is not bounded"),
+    ('loss.density', {'name': 'lognormal', 'mean': 0.0, 'std': 1.0}, 'config.loss: the density draws'),
+    ('loss.weight', {'name': 'on_logsnr', 'w': {'name': 'elbo'}}, "set config.loss.space='eps'"),
+    ('process', {'name': 'sub_vp', 'beta_min': -9.0, 'beta_max': 1.0}, 'config.process: '),
     ('process', {'name': 'discrete'}, r"also needs \['angles'\]")])
 def test_solvers_and_tables_that_cannot_be_are_refused_by_key(path, value, message):
   with pytest.raises(ValueError, match=message):
-    build.recipe(_changed(path, ml_collections.ConfigDict(value), variant='flow'))
+    value = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+    build.recipe(_changed(path, value, variant='flow'))

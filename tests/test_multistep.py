@@ -195,3 +195,32 @@ def test_solvers_that_remember_take_trees_float32_and_gradients():
     slope = jax.grad(lambda c: run(c)['a'].sum())(0.5)
     numeric = (run(0.51)['a'].sum() - run(0.49)['a'].sum()) / 0.02
     np.testing.assert_allclose(slope, numeric, rtol=1e-2, err_msg=make.__name__)
+
+
+def test_from_pure_noise_and_over_repeated_times_every_sample_is_finite():
+  z = jax.random.normal(jax.random.key(0), (4, 2))
+  makes = [lambda p, o, order=order, bh1=bh1: samplers.unipc(p, o, order=order, bh1=bh1)
+           for order in (1, 2, 3) for bh1 in (False, True)]
+  for make in makes + [samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.adams_bashforth]:
+    solver = make(LINEAR, outputs.v)
+    plain = samplers.sample(solver, _mixture(LINEAR, outputs.v), z, np.array([1.0, 0.5, 0.2, 0.0, 0.0]))
+    once = samplers.sample(solver, _mixture(LINEAR, outputs.v), z, np.array([1.0, 1.0, 0.5, 0.2, 0.0]))
+    np.testing.assert_allclose(plain, once, rtol=1e-5)
+    assert jnp.isfinite(plain).all()
+
+
+@pytest.mark.parametrize('make', [samplers.dpmpp_2m, samplers.unipc])
+def test_solvers_that_hold_x_do_not_start_at_data(make):
+  with pytest.raises(ValueError, match=r"cannot give x at t=0: .* take ddim or heun: each step of"):
+    samplers.sample(make(LINEAR, outputs.v), lambda z, t: z, jnp.ones((2, 1)),
+                    np.array([0.0, 0.3, 0.6]))
+
+
+def test_the_slope_in_a_time_is_finite_though_the_grid_ends_at_data(x64):
+  z = jnp.ones((1, 2))
+  for make in (samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):
+    end = lambda middle: samplers.sample(make(COSINE, outputs.v), _mixture(COSINE, outputs.v), z,
+                                         jnp.stack([0.9, middle, 0.3, 0.0])).sum()
+    slope = jax.grad(end)(0.6)
+    numeric = (end(0.6 + 1e-5) - end(0.6 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, numeric, rtol=1e-5, err_msg=make.__name__)

@@ -212,3 +212,10 @@ def test_transport_reaches_pure_noise_and_says_where_it_cannot(x64):
   assert float(time(one)) == 1 and float(scale(one)) == 1
   beyond = processes.transport(rows.PROCESSES['variance_preserving'], processes.linear).time(one)
   assert np.isnan(beyond), 'a process that keeps some data has no state of pure noise'
+
+
+@pytest.mark.parametrize('table', [tables.scaled_linear, tables.linear, tables.cosine])
+def test_a_tables_alpha_keeps_float32s_digits_near_pure_noise(table):
+  process, known = processes.table(table()), np.sqrt(table())
+  found = jax.jit(lambda process, t: process(t))(process, jnp.float32([0.99, 0.999, 1.0]))
+  np.testing.assert_allclose(found.x, known[[989, 998, 999]], rtol=2e-5)

@@ -120,6 +120,14 @@ def test_eta_and_churn_are_one_at_their_ends_only(x64):
   assert abs(run(eta=0.5) - run(churn=0.25)).max() > 1e-3
 
 
+def test_the_slope_in_churn_is_finite_though_a_time_repeats(x64):
+  z = jnp.ones((64, 1))
+  end = lambda churn: samplers.sample(samplers.ddim(COSINE, outputs.v, churn=churn),
+                                      lambda z, t: jnp.tanh(z), z, np.array([0.9, 0.5, 0.5, 0.0]),
+                                      KEYS).sum()
+  np.testing.assert_allclose(jax.grad(end)(0.3), (end(0.3 + 1e-6) - end(0.3 - 1e-6)) / 2e-6, rtol=1e-5)
+
+
 def test_churn_1_forgets_all_noise_at_each_step(x64):
   z, keys = jnp.full((64, 1), 5.0), KEYS
   found = samplers.sample(samplers.ddim(COSINE, outputs.x, churn=1.0), lambda z, t: 0.25 + 0 * z, z,
@@ -241,6 +249,16 @@ def test_solvers_that_draw_ask_for_keys_and_do_not_invert(make):
     samplers.sample(make(), lambda z, t: z, z, times.uniform_grid(4, start=0.9))
   with pytest.raises(ValueError, match='invert with a solver that draws none'):
     samplers.sample(make(), lambda z, t: z, z, times.uniform_grid(4, start=0.1, end=0.9), KEYS[:2])
+
+
+def test_numbers_that_no_solver_can_have_are_refused():
+  for make, refusal in (
+      (lambda: samplers.ancestral(LINEAR, outputs.u, variance=1.5), 'variance=1.5: give a number'),
+      (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=float('nan')), 'churn=nan: S_churn'),
+      (lambda: samplers.dpmpp_2m(LINEAR, outputs.u, num_steps=0), 'num_steps=0: give the number'),
+      (lambda: samplers.adaptive(LINEAR, outputs.u, rtol=0.0, atol=0.0), 'tolerances are 0 or more')):
+    with pytest.raises(ValueError, match=refusal):
+      make()
 
 
 @pytest.mark.parametrize('number', [-0.1, 1.5])

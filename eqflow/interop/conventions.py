@@ -126,7 +126,8 @@ def ascent(process: Process, t: Coef, *, decay: Callable) -> Mix:
 
 def polynomial(t: Coef, *, power: ArrayLike) -> Mix:
   """((1 - t)^n, 1 - (1 - t)^n): flow_matching's PolynomialConvexScheduler, linear at n = 1."""
-  alpha = (1 - t) ** power
+  # No number outside [0, 1], where an even power would be a mix again.
+  alpha = jnp.where((t >= 0) & (t <= 1), 1 - t, jnp.nan) ** power
   return Mix(alpha, 1 - alpha)
 
 
@@ -141,7 +142,8 @@ def linear_logsnr(t: Coef, *, gamma_min: ArrayLike, gamma_max: ArrayLike) -> Mix
 
   At t = 0 the noise of gamma_min is left, at t = 1 the data of gamma_max.
   """
-  gamma = _gamma(t, gamma_min=gamma_min, gamma_max=gamma_max)
+  inside = (t >= 0) & (t <= 1)
+  gamma = jnp.where(inside, _gamma(t, gamma_min=gamma_min, gamma_max=gamma_max), jnp.nan)
   return Mix(jnp.sqrt(jax.nn.sigmoid(-gamma)), jnp.sqrt(jax.nn.sigmoid(gamma)))
 
 
@@ -231,7 +233,7 @@ def diffusers(alphas_cumprod: tables.Table, output: Output) -> Convention:
   unrounded: a model that looks its timestep up in a table needs it rounded.
   """
   _check('diffusers', output, outputs.eps, outputs.v, outputs.x)
-  process = Partial(processes.discrete, angles=processes.table_angles(alphas_cumprod))
+  process = processes.table(alphas_cumprod)
   num = float(len(alphas_cumprod))
   return Convention(process, output, Partial(_time_of_entry, num=num), Partial(_entry, num=num))
 
