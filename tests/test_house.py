@@ -22,7 +22,7 @@ RANKS = {
     'main': 8,
 }
 CORE = [name for name, rank in RANKS.items() if rank <= 5 and (ROOT / f'eqflow/{name}.py').exists()]
-LIBRARIES = {'likelihood': {'diffrax'}, 'adaptive': {'diffrax'}, 'couplings': {'ot'}}
+LIBRARIES = {'adaptive': {'diffrax'}, 'couplings': {'ot'}}
 
 
 def _part(path):
