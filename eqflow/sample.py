@@ -85,11 +85,12 @@ def write_pairs(recipe: Recipe, params: Any, folder: pathlib.Path, labels: Int[n
   """(eps, x, label) of pairs 0 to n - 1 into `folder`, going on where it was broken off.
 
   `made` tells the model, and stands beside the pairs. Raises ValueError where the folder holds
-  other pairs.
+  other pairs, FloatingPointError where a sample is not finite.
   """
   def blocks(first):
     found = in_batches(recipe.pair, params, labels, seed=seed, batch=batch, first=first)
     for eps, x in found:
+      check_finite(x)
       yield eps, x, labels[first:first + len(x)]
       first += len(x)
   pairs.write(folder, made | {'count': len(labels), 'seed': seed}, blocks)

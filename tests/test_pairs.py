@@ -101,6 +101,15 @@ def test_pairs_broken_off_go_on_and_end_as_if_drawn_in_one_go(flow, tmp_path):
   flow.write(tmp_path / 'pairs', recipe=flow.recipe._replace(pair=breaks))
 
 
+def test_samples_that_are_not_finite_make_no_pairs(flow, tmp_path):
+  def broken(*args):
+    eps, x = flow.recipe.pair(*args)
+    return eps, x.at[3].set(jnp.nan)
+  with pytest.raises(FloatingPointError, match='1 of 24 samples are not finite'):
+    flow.write(tmp_path / 'pairs', recipe=flow.recipe._replace(pair=broken))
+  assert pairs.record(tmp_path / 'pairs')['written'] == 0
+
+
 def test_pairs_of_another_model_seed_or_count_are_refused(flow):
   for change, words in ((dict(seed=1), 'seed: 0 there, 1 asked'), (dict(step=11), 'step: 10 there, 11'),
                         (dict(count=7), 'count: 100 there, 7 asked')):
