@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import chex
+from flax import linen as nn
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -214,6 +215,22 @@ def test_an_example_does_not_see_the_others(name):
   network, params, inputs = _trained_alike(name)
   alone = _apply(network, params, *(a[2:3] for a in inputs))
   np.testing.assert_allclose(alone, _apply(network, params, *inputs)[2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_gelu_is_its_tanh_form_to_the_second_derivative(x64):
+  x = jnp.linspace(-12, 12, 1001)
+  ours, flax = dit.gelu, functools.partial(nn.gelu, approximate=True)
+  for order in range(3):
+    error = abs(jax.vmap(ours)(x) - jax.vmap(flax)(x)).max()
+    assert error < 1e-12, f'derivative {order} differs by {error:.1e}'
+    ours, flax = jax.grad(ours), jax.grad(flax)
+
+
+def test_gelu_has_finite_derivatives_where_exp_has_none():
+  far = jnp.array([-1e4, -50.0, 50.0, 1e4])
+  np.testing.assert_array_equal(dit.gelu(far), [0, 0, 50, 1e4])
+  np.testing.assert_array_equal(jax.vmap(jax.grad(dit.gelu))(far), [0, 0, 1, 1])
+  np.testing.assert_array_equal(jax.vmap(jax.grad(jax.grad(dit.gelu)))(far), 0)
 
 
 def test_patches_hold_what_they_cover():

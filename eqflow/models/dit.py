@@ -6,6 +6,7 @@ transposes: qkv is (3, heads, width/heads), a patch is (row, column, channel), t
 """
 
 import functools
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -64,6 +65,26 @@ def normalize(x: Float[Array, '... d']) -> Float[Array, '... d']:
   return (wide * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
 
 
+def gelu(x: Float[Array, '...']) -> Float[Array, '...']:
+  """x/(1 + exp(a)) = x (1 - tanh(a/2))/2, a = -sqrt(8/pi) (x + 0.044715 x^3), typed as normalize is.
+
+  The quotient is the cheaper form: CPUs then leave small batches to one thread.
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  a = -math.sqrt(8 / math.pi) * wide * (1 + 0.044715 * jnp.square(wide))
+  return _damped(wide, a).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _damped(x, a):
+  return x / (1 + jnp.exp(a))
+
+
+# Where exp is infinite, its quotient is 0, but what it would be differentiated to is not a number.
+_damped.defjvps(lambda dx, y, x, a: dx * _damped(jnp.ones_like(a), a),
+                lambda da, y, x, a: -da * y * _damped(jnp.ones_like(a), -a))
+
+
 def modulate(x: Float[Array, 'b n d'], shift: Float[Array, 'b 1 d'],
              scale: Float[Array, 'b 1 d']) -> Float[Array, 'b n d']:
   """(1 + scale) normalize(x) + shift."""
@@ -94,7 +115,7 @@ class Block(nn.Module):
     x = x + gate_a * dense(d, name='attended')(attended)
 
     h = dense(int(self.mlp_ratio * d), name='up')(modulate(x, shift_m, scale_m))
-    return x + gate_m * dense(d, name='down')(nn.gelu(h, approximate=True))
+    return x + gate_m * dense(d, name='down')(gelu(h))
 
 
 class DiT(nn.Module):
