@@ -4,8 +4,8 @@
 there the loop over the scheduler under torch.inference_mode. Networks and samples are checked
 to agree before anything is timed. Samples of one image are timed ten in a row, since samples/s are
 asked for, not how fast a sleeping processor wakes. Runs are taken in turn in one process, and the
-median of the pairs' ratios counts. A row that is in peers.json is kept: interrupted, it goes on where it stopped;
---again measures all rows anew. The last section of README.md is written from the rows.
+median of the pairs' ratios counts. A row that is in peers.json is kept: interrupted, it goes on where
+it stopped; --again measures all rows anew. The last section of README.md is written from the rows.
 """
 
 import argparse
@@ -132,11 +132,12 @@ def table(rows):
 HEADING = '## Sampling, against diffusers\' loop in torch'
 
 
-READING = '''At batch 1 XLA's CPU backend lets independent small operations wait for each other's threads: with
+READING = '''\
+At batch 1 XLA's CPU backend lets small independent operations wait for each other's threads: with
 `XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false` a sample takes 3.1 to 3.5 ms with
-DDIM, 3.5 to 3.7 with DPM-Solver++ and 6.2 to 6.5 with Heun, and the ratios are 7.6 to 9.5. At width 256
-the time is that of the matrix products, 240 GFLOP a sample: XLA's run at 180 to 260 GFLOP/s here and
-take 1.1 s of 1.3, torch's at 310. Twice torch's speed would ask for 330, which is the two cores' peak.'''
+DDIM, 3.5 to 3.7 with DPM-Solver++ and 6.2 to 6.5 with Heun, and the ratios are 7.6 to 9.5. At width
+256 the time is that of the matrix products, 240 GFLOP a sample: XLA's run at 180 to 260 GFLOP/s here
+and take 1.1 s of 1.3, torch's at 310. Twice torch's speed would ask for 330, the peak of two cores.'''
 
 
 def write(rows, machine):
