@@ -5,6 +5,7 @@ with a list of what exists, before anything compiles.
 """
 
 from collections.abc import Callable
+import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ class Recipe(NamedTuple):
   optimizer: Any        # optax.GradientTransformation
   keep: Callable        # step -> {name of average: keep}
   couple: Callable | None   # batch -> its eps [b, ...], on the host; None: drawn in the loss, or data
-  draw: Callable        # (params, keys, labels) -> ([b, ...], evaluations [b])
+  sampling: draws.Sampling
+  draw: Callable        # (params, keys, labels) -> (x [b, ...], evaluations [b], norms [b])
   pair: Callable        # (params, keys, labels) -> (eps, x [b, ...]), x a function of eps and label
   histogram: Any        # what an adaptive density starts from, and the state carries; or ()
   measure: Any          # (histogram, t [b], losses [b]) -> histogram, or None
@@ -58,13 +60,14 @@ def recipe(config: ConfigDict) -> Recipe:
     return fields.conditioned(Partial(module.apply, {'params': params}), process,
                               scale_input=scale_input, label_noise=label_noise)
 
-  draw, pair = draws.draw_and_pair(config, network, process, output, label_noise)
+  sampling = draws.sampling_of(config, network, process, output, label_noise)
   density = _density(config, process)
   return Recipe(
       init=init, network=network,
       loss=_loss(config, network, process, output, density),
       optimizer=_optimizer(config),
-      keep=_keep(config), couple=_couple(config), draw=draw, pair=pair,
+      keep=_keep(config), couple=_couple(config), sampling=sampling,
+      draw=functools.partial(draws.draw, sampling), pair=functools.partial(draws.pair, sampling),
       histogram=density.start, measure=density.measure)
 
 

@@ -4,11 +4,13 @@ Whatever cannot be sampled as asked for is refused by its key, before anything c
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 
 from eqflow import arrays, descent, fields, samplers, times
+from eqflow.arrays import Data
 from eqflow.names import DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
 from eqflow.outputs import Output
 from eqflow.processes import Process
@@ -16,43 +18,67 @@ from eqflow.sections import called, naming, numbers, row_of
 from eqflow.solver import evaluations, run
 
 
-def draw_and_pair(config: ConfigDict, network: Callable, process: Process, output: Output,
-                  label_noise: Callable) -> tuple[Callable, Callable]:
-  """(draw, pair) of a Recipe: params -> network(params), sampled as config.sample says.
+class Sampling(NamedTuple):
+  """What a config samples with, and samples are made of: noise, a predictor, the way to data."""
+  process: Process
+  grid: Any             # the times to go along, or None for a descent
+  noise: Callable       # keys -> eps [b, ...]
+  predictor: Callable   # (params, labels) -> Predict, guided by class as config.sample says
+  carry: Callable       # (predict, z, keys, grid) -> (z, evaluations [b], norms [b])
 
-  Raises ValueError naming the key at fault.
+
+def sampling_of(config: ConfigDict, network: Callable, process: Process, output: Output,
+                label_noise: Callable) -> Sampling:
+  """How params -> network(params) is sampled, as config.sample says.
+
+  `carry` goes from z at grid[0], or descends with grid None. Its norms are those of the field where
+  a threshold stops descents, and NaN elsewhere. Raises ValueError naming the key at fault.
   """
   section = config.sample
   solver, grid = _solver(section, process, output, label_noise)
-  predictor = _guidance(section, config.data.num_classes, process)
-  start = process(jnp.float32(1.0 if grid is None else grid[0])).eps
+  guide = _guidance(section, config.data.num_classes, process)
 
   def noise(keys):
     return arrays.noise_like(keys, jnp.zeros((len(keys), *config.data.shape)))
 
-  def carried(params, eps, keys, labels):
-    z = arrays.combine((start, eps))
-    predict = predictor(network(params), labels)
+  def carry(predict, z, keys, grid):
+    b = arrays.batch_size(z)
     if grid is not None:
       z, memory = run(solver, predict, z, grid, keys)
-      return z, jnp.broadcast_to(evaluations(solver, grid, memory), len(labels))
+      return z, jnp.broadcast_to(evaluations(solver, grid, memory), b), jnp.full(b, jnp.nan)
     if section.threshold:
-      z, steps, _ = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
-                                          threshold=section.threshold)
-      return z, steps
+      return descent.descend_until(solver, predict, z, max_steps=section.num_steps,
+                                   threshold=section.threshold)
     z = descent.descend(solver, predict, z, num_steps=section.num_steps)
-    return z, jnp.full(len(labels), section.num_steps)
+    return z, jnp.full(b, section.num_steps), jnp.full(b, jnp.nan)
 
-  def draw(params, keys, labels):
-    return carried(params, noise(arrays.fold(keys, 0)), arrays.fold(keys, 2), labels)
+  return Sampling(process, grid, noise, lambda params, labels: guide(network(params), labels), carry)
 
-  def pair(params, keys, labels):
-    # Noise of its own: who trains on pairs is judged by samples from noise that is not among them.
-    eps = noise(arrays.fold(keys, 3))
-    # No keys: a solver that draws, and so makes no map of noise to data, refuses.
-    return eps, carried(params, eps, None, labels)[0]
 
-  return draw, pair
+def draw(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
+  """(x [b, ...], evaluations [b], norms [b]) of samples that are functions of key and label."""
+  predict = sampling.predictor(params, labels)
+  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, 0)))
+  return sampling.carry(predict, z, arrays.fold(keys, 2), sampling.grid)
+
+
+def pair(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any]:
+  """(eps, x [b, ...]): noise and the sample that it becomes."""
+  # Noise of its own: who trains on pairs is judged by samples from noise that is not among them.
+  eps = sampling.noise(arrays.fold(keys, 3))
+  # No keys: a solver that draws, and so makes no map of noise to data, refuses.
+  predict = sampling.predictor(params, labels)
+  return eps, sampling.carry(predict, pure_noise(sampling, eps), None, sampling.grid)[0]
+
+
+def pure_noise(sampling: Sampling, eps: Data) -> Data:
+  """sigma eps at the first time: where samples start."""
+  return arrays.combine((sampling.process(jnp.float32(first_time(sampling))).eps, eps))
+
+
+def first_time(sampling: Sampling) -> float:
+  """The time at which samples start: the grid's first, and 1 for a descent."""
+  return 1.0 if sampling.grid is None else float(sampling.grid[0])
 
 
 def _guidance(section, classes, process):
