@@ -262,7 +262,8 @@ def _refilled(solver, network, z, condition, keys, max_steps, threshold, *, slot
     return now, waiting + before[-1], found
 
   first = jax.tree.map(lambda a: a[:slots], z)
-  at = _Slots(jnp.arange(slots, dtype=jnp.int32), first, solver.init(first), jnp.zeros(slots, jnp.int32))
+  index, steps = jnp.arange(slots, dtype=jnp.int32), jnp.zeros(slots, jnp.int32)
+  at = _Slots(index, first, solver.init(first), steps)
   norms = jnp.full(n, jnp.inf, arrays.square_norm(first).dtype)
   start = at, jnp.int32(slots), (z, jnp.zeros(n, jnp.int32), norms)
   return jax.lax.while_loop(unfinished, step, start)[2]
