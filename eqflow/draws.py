@@ -46,11 +46,13 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
     if grid is not None:
       z, memory = run(solver, predict, z, grid, keys)
       return z, jnp.broadcast_to(evaluations(solver, grid, memory), b), jnp.full(b, jnp.nan)
+    steps, norms = jnp.full(b, section.num_steps), jnp.full(b, jnp.nan)
     if section.threshold:
-      return descent.descend_until(solver, predict, z, max_steps=section.num_steps,
-                                   threshold=section.threshold)
-    z = descent.descend(solver, predict, z, num_steps=section.num_steps)
-    return z, jnp.full(b, section.num_steps), jnp.full(b, jnp.nan)
+      z, steps, norms = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
+                                              threshold=section.threshold, keys=keys)
+    else:
+      z = descent.descend(solver, predict, z, num_steps=section.num_steps, keys=keys)
+    return z, descent.evaluations(solver, steps), norms
 
   return Sampling(process, grid, noise, lambda params, labels: guide(network(params), labels), carry)
 
