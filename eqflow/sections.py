@@ -102,7 +102,8 @@ def needed(row: Callable) -> dict[str, bool]:
   """{name: whether it is required} of the numbers that a row takes."""
   function = row.func if isinstance(row, Partial) else row
   # What the library passes, not the config.
-  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples', 'keys', 'x', 'k', 'drifted', 'flowed')
+  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples', 'keys', 'x', 'k', 'drifted',
+          'flowed')
   return {name: p.default is p.empty for name, p in inspect.signature(function).parameters.items()
           if name not in skip or p.kind is p.KEYWORD_ONLY}
 
