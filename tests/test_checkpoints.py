@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import subprocess
 import sys
 import types
 
@@ -294,6 +295,12 @@ def test_converting_without_a_torch_that_is_safe_is_refused(monkeypatch, tmp_pat
     with pytest.raises(SystemExit, match=said):
       convert.main()
   assert not (tmp_path / 'out').exists()
+
+
+def test_the_command_says_how_it_is_used():
+  out = subprocess.run([sys.executable, '-m', 'eqflow.interop', '--help'], capture_output=True,
+                       text=True, check=True, cwd=pathlib.Path(__file__).parents[1])
+  assert 'python -m eqflow.interop in.pt out.safetensors' in out.stdout
 
 
 def _started(**options):

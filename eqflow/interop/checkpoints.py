@@ -80,9 +80,9 @@ def load(path: Path, family: str = 'dit', *, input_size: int, num_heads: int, fi
     if wrong:
       raise ValueError(f'{path}: of EqM, SiT or DiT at width {sizes.width} and depth {sizes.depth} it '
                        f'would differ in {len(wrong)} tensors:\n  ' + '\n  '.join(wrong))
-    _check(input_size, num_heads, sizes, shapes['pos_embed'][1])
-    params = {ours: jnp.asarray(_signed(_to_ours(file.get_tensor(key), ours), ours, sign))
-              for key, (ours, _) in layout.items()}
+  _check(input_size, num_heads, sizes, shapes['pos_embed'][1])
+  params = {ours: jnp.asarray(_signed(_to_ours(_read(path, key), ours), ours, sign))
+            for key, (ours, _) in layout.items()}
   network = DiT(patch=sizes.patch, width=sizes.width, depth=sizes.depth, heads=num_heads,
                 mlp_ratio=sizes.hidden / sizes.width, num_classes=sizes.rows - 1,
                 doubled=sizes.made == 2 * sizes.patch**2 * sizes.channels)
@@ -220,6 +220,12 @@ def _open(path):
     raise ValueError(f'{path} is no safetensors file ({error}). A pickle, such as torch writes, is '
                      'not opened here, since opening it runs what it says: convert it with '
                      'python -m eqflow.interop in.pt out.safetensors') from error
+
+
+def _read(path, key):
+  # Opened for each tensor anew: the pages of a mapped file stay in memory until it is closed.
+  with _open(path) as file:
+    return file.get_tensor(key)
 
 
 def _differences(expected, found):

@@ -6,6 +6,7 @@ eqflow needs torch.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import re
@@ -51,7 +52,7 @@ def _loaded(torch, source):
   # What is no zip file is of before torch 1.6, and cannot be mapped.
   mapped = zipfile.is_zipfile(source)
   try:
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with _allowing(torch.serialization, argparse.Namespace):
       return torch.load(source, map_location='cpu', weights_only=True, mmap=mapped)
   except OSError:
     raise
@@ -62,6 +63,19 @@ def _loaded(torch, source):
     reason = f'asks for {asked[1]}' if asked else f'cannot be read ({type(error).__name__})'
     raise ValueError(f'{source} is refused, and nothing in it was run: it {reason}, where tensors and '
                      'an argparse.Namespace are allowed, and nothing else') from None
+
+
+@contextlib.contextmanager
+def _allowing(serialization, allowed):
+  # safe_globals would add it to what other libraries allow.
+  before = serialization.get_safe_globals()
+  serialization.clear_safe_globals()
+  serialization.add_safe_globals([allowed])
+  try:
+    yield
+  finally:
+    serialization.clear_safe_globals()
+    serialization.add_safe_globals(before)
 
 
 def _state(torch, source, loaded, key):
