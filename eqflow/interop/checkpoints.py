@@ -69,20 +69,10 @@ def load(path: Path, family: str = 'dit', *, input_size: int, num_heads: int, fi
   _one_of('family', family, FAMILIES)
   _one_of('field', field, FIELDS)
   sign, label_noise = FIELDS[field]
-  with _open(path) as file:
-    found = {key: file.get_slice(key) for key in file.keys()}
-    shapes = {key: tuple(piece.get_shape()) for key, piece in found.items()}
-    sizes = _sizes(path, shapes, num_classes)
-    layout = _layout(sizes)
-    wrong = _differences({key: shape for key, (_, shape) in layout.items()}, shapes)
-    wrong += [f'{key} of dtype {piece.get_dtype()}, expected one of {", ".join(DTYPES)}'
-              for key, piece in found.items() if piece.get_dtype() not in DTYPES]
-    if wrong:
-      raise ValueError(f'{path}: of EqM, SiT or DiT at width {sizes.width} and depth {sizes.depth} it '
-                       f'would differ in {len(wrong)} tensors:\n  ' + '\n  '.join(wrong))
-  _check(input_size, num_heads, sizes, shapes['pos_embed'][1])
+  sizes = _described(path, num_classes)
+  _check(sizes, input_size, num_heads)
   params = {ours: jnp.asarray(_signed(_to_ours(_read(path, key), ours), ours, sign))
-            for key, (ours, _) in layout.items()}
+            for key, (ours, _) in _layout(sizes).items()}
   network = DiT(patch=sizes.patch, width=sizes.width, depth=sizes.depth, heads=num_heads,
                 mlp_ratio=sizes.hidden / sizes.width, num_classes=sizes.rows - 1,
                 doubled=sizes.made == 2 * sizes.patch**2 * sizes.channels)
@@ -114,7 +104,7 @@ def export(params: PyTree, path: Path, *, channels: int, field: str = 'eqm') -> 
   """
   _one_of('field', field, FIELDS)
   flat = traverse_util.flatten_dict(params)
-  depth = sum(name.startswith('block_') for name in params)
+  depth = sum(name.startswith('block_') for name in params) or 1
   names = {ours for ours, _ in _layout(Sizes(1, depth)).values()}
   if wrong := names ^ set(flat):
     said = (f'{"missing" if ours in names else "no place for"} {"/".join(ours)}' for ours in wrong)
@@ -125,7 +115,8 @@ def export(params: PyTree, path: Path, *, channels: int, field: str = 'eqm') -> 
     raise ValueError(f'channels={channels}: a patch of this network has {entries} numbers, which '
                      f'is no square of patches of {channels} channels')
   sizes = Sizes(width, depth, len(flat['block_0', 'up', 'bias']), patch, channels,
-                len(flat['final', 'bias']), len(flat['classes', 'table', 'embedding']))
+                len(flat['final', 'bias']), len(flat['classes', 'table', 'embedding']),
+                len(flat['fixed_positions',]))
   sign = FIELDS[field].sign
   files.save_file({key: _to_theirs(_signed(np.asarray(flat[ours]), ours, sign), ours, shape)
                    for key, (ours, shape) in _layout(sizes).items()}, path)
@@ -140,6 +131,23 @@ class Sizes(NamedTuple):
   channels: int | None = None
   made: int | None = None
   rows: int | None = None
+  positions: int | None = None
+
+
+def _described(path, num_classes):
+  """The sizes of a file that has the layout, nothing of which is read but its header."""
+  with _open(path) as file:
+    pieces = {key: file.get_slice(key) for key in file.keys()}
+    shapes = {key: tuple(piece.get_shape()) for key, piece in pieces.items()}
+    dtypes = {key: piece.get_dtype() for key, piece in pieces.items()}
+  sizes = _sizes(path, shapes, num_classes)
+  wrong = _differences({key: shape for key, (_, shape) in _layout(sizes).items()}, shapes)
+  wrong += [f'{key} of dtype {dtype}, expected one of {", ".join(DTYPES)}'
+            for key, dtype in dtypes.items() if dtype not in DTYPES]
+  if wrong:
+    raise ValueError(f'{path}: of EqM, SiT or DiT at width {sizes.width} and depth {sizes.depth} it '
+                     f'would differ in {len(wrong)} tensors:\n  ' + '\n  '.join(wrong))
+  return sizes
 
 
 def _sizes(path, shapes, num_classes):
@@ -154,11 +162,12 @@ def _sizes(path, shapes, num_classes):
   _, channels, patch, _ = axis('x_embedder.proj.weight', 4)
   made, _ = axis('final_layer.linear.weight', 2)
   rows, _ = axis('y_embedder.embedding_table.weight', 2)
+  _, positions, _ = axis('pos_embed', 3)
   if patch is not None and made != patch**2 * channels:
     made = 2 * patch**2 * channels
   if num_classes is not None and rows != num_classes:
     rows = num_classes + 1
-  return Sizes(width, depth, hidden, patch, channels, made, rows)
+  return Sizes(width, depth, hidden, patch, channels, made, rows, positions)
 
 
 def _layout(sizes):
@@ -175,7 +184,7 @@ def _layout(sizes):
   layers |= {'final_layer.adaLN_modulation.1': (('final_modulation',), (2 * d, d)),
              'final_layer.linear': (('final',), (sizes.made, d))}
   layout = {
-    'pos_embed': (('fixed_positions',), (1, None, d)),
+    'pos_embed': (('fixed_positions',), (1, sizes.positions, d)),
     'x_embedder.proj.weight': (('patch_embed', 'kernel'),
                                (d, sizes.channels, sizes.patch, sizes.patch)),
     'x_embedder.proj.bias': (('patch_embed', 'bias'), (d,)),
@@ -238,14 +247,14 @@ def _differences(expected, found):
              for key, shape in expected.items() if key in found and not fits(shape, found[key])])
 
 
-def _check(input_size, num_heads, sizes, positions):
+def _check(sizes, input_size, num_heads):
   if num_heads < 1 or sizes.width % num_heads:
     raise ValueError(f'num_heads={num_heads} does not divide the width {sizes.width}: the published '
                      'sizes S, B, L and XL have 6, 12, 16 and 16 heads')
-  if input_size % sizes.patch or (input_size // sizes.patch) ** 2 != positions:
+  patch, positions = sizes.patch, sizes.positions
+  if input_size % patch or (input_size // patch) ** 2 != positions:
     raise ValueError(f'input_size={input_size}: pos_embed has {positions} positions of patches of '
-                     f'{sizes.patch}x{sizes.patch}, an image of side '
-                     f'{math.sqrt(positions) * sizes.patch:g}')
+                     f'{patch}x{patch}, an image of side {math.sqrt(positions) * patch:g}')
 
 
 def _one_of(name, given, known):
