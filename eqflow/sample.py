@@ -1,16 +1,19 @@
 """--mode=sample and pairs: samples, each a function of the seed and its index alone."""
 
 from collections.abc import Callable, Iterator
+import functools
 import os
 import pathlib
 from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 import numpy as np
 
+from eqflow import draws
 from eqflow.build import Recipe
 from eqflow.data import pairs
 from eqflow.evaluation import images
@@ -35,12 +38,34 @@ def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int,
          batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(samples [n, ...], evaluations [n], norms [n]) with the given labels [n], `batch` at a time.
 
-  labels is what recipe.draw takes of each sample, a pytree [n, ...]. Raises ValueError where the
-  batch does not divide by the devices.
+  labels is what recipe.draw takes of each sample, a pytree [n, ...]. Where samples stop one by one,
+  each device has a queue of its own and is kept full. Raises ValueError where the batch does not
+  divide by the devices.
   """
-  parts = list(in_batches(recipe.draw, params, labels, seed=seed, batch=batch))
+  mesh, n = sharding.device_mesh(), len(jax.tree.leaves(labels)[0])
+  if recipe.sampling.refill and n > batch:
+    function, batch = _on_each(mesh, recipe.sampling, batch), -(-n // mesh.size) * mesh.size
+  else:
+    function = recipe.draw
+  parts = list(in_batches(function, params, labels, seed=seed, batch=batch))
   samples, evaluations, norms = (np.concatenate(part) for part in zip(*parts))
   return samples, evaluations, norms
+
+
+def _on_each(mesh, sampling, batch):
+  _check_batch(batch, mesh)
+  function = functools.partial(draws.draw_refilled, sampling, slots=batch // mesh.size)
+  if mesh.size == 1:
+    return function
+  examples = sharding.by_example(mesh).spec
+  return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(P(), examples, examples),
+                               out_specs=examples, check_vma=False))
+
+
+def _check_batch(batch, mesh):
+  if batch < 1 or batch % mesh.size:
+    raise ValueError(f'config.sample.batch={batch} does not divide by {mesh.size} device(s): '
+                     f'choose a multiple of {mesh.size}')
 
 
 def check_finite(x: np.ndarray) -> None:
@@ -71,9 +96,7 @@ def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch:
   compiled shape, and cut. Raises ValueError where the batch does not divide by the devices.
   """
   mesh = sharding.device_mesh()
-  if batch < 1 or batch % mesh.size:
-    raise ValueError(f'config.sample.batch={batch} does not divide by {mesh.size} device(s): '
-                     f'choose a multiple of {mesh.size}')
+  _check_batch(batch, mesh)
   keys = jax.jit(jax.vmap(lambda index: key_of(seed, index)))
   count = len(jax.tree.leaves(given)[0])
   place = lambda a: jax.device_put(a, sharding.by_example(mesh))
