@@ -9,7 +9,7 @@ import pathlib
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import arrays, compose, draws, sample
+from eqflow import arrays, build, compose, draws, sample
 from eqflow.data import inputs
 from eqflow.evaluation import images
 from eqflow.mix import mix
@@ -26,10 +26,10 @@ def finish(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path, *, see
   Raises ValueError for inputs, labels and times that do not fit.
   """
   x, label = inputs.read(path, tuple(config.data.shape))
+  grid = _grid(build.recipe(config).sampling, noise)
   asked = compose.asked(config, workdir, labels, _default(config, path, label, len(x), labels, others),
                         weights=weights, others=others)
   sampling = asked.recipe.sampling
-  grid = _grid(sampling, noise)
 
   def one(params, keys, given):
     x, labels = given
