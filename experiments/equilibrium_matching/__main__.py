@@ -30,7 +30,7 @@ def main():
   for seed in command.seeds(given.seeds):
     for name in command.chosen(given.only, MEASUREMENTS):
       function, rows = MEASUREMENTS[name]
-      for row in rows:
+      for row in [row for row in rows if row in models.ROWS_OF[given.data]]:
         target = results.path(given.data, name, row, seed)
         if target.exists() or not models.trained(given.data, row, seed, runs):
           continue

@@ -13,7 +13,7 @@ from experiments.equilibrium_matching import command, models
 def main():
   given = command.flags(__doc__, only='rows, by name').parse_args()
   runs = pathlib.Path(given.runs)
-  rows = command.chosen(given.only, models.ROWS)
+  rows = command.chosen(given.only, models.ROWS_OF[given.data])
   for seed in command.seeds(given.seeds):
     for row in rows:
       if models.trained(given.data, row, seed, runs):
