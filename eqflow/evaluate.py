@@ -26,8 +26,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
 
   wanted = np.resize(label, config.evaluate.num_samples)
   clock = time.perf_counter()
-  fake, evaluations = sample.draw(recipe, params, wanted, seed=config.seed,
-                                  batch=config.sample.batch)
+  fake, evaluations, norms = sample.draw(recipe, params, wanted, seed=config.seed,
+                                         batch=config.sample.batch)
   seconds = time.perf_counter() - clock
   fake = np.clip(fake, -1, 1) if fake.ndim == 4 else fake
   sample.check_finite(fake)

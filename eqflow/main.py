@@ -89,7 +89,7 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   recipe, classes = build.recipe(config), config.data.num_classes
   labels = chosen_labels(_LABELS.value, _NUM_SAMPLES.value, classes, _SEED.value)
   step, params = run.restore(config, recipe, workdir)
-  x, evaluations = sample.draw(recipe, params, labels, seed=_SEED.value, batch=config.sample.batch)
+  x, evaluations, _ = sample.draw(recipe, params, labels, seed=_SEED.value, batch=config.sample.batch)
   path = workdir / f'samples-seed{_SEED.value}'
   sample.check_finite(x)
   sample.write(path, x, labels, evaluations=evaluations)

@@ -31,14 +31,14 @@ def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
 
 
 def draw(recipe: Recipe, params: Any, labels: Int[np.ndarray, 'n'], *, seed: int,
-         batch: int) -> tuple[np.ndarray, np.ndarray]:
-  """(samples [n, ...], evaluations [n]) with the given labels [n], `batch` at a time.
+         batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(samples [n, ...], evaluations [n], norms [n]) with the given labels [n], `batch` at a time.
 
   Raises ValueError where the batch does not divide by the devices.
   """
   parts = list(in_batches(recipe.draw, params, labels, seed=seed, batch=batch))
-  samples, evaluations = (np.concatenate(part) for part in zip(*parts))
-  return samples, evaluations
+  samples, evaluations, norms = (np.concatenate(part) for part in zip(*parts))
+  return samples, evaluations, norms
 
 
 def check_finite(x: np.ndarray) -> None:
