@@ -7,7 +7,7 @@ import pathlib
 import time
 
 from experiments.equilibrium_matching import (
-    command, descents, flows, measure, models, results)
+    abilities, command, descents, flows, measure, models, results)
 
 BLIND = [row for row in models.ROWS if row not in ('flow', 'eqm_time', 'heldout')]
 FLOWS = ['flow', 'blind_flow']
@@ -17,9 +17,13 @@ MEASUREMENTS = {
     'descended':  (descents.descended, BLIND),
     'ode':        (flows.ode, [row for row in models.ROWS if row != 'heldout']),
     'noisy':      (flows.noisy, ['eqm', *FLOWS]),
+    'detected':   (abilities.detected, ['heldout']),
+    'composed':   (abilities.composed, ['eqm']),
+    'pictured':   (abilities.pictured, ['eqm', *FLOWS]),
     'stochastic': (flows.stochastic, ['flow']),
     'swept':      (descents.swept, ['eqm']),
     'step_sizes': (flows.step_sizes, FLOWS),
+    'timed':      (abilities.timed, ['eqm']),
     'optimized':  (descents.optimized, ['eqm']),
 }
 

@@ -10,7 +10,8 @@ from experiments.equilibrium_matching import descents, measure
 LEVELS = (0.25, 0.5, 0.75)
 
 
-def _vectors(model):
+def vectors(model: measure.Model) -> tuple:
+  """(process, output) of the network's config."""
   config = model.config
   output = sections.bound(names.OUTPUTS, config.output, 'output', nested=names.NESTED)
   return names.PROCESSES[config.process.name], output
@@ -18,7 +19,7 @@ def _vectors(model):
 
 def ode(model: measure.Model, row: str) -> dict:
   """{solver and steps: distance}, and {best} with precision and recall."""
-  process, output = _vectors(model)
+  process, output = vectors(model)
   found, kept = {}, {}
   for solver, counts in ((samplers.ddim, (25, 50, 100, 250)), (samplers.heun, (25, 50)),
                          (samplers.adams_bashforth, (25, 50))):
@@ -33,7 +34,7 @@ def ode(model: measure.Model, row: str) -> dict:
 
 def stochastic(model: measure.Model, row: str) -> dict:
   """{diffusion and steps: distance} of the SDE with the flow's marginals."""
-  process, output = _vectors(model)
+  process, output = vectors(model)
   found, kept = {}, {}
   for diffusion in (sde.sigma, sde.linear, sde.decreasing, sde.increasing_decreasing):
     for norm, steps in ((1.0, 50), (1.0, 250), (0.25, 250)):
@@ -77,7 +78,7 @@ def noisy(model: measure.Model, row: str) -> dict:
       found[level] = dict(threshold=descents.stopped(model, 3.5, z),
                           fixed=measure.curve(model.data, states, 5))
     else:
-      process, output = _vectors(model)
+      process, output = vectors(model)
       solver = samplers.ddim(process, output)
       found[level] = {name: measure.distance(model.data, measure.carried(
           model, solver, times.uniform_grid(50, start=start), z))
