@@ -1,11 +1,14 @@
 """Fashion-MNIST from its published files: the records, the splits, what is refused."""
 
 import gzip
+import io
 import pathlib
 import struct
 
 import numpy as np
+from PIL import Image
 import pytest
+import tensorflow_datasets as tfds
 
 from eqflow.data import fashion_mnist, pipeline, sources
 
@@ -76,3 +79,42 @@ def test_without_files_both_remedies_are_named(tmp_path, monkeypatch):
 def test_what_debian_installs_has_70000_records_7000_a_class(tmp_path):
   source = sources.load('fashion_mnist', split='all', data_dir=tmp_path)
   np.testing.assert_array_equal(np.bincount(source.records.label), np.full(10, 7_000))
+
+
+def test_what_tfds_prepared_comes_first_and_holds_the_same_records(folder, tmp_path_factory):
+  ours = {split: sources.load('fashion_mnist', split=split, data_dir=folder)
+          for split in ('train', 'test', 'all')}
+  elsewhere = tmp_path_factory.mktemp('prepared')
+  _prepare(elsewhere, {split: ours[split] for split in ('train', 'test')})
+  for split, source in ours.items():
+    theirs = sources.load('fashion_mnist', split=split, data_dir=elsewhere)
+    assert theirs.shape == source.shape and theirs.num_classes == 10
+    bytes_of = lambda source: sorted((source[i]['label'], source[i]['x'].tobytes())
+                                     for i in range(len(source)))
+    assert bytes_of(theirs) == bytes_of(source)
+  with pytest.raises(ValueError, match="no split 'heldout'"):
+    sources.load('fashion_mnist', split='heldout', data_dir=elsewhere)
+
+
+def _prepare(data_dir, splits):
+  """The data set as TFDS prepares it, under its name and with its features."""
+  class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version('3.0.1')
+    url_infos = None
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
+          'image': tfds.features.Image(shape=(28, 28, 1), encoding_format='png'),
+          'label': tfds.features.ClassLabel(num_classes=10)}))
+
+    def _split_generators(self, dl_manager):
+      return {split: self._generate_examples(source) for split, source in splits.items()}
+
+    def _generate_examples(self, source):
+      for i in range(len(source)):
+        file = io.BytesIO()
+        Image.fromarray(source[i]['x'][..., 0]).save(file, 'PNG')
+        file.seek(0)
+        yield i, {'image': file, 'label': source[i]['label']}
+
+  FashionMnist(data_dir=data_dir, file_format='array_record').download_and_prepare()

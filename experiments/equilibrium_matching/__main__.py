@@ -14,12 +14,12 @@ FLOWS = ['flow', 'blind_flow']
 # name: (function of a model and its row, rows), those that matter most first.
 MEASUREMENTS = {
     'adaptive':   (descents.adaptive, ['eqm']),
-    'descended':  (descents.descended, BLIND),
-    'ode':        (flows.ode, [row for row in models.ROWS if row != 'heldout']),
-    'noisy':      (flows.noisy, ['eqm', *FLOWS]),
-    'detected':   (abilities.detected, ['heldout']),
     'composed':   (abilities.composed, ['eqm']),
     'pictured':   (abilities.pictured, ['eqm', *FLOWS]),
+    'noisy':      (flows.noisy, ['eqm', *FLOWS]),
+    'detected':   (abilities.detected, ['heldout']),
+    'ode':        (flows.ode, ['eqm', *FLOWS, 'eqm_time']),
+    'descended':  (descents.descended, BLIND),
     'stochastic': (flows.stochastic, ['flow']),
     'swept':      (descents.swept, ['eqm']),
     'step_sizes': (flows.step_sizes, FLOWS),

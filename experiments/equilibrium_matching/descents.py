@@ -12,19 +12,17 @@ STEP = 0.003
 # name: (solver, steps). Step sizes eight times apart, each long enough to pass its best.
 DESCENTS = {
     **{f'descent {size:g}': (lambda size=size: descent.gradient_descent(size), steps)
-       for size, steps in ((0.0015, 400), (0.006, 150), (0.0125, 80), (0.025, 40))},
+       for size, steps in ((0.006, 110), (0.0125, 60), (0.025, 30))},
     **{f'nesterov {size:g} {momentum:g}': (
         lambda size=size, momentum=momentum: descent.nesterov(size, momentum), steps)
-       for size, momentum, steps in ((0.003, 0.3, 150), (0.003, 0.35, 150), (0.012, 0.35, 60),
-                                     (0.001, 0.9, 120))},
+       for size, momentum, steps in ((0.003, 0.3, 130), (0.003, 0.35, 130), (0.012, 0.35, 50),
+                                     (0.001, 0.9, 100))},
 }
 OPTIMIZERS = {
     'adam .05': lambda: optax.adam(0.05),
-    'adam .1': lambda: optax.adam(0.1),
     'sgd .001 momentum .9': lambda: optax.sgd(0.001, momentum=0.9),
     'sgd .01 momentum .5': lambda: optax.sgd(0.01, momentum=0.5),
     'sgd .003 momentum .35': lambda: optax.sgd(0.003, momentum=0.35),
-    'rmsprop .02': lambda: optax.rmsprop(0.02),
 }
 
 
@@ -50,7 +48,7 @@ def swept(model: measure.Model, row: str) -> dict:
   """{name: curve} of other step sizes and momenta."""
   found = {}
   for name, (make, steps) in DESCENTS.items():
-    every = 5 if steps > 60 else 1
+    every = 5 if steps > 30 else 1
     states = measure.descent_path(model, make(), steps, every=every)
     found[name] = measure.curve(model.data, states, every)
   return found

@@ -79,14 +79,14 @@ def evaluations(data: str):
     if found:
       _line(right, found, f'{tables.TITLES[row]}, 50 steps of factor/50', colour, marker='.')
   if base and swept:
-    # 125 steps of .003 factor, from descents of every size: the same number of steps, other lengths.
-    fixed = [{str(float(name.split()[1]) / 0.003): one[name]['125'] for name in one
-              if name.startswith('descent') and '125' in one[name]} | {'1.0': start['curve']['125']}
+    # As many steps for all, of other lengths.
+    fixed = [{str(float(name.split()[1]) / 0.003): one[name]['30'] for name in one
+              if name.startswith('descent') and '30' in one[name]} | {'1.0': start['curve']['30']}
              for start, one in zip(base, swept)]
     scaled = [{str(float(name.split()[1]) / 0.003): min(filter(None, one[name].values()))
                for name in one if name.startswith('descent')} | {'1.0': start['best']['distance']}
               for start, one in zip(base, swept)]
-    _line(right, fixed, 'EqM, 125 steps of .003 x factor', COLOURS[0], marker='.')
+    _line(right, fixed, 'EqM, 30 steps of .003 x factor', COLOURS[0], marker='.')
     _line(right, scaled, 'EqM, the best number of them', COLOURS[1], marker='.')
   _finish(right, 'by step size', 'factor of the step size', xscale='log', yscale='log')
   return figure
