@@ -68,7 +68,7 @@ def adaptive(model: measure.Model, row: str) -> dict:
   """
   size = step_of(row)
   states = measure.descent_path(model, descent.gradient_descent(size), 250)
-  norms = _norms(states, size)
+  norms = norms_of(states, size)
   curve = measure.curve(model.data, states[:251:5], 5)
   rows = {}
   for threshold in THRESHOLDS:
@@ -104,8 +104,8 @@ def _counts(steps):
   return dict(zip(values.tolist(), counts.tolist()))
 
 
-def _norms(states, size):
-  # |f| where each step started: z moves by step_size f.
+def norms_of(states: np.ndarray, size: float) -> np.ndarray:
+  """[k, n] |f| where each step of a descent started, of states [k + 1, n, ...]: z moves by size f."""
   moved = np.diff(states, axis=0).reshape(len(states) - 1, states.shape[1], -1)
   return np.linalg.norm(moved, axis=2) / size
 
