@@ -106,12 +106,12 @@ def square_norm(z: Data) -> Float[Array, 'b']:
   return inner(z, z)
 
 
-def inner(z: Data, y: Data) -> Float[Array, 'b']:
-  """<z, y> per example, over all coordinates of all leaves, in float32 or wider."""
+def inner(a: Data, b: Data) -> Float[Array, 'b']:
+  """a . b per example, over all coordinates of all leaves, in float32 or wider."""
   def leaf(a, b):
-    wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
     return jnp.sum((a.astype(wide) * b.astype(wide)).reshape(a.shape[0], -1), axis=1)
-  return sum(jax.tree.leaves(jax.tree.map(leaf, z, y)))
+  return sum(map(leaf, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 def coordinates(z: Data) -> int:

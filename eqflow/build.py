@@ -15,17 +15,18 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import arrays, couplings, draws, ema, fields, losses, outputs, times, weights
+from eqflow import arrays, couplings, draws, ema, energies, fields, losses, outputs, times, weights
 from eqflow.names import (
-    COUPLINGS, DENSITIES, DTYPES, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES, SCHEDULES,
-    WEIGHTS)
-from eqflow.sections import bound, check_ranges, choose, naming, needed, numbers, row_of
+    COUPLINGS, DENSITIES, DTYPES, ENERGIES, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES,
+    SCHEDULES, WEIGHTS)
+from eqflow.sections import bound, called, check_ranges, choose, naming, needed, numbers, row_of
 from eqflow.training import optimizer as optimizers
 
 class Recipe(NamedTuple):
   """What a config means: pure functions, and the optimizer that they are trained with."""
   init: Callable        # key -> params
   network: Callable     # params -> Network, told time and scale as the config says
+  energy: Callable | None   # params -> Energy, of which the network is the gradient; None: it is none
   loss: Callable        # (keys, params, batch, histogram) -> ([b], aux)
   optimizer: Any        # optax.GradientTransformation
   keep: Callable        # step -> {name of average: keep}
@@ -56,15 +57,21 @@ def recipe(config: ConfigDict) -> Recipe:
   with naming('model'):
     jax.eval_shape(init, jax.random.key(0))
 
-  def network(params):
-    return fields.conditioned(Partial(module.apply, {'params': params}), process,
+  def field(params, apply=module.apply):
+    return fields.conditioned(Partial(apply, {'params': params}), process,
                               scale_input=scale_input, label_noise=label_noise)
 
+  def watched(variables, z, label, condition):
+    y, kept = module.apply(variables, z, label, condition, mutable=['intermediates'])
+    return y, kept['intermediates']['activations'][0]
+
+  energy, network = _energy(config, field)
   sampling = draws.sampling_of(config, network, process, output, label_noise)
   density = _density(config, process)
   return Recipe(
-      init=init, network=network,
-      loss=_loss(config, network, process, output, density),
+      init=init, network=network, energy=energy,
+      loss=_loss(config, network, process, output, density, label_noise,
+                 watched=lambda params: field(params, watched)),
       optimizer=_optimizer(config),
       keep=_keep(config), couple=_couple(config), sampling=sampling,
       draw=functools.partial(draws.draw, sampling), pair=functools.partial(draws.pair, sampling),
@@ -86,6 +93,24 @@ def model(section: ConfigDict, num_classes: int) -> Any:
   return make(num_classes=num_classes, **options)
 
 
+def _energy(config, field):
+  """(params -> Energy or None, params -> Network) of config.energy, and of params -> the field."""
+  row = called(ENERGIES, config.get('energy'), 'energy')
+  if row is None:
+    return None, field
+  name = config.energy.name
+  if row is not energies.dot and not config.model.get('final_scale', 0.0):
+    raise ValueError(f'config.energy.name={name!r} with config.model.final_scale=0.0: the gradient of '
+                     '|f|^2/2 stays zero where f starts as zero, so nothing would be learnt; set '
+                     "config.model.final_scale to 0.02, or take 'dot'")
+  if config.loss.dispersive:
+    raise ValueError(f'config.loss.dispersive={config.loss.dispersive} with config.energy.name='
+                     f'{name!r}: a gradient shows no activations; set one to 0.0, or the other to '
+                     "'none'")
+  return (lambda params: row(field(params)),
+          lambda params: energies.energy_gradient(row(field(params))))
+
+
 def _density(config, process):
   """The density of config.loss as an adaptive one; a fixed one has nothing to carry."""
   section, path = config.loss.density, 'loss.density'
@@ -94,15 +119,20 @@ def _density(config, process):
   with naming(path):
     density = row(**found)
   if isinstance(density, times.Density):
+    if config.loss.at_data:
+      density = times.with_data(density, config.loss.at_data)
     return times.Adaptive(start=(), density=lambda histogram: density, measure=None)
   if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is not weights.on_logsnr:
     raise ValueError(
         f'config.loss.weight.name={config.loss.weight.name!r} with config.{path}.name='
         f"{section.name!r}: the objective would change with the density; choose 'on_logsnr'")
+  if config.loss.at_data:
+    raise ValueError(f'config.loss.at_data={config.loss.at_data} with config.{path}.name='
+                     f'{section.name!r}, which has no place for t=0: set it to 0.0')
   return density
 
 
-def _loss(config, network, process, output, adaptive):
+def _loss(config, network, process, output, adaptive, label_noise, watched):
   space = choose(OUTPUTS, config.loss.space, 'loss.space') if config.loss.space else None
   if space is not None and needed(space):
     raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
@@ -110,15 +140,18 @@ def _loss(config, network, process, output, adaptive):
   weigh = lambda density: bound(WEIGHTS, config.loss.weight, 'loss.weight', nested=NESTED,
                                 density=density)
   first = adaptive.density(adaptive.start)
-  weigh(first)
+  weight, spread = weigh(first), config.loss.dispersive
   on_eps = space is outputs.eps or (space is None and output is outputs.eps)
   if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is weights.on_logsnr and not on_eps:
     raise ValueError(f"config.loss.space={config.loss.space!r} with config.loss.weight.name="
                      "'on_logsnr', which weighs the error of eps: set config.loss.space='eps'")
   with naming('loss'):
-    times.check_training(first, process=process, output=output, space=space)
+    times.check_training(first, process=process, output=output, space=space, weight=weight,
+                         label_noise=label_noise)
   drop, classes = config.train.drop_label, config.data.num_classes
   independent = _coupling(config) is couplings.independent
+  predictor = watched if spread else network
+  penalty = (lambda h: spread * losses.dispersive(h)) if spread else None
 
   def loss(keys, params, batch, histogram=adaptive.start):
     density, label = adaptive.density(histogram), None
@@ -130,8 +163,9 @@ def _loss(config, network, process, output, adaptive):
       u = times.low_discrepancy(batch['index'], np.uint32(config.seed))
     coupling = couplings.independent if independent else Partial(couplings.given, eps=batch['eps'])
     return losses.matching_loss(
-        keys, fields.bind(network(params), label), batch['x'], process=process, output=output,
-        density=density, u=u, coupling=coupling, space=space, weight=weigh(density))
+        keys, fields.bind(predictor(params), label), batch['x'], process=process, output=output,
+        density=density, u=u, coupling=coupling, space=space, weight=weigh(density),
+        penalty=penalty)
 
   return loss
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax import numpy as jnp
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from eqflow import arrays, descent, fields, samplers, times
@@ -25,6 +26,7 @@ class Sampling(NamedTuple):
   noise: Callable       # keys -> eps [b, ...]
   predictor: Callable   # (params, labels) -> Predict, guided by class as config.sample says
   carry: Callable       # (predict, z, keys, grid) -> (z, evaluations [b], norms [b])
+  refill: Callable | None   # (network, z, condition, keys, slots) -> as carry; None: all take as long
 
 
 def sampling_of(config: ConfigDict, network: Callable, process: Process, output: Output,
@@ -54,7 +56,14 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
       z = descent.descend(solver, predict, z, num_steps=section.num_steps, keys=keys)
     return z, descent.evaluations(solver, steps), norms
 
-  return Sampling(process, grid, noise, lambda params, labels: guide(network(params), labels), carry)
+  def refill(network, z, condition, keys, slots):
+    z, steps, norms = descent.descend_refilled(
+        solver, network, z, condition, slots=slots, max_steps=section.num_steps,
+        threshold=section.threshold, keys=keys)
+    return z, descent.evaluations(solver, steps), norms
+
+  return Sampling(process, grid, noise, lambda params, labels: guide(network(params), labels), carry,
+                  refill if section.threshold else None)
 
 
 def draw(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
@@ -62,6 +71,18 @@ def draw(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, 
   predict = sampling.predictor(params, labels)
   z = pure_noise(sampling, sampling.noise(arrays.fold(keys, 0)))
   return sampling.carry(predict, z, arrays.fold(keys, 2), sampling.grid)
+
+
+def draw_refilled(sampling: Sampling, params: Any, keys: Any, labels: Any, *,
+                  slots: int) -> tuple[Any, Any, Any]:
+  """`draw` of all n samples, `slots` at a time: where one has stopped, the next one starts."""
+  network = Partial(_predicted, params=params, predictor=arrays.Static(sampling.predictor))
+  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, 0)))
+  return sampling.refill(network, z, labels, arrays.fold(keys, 2), slots)
+
+
+def _predicted(z, t, condition, *, params, predictor):
+  return predictor.value(params, condition)(z, t)
 
 
 def pair(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from jax import numpy as jnp
 import optax
 
 from eqflow import (
-    couplings, descent, fields, outputs, processes, samplers, sde, tables, times, weights)
+    couplings, descent, energies, fields, outputs, processes, samplers, sde, tables, times, weights)
 from eqflow.models import dit, mlp
 from eqflow.training import optimizer as optimizers
 
@@ -77,6 +77,13 @@ LABELS = {
     'quarter_log_sigma': fields.quarter_log_sigma,
     'table_index': fields.table_index,
     'none': fields.none,
+}
+# What a network is made a gradient by; None for a network that is the field itself.
+ENERGIES = {
+    'none': lambda: None,
+    'dot': lambda: energies.dot,
+    'squared_norm': lambda: energies.squared_norm,
+    'negative_squared_norm': lambda: energies.negative_squared_norm,
 }
 SOLVERS = {
     'ddim': samplers.ddim,

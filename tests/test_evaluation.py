@@ -388,6 +388,8 @@ def test_the_nearest_record_is_the_one_that_another_program_finds(small_blocks):
   found, squared = distances.nearest(b)
   np.testing.assert_array_equal(found, index[:, 1])
   assert_allclose(squared, distance[:, 1]**2, rtol=1e-12)
+  some = np.array([30, 4, 17])
+  assert_array_equal(distances.nearest(b[some], b, leave=some)[0], found[some])
 
 
 def test_stacked_images_stand_above_their_counterparts():

@@ -119,7 +119,8 @@ def test_scores_of_a_network_in_low_precision_are_in_single_precision():
 def test_a_score_is_differentiable_and_goes_into_jit(x64):
   norm = lambda z: scores.gradient_norm(_quadratic, z).sum()
   found = jax.jit(jax.grad(norm))(jnp.asarray(Z))
-  np.testing.assert_allclose(found, Z @ A @ A / np.linalg.norm(Z @ A, axis=1, keepdims=True), rtol=1e-12)
+  want = Z @ A @ A / np.linalg.norm(Z @ A, axis=1, keepdims=True)
+  np.testing.assert_allclose(found, want, rtol=1e-12)
 
 
 def test_added_fields_meet_at_the_weighted_mean_of_their_centres(x64):
