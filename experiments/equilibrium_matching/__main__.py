@@ -14,7 +14,7 @@ FLOWS = ['flow', 'blind_flow']
 # name: (function of a model and its row, rows), those that matter most first.
 MEASUREMENTS = {
     'adaptive':   (descents.adaptive, ['eqm']),
-    'composed':   (abilities.composed, ['eqm']),
+    'composed':   (abilities.composed, ['eqm', 'dot']),
     'pictured':   (abilities.pictured, ['eqm', *FLOWS]),
     'noisy':      (flows.noisy, ['eqm', *FLOWS]),
     'detected':   (abilities.detected, ['heldout']),

@@ -21,6 +21,11 @@ def _decay(name, **numbers):
   return {'output': dict(name='equilibrium', decay=dict(name=name, **numbers))}
 
 
+def _energy(name):
+  # The gradient of a square vanishes where the network starts at zero; dot starts there alike.
+  return {'energy': dict(name=name), 'model.final_scale': 0.02}
+
+
 # Told the time, a field may not be descended: it is a flow, sampled as one.
 _FLOW = dict(solver=dict(name='ddim'), num_steps=50, grid=dict(name='uniform', start=1.0, end=0.0))
 
@@ -31,6 +36,7 @@ ROWS = {
     'heldout':    ('eqm', {'data.split': 'train', 'evaluate.split': 'train'}),
     'eqm_time':   ('eqm', {'model.label_noise': dict(name='time'), 'sample': _FLOW}),
     'linear':     ('eqm', _decay('linear', gain=4.0)),
+    'dot':        ('eqm', _energy('dot')),
     'constant':   ('eqm', _decay('constant', gain=4.0)),
     'start_.5':   ('eqm', _decay('truncated', start=0.5, gain=4.0)),
     'start_.9':   ('eqm', _decay('truncated', start=0.9, gain=4.0)),
@@ -39,6 +45,8 @@ ROWS = {
     'gain_1':     ('eqm', _decay('truncated', start=0.8, gain=1.0)),
     'gain_2':     ('eqm', _decay('truncated', start=0.8, gain=2.0)),
     'gain_8':     ('eqm', _decay('truncated', start=0.8, gain=8.0)),
+    'squared_norm': ('eqm', _energy('squared_norm')),
+    'negative':   ('eqm', _energy('negative_squared_norm')),
 }
 # Examples seen, on the digits half of what configs/digits.py sees.
 EXAMPLES = {'digits': 192_000, 'fashion_mnist': 256_000}

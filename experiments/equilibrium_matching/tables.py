@@ -16,6 +16,8 @@ TITLES = {
     'squared_norm': 'energy |f|²/2', 'negative': 'energy −|f|²/2',
 }
 
+ENERGIES = 'dot', 'squared_norm', 'negative'
+
 
 def spread(values: list) -> str:
   """'mean ± std' of one number a seed; the number alone where there is one seed."""
@@ -76,7 +78,7 @@ def decays(data: str) -> str:
   rows = {}
   for row in models.ROWS_OF[data]:
     found = results.read(data, 'descended', row)
-    if not found or row == 'blind_flow':
+    if not found or row in ('blind_flow', *ENERGIES):
       continue
     late = [one['curve'].get(str(min(250, 2 * one['best']['steps']))) for one in found]
     rows[TITLES[row]] = {
@@ -84,6 +86,16 @@ def decays(data: str) -> str:
         'best steps': ', '.join(str(one['best']['steps']) for one in found),
         'distance': spread([one['best']['distance'] for one in found]),
         'after twice as many, at most 250': spread(late)}
+  return report.table(rows)
+
+
+def energies(data: str) -> str:
+  """Explicit energies beside the plain field, descended by the true gradient."""
+  rows = {}
+  for row in ('eqm', *ENERGIES):
+    found = results.read(data, 'descended', row)
+    if found:
+      rows[TITLES[row] if row != 'eqm' else 'none'] = _row(found, _steps(found))
   return report.table(rows)
 
 
@@ -182,6 +194,18 @@ def timed(data: str) -> str:
   return report.table(rows)
 
 
+def composed_energies(data: str) -> str:
+  """Mean E_a and E_b of the dot energy: where both are descended, and where one is."""
+  found = results.read(data, 'composed', 'dot')
+  rows = {}
+  for pair in found[0] if found else ():
+    a, b = pair.split('+')
+    of = lambda name, y: spread([one[pair]['energies'][name][y] for one in found])
+    rows[pair] = {'E_a at both': of('both', a), 'E_a at b': of(b, a), 'E_b at both': of('both', b),
+                  'E_b at a': of(a, b)}
+  return report.table(rows)
+
+
 def composed(data: str) -> str:
   """Mean |f_a| and |f_b| where the fields of a and b are added, and where one of them is descended."""
   found = results.read(data, 'composed', 'eqm')
@@ -194,9 +218,11 @@ def composed(data: str) -> str:
   return report.table(rows)
 
 
-TABLES = {'models': models_table, 'decays': decays, 'two_by_two': two_by_two, 'adaptive': adaptive,
+TABLES = {'models': models_table, 'decays': decays, 'energies': energies,
+          'two_by_two': two_by_two, 'adaptive': adaptive,
           'noisy': noisy, 'detected': detected, 'descents': descents, 'solvers': solvers,
-          'timed': timed, 'composed': composed}
+          'timed': timed, 'composed': composed,
+          'composed_energies': composed_energies}
 
 
 def filled(text: str) -> str:
