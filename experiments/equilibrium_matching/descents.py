@@ -70,20 +70,25 @@ def adaptive(model: measure.Model, row: str) -> dict:
   states = measure.descent_path(model, descent.gradient_descent(size), 250)
   norms = norms_of(states, size)
   curve = measure.curve(model.data, states[:251:5], 5)
-  rows = {}
-  for threshold in THRESHOLDS:
-    at = first_below(norms, threshold)
-    evaluations = np.minimum(at + 1, 250)
-    cost = float(evaluations.mean())
-    rows[threshold] = dict(
-        evaluations=cost, distance=measure.distance(model.data, picked(states, at)),
-        fixed=measure.distance(model.data, states[round(cost)]),
-        unfinished=int((at == 250).sum()))
+  rows = by_threshold(model, states, norms)
   return dict(step_size=size, fixed_250=curve[250], best_steps=measure.best(curve),
               best_distance=curve[measure.best(curve)], rows=rows,
               steps_at_3_5=_counts(np.minimum(first_below(norms, 3.5) + 1, 250)),
               norms={k: np.quantile(norms[k], (0.05, 0.5, 0.95)) for k in range(0, 250, 10)},
               checked=stopped(model, 3.5, model.noise))
+
+
+def by_threshold(model: measure.Model, states: np.ndarray, norms: np.ndarray) -> dict:
+  """{threshold: evaluations, distance, that of as many fixed steps, samples unfinished}."""
+  rows = {}
+  for threshold in THRESHOLDS:
+    at = first_below(norms, threshold)
+    cost = float(np.minimum(at + 1, len(norms)).mean())
+    rows[threshold] = dict(
+        evaluations=cost, distance=measure.distance(model.data, picked(states, at)),
+        fixed=measure.distance(model.data, states[round(cost)]),
+        unfinished=int((at == len(norms)).sum()))
+  return rows
 
 
 def stopped(model: measure.Model, threshold: float, z: np.ndarray, size: float = STEP) -> dict:

@@ -75,9 +75,10 @@ def noisy(model: measure.Model, row: str) -> dict:
   for level in LEVELS:
     z = ((1 - level) * clean + level * model.noise).astype(np.float32)
     if row == 'eqm':
-      states = measure.descent_path(model, descent.gradient_descent(descents.STEP), 250, z=z, every=5)
-      found[level] = dict(threshold=descents.stopped(model, 3.5, z),
-                          fixed=measure.curve(model.data, states, 5))
+      states = measure.descent_path(model, descent.gradient_descent(descents.STEP), 250, z=z)
+      rows = descents.by_threshold(model, states, descents.norms_of(states, descents.STEP))
+      found[level] = dict(threshold=rows[3.5], rows=rows,
+                          fixed=measure.curve(model.data, states[::5], 5))
     else:
       process, output = vectors(model)
       solver = samplers.ddim(process, output)

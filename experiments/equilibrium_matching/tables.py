@@ -140,6 +140,17 @@ def noisy(data: str) -> str:
   return report.table(rows)
 
 
+def noisy_thresholds(data: str) -> str:
+  """By threshold and level: EqM's distance over that of flow matching told the level."""
+  eqm, flow = (results.read(data, 'noisy', row) for row in ('eqm', 'flow'))
+  rows = {}
+  for threshold in next(iter(eqm[0].values())).get('rows', ()) if eqm and flow else ():
+    rows[threshold] = {level: spread([
+        one[level]['rows'][threshold]['distance'] / told[level]['told']
+        for one, told in zip(eqm, flow)]) for level in eqm[0]}
+  return report.table(rows)
+
+
 def at(tree: dict, keys: tuple) -> float:
   """tree[keys[0]][keys[1]]..."""
   for key in keys:
@@ -220,7 +231,8 @@ def composed(data: str) -> str:
 
 TABLES = {'models': models_table, 'decays': decays, 'energies': energies,
           'two_by_two': two_by_two, 'adaptive': adaptive,
-          'noisy': noisy, 'detected': detected, 'descents': descents, 'solvers': solvers,
+          'noisy': noisy, 'noisy_thresholds': noisy_thresholds,
+          'detected': detected, 'descents': descents, 'solvers': solvers,
           'timed': timed, 'composed': composed,
           'composed_energies': composed_energies}
 
