@@ -9,7 +9,8 @@ command  three of them, here for moons (the default); for digits read digits.py:
 variants moons, digits; to reflow once more, draw pairs from this run and give --config.data.dir
 cost     768,000 examples of moons: seconds, after the first flow and its 50,000 pairs
 result   2026-11-21, moons, one DDIM step: Fréchet .188 (the flow: 131; its 50 steps: .157), paths
-         .0001 from straight (.4450): experiments/reflow; digits not yet run
+         .0001 from straight (.4450); digits: .269 (the flow: 5.97; its 50 steps: .152):
+         experiments/reflow
 """
 
 import ml_collections
