@@ -270,7 +270,7 @@ def test_guiding_the_gradients_is_the_gradient_of_the_guided_energy(x64):
      "config.model.final_scale=0.0: .*stays zero.*set config.model.final_scale to 0.02, or take 'dot'"),
     (dict(kind='negative_squared_norm', model__final_scale=0.0), 'model.final_scale=0.0'),
     (dict(kind='dot', model__final_scale=-1.0), 'config.model.final_scale=-1.0: give a finite number'),
-    (dict(kind='dot', loss__dispersive=0.5), "config.loss.dispersive=0.5 with config.energy.name='dot'"),
+    (dict(kind='dot', loss__dispersive=0.5), 'loss.dispersive=0.5 with config.energy.name=.dot'),
     (dict(kind='dot', energy__scale=2.0), "config.energy.scale: 'dot' takes no numbers"),
     (dict(kind='dot', model__label_noise=dict(name='time')), 'may not depend on time')])
 def test_energies_that_cannot_be_trained_are_refused_by_key(changes, message):

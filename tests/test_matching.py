@@ -13,6 +13,7 @@ from eqflow import build, losses, names, run, times
 from experiments import config_file as load
 
 ODE = dict(solver=dict(name='ddim'), num_steps=40, grid=dict(name='uniform', start=1.0, end=0.0))
+LATE = ODE | dict(grid=dict(name='uniform', start=0.99, end=0.0))
 POINTS = np.array([[1.0, 1.0], [-1.0, -1.0]], np.float32)
 
 
@@ -23,7 +24,11 @@ def _config(file='toy', **changes):
     section = config
     for parent in parents:
       section = section[parent]
-    section.update(ConfigDict({key: value}))
+    # A section replaces another whole, but sample keeps what it is not given.
+    for name, given in (value.items() if key == 'sample' else [(key, value)]):
+      target = section.sample if key == 'sample' else section
+      with target.unlocked():
+        target[name] = ConfigDict(given) if isinstance(given, dict) else given
   return config
 
 
@@ -52,8 +57,8 @@ def test_every_decay_and_its_gain_is_a_row(section, written):
 
 
 @pytest.mark.parametrize('label', ['none', 'time'])
-@pytest.mark.parametrize('decay', [dict(name='constant', gain=1.0),
-                                   dict(name='truncated', start=0.8, gain=4.0)], ids=lambda d: d['name'])
+@pytest.mark.parametrize('decay', [
+    dict(name='constant', gain=1.0), dict(name='truncated', start=0.8, gain=4.0)], ids=str)
 def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(decay, label):
   # Two points: noise goes to the one that it is nearer to.
   descends = label == 'none' and decay['name'] == 'truncated'
@@ -66,6 +71,7 @@ def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(d
   def trained_and_drawn():
     def step(carry, i):
       params, state = carry
+      i = i.astype(jnp.uint32)
       keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(jax.random.key(2), i), k))(
           batch['index'])
       moved = batch | {'index': batch['index'] + 128 * i}
@@ -73,7 +79,7 @@ def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(d
       updates, state = adam.update(grads, state)
       return (optax.apply_updates(params, updates), state), value
     params = recipe.init(jax.random.key(0))
-    (params, _), values = jax.lax.scan(step, (params, adam.init(params)), jnp.arange(600, dtype='uint32'))
+    (params, _), values = jax.lax.scan(step, (params, adam.init(params)), jnp.arange(600))
     keys = jax.random.split(jax.random.key(3), 200)
     return values, recipe.draw(params, keys, jnp.zeros(200, jnp.int32))[0]
 
@@ -98,11 +104,10 @@ def test_a_config_puts_a_share_of_the_batch_at_data():
 
 @pytest.mark.parametrize('changes,message', [
     (dict(loss__at_data=1.0), r'config.loss.at_data=1.0: give a finite number from 0 to'),
-    (dict(loss__at_data=0.1, output=dict(name='eps'), loss__space='x'), "config.loss: output 'eps'"),
-    (dict(loss__at_data=0.1, model__label_noise=dict(name='logsnr'), output=dict(name='u'), sample=ODE
-          | dict(grid=dict(name='uniform', start=0.99, end=0.0))), "noise label 'logsnr' is not finite"),
-    (dict(loss__at_data=0.1, output=dict(name='eps'), sample=ODE | dict(
-        grid=dict(name='uniform', start=0.99, end=0.0)), loss__space='eps',
+    (dict(loss__at_data=0.1, loss__space='x'), "config.loss: output 'equilibrium' has no bounded loss"),
+    (dict(loss__at_data=0.1, output=dict(name='u'), sample=LATE,
+          model__label_noise=dict(name='logsnr')), "noise label 'logsnr' is not finite"),
+    (dict(loss__at_data=0.1, output=dict(name='eps'), sample=LATE, loss__space='eps',
         loss__weight=dict(name='on_logsnr', w=dict(name='sigmoid', bias=0.0)),
         loss__density=dict(name='adaptive', low=-5.0, high=5.0, bins=10, keep=0.9)),
      "config.loss.at_data=0.1 with config.loss.density.name='adaptive', which has no place for t=0"),
