@@ -1,4 +1,4 @@
-"""What a model of Equilibrium Matching can do besides samples: inputs finished, scored, fields added."""
+"""What a field that is descended can do besides samples: finish inputs, score them, be added."""
 
 import json
 import pickle
@@ -50,7 +50,10 @@ RECIPES, BUILD = {}, build.recipe
 
 def recipe_of(config):
   """build.recipe, the same one for the same config: what it compiles is then compiled once."""
-  return RECIPES.setdefault(config.to_json_best_effort(), BUILD(config))
+  key = config.to_json_best_effort()
+  if key not in RECIPES:
+    RECIPES[key] = BUILD(config)
+  return RECIPES[key]
 
 
 @pytest.fixture(scope='module')
