@@ -146,6 +146,7 @@ def with_data(density: Density, share: Number) -> Density:
 
 
 def _with_data_quantile(u, *, density, share):
+  u = jnp.asarray(u)
   at_data = u <= share
   # Rounding must not reach 1, where a quantile may be infinite.
   rest = jnp.minimum((u - share) / (1 - share), 1 - jnp.finfo(u.dtype).epsneg)
