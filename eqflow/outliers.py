@@ -11,8 +11,8 @@ from eqflow import build, neighbours, run, sample, scores
 from eqflow.data import inputs, pipeline
 from eqflow.evaluation import detection, distances, features, report
 
-# Enough for the drop to see more than the slope where an input lies, at a fifth of a sample's cost.
-_STEPS = 25
+# The cost of the drop: as many evaluations, and one more, for each class.
+_STEPS = 10
 # Whose field vanishes, or is least, at data.
 _FIELDS = 'equilibrium', 'u', 'displacement'
 
