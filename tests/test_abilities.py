@@ -321,7 +321,7 @@ def test_copies_of_training_records_are_found_out(eqm, tmp_path, capsys):
   train = neighbours.records(eqm.config)
   neighbours.report(eqm.config, tmp_path, train[[5, 700, 3]])
   out = capsys.readouterr().out
-  found = re.search('nearest of 1,797 training .* median: 0 of 3 samples, (.*) of records', out)
+  found = re.search('nearest of 1,797 training .* median: 0 of 3 samples, ([0-9.]*) of records', out)
   # What another program found of digits in 17 levels of grey, leaving each out in turn.
   assert abs(float(found.group(1)) - 4.06) < 0.02, out
   assert '100% of the samples are as near as the nearest 5 % of records' in out
