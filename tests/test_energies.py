@@ -151,7 +151,7 @@ def test_training_takes_the_gradient_of_the_gradient(kind, make, shape, x64):
       KINDS[kind](Partial(module.apply, {'params': params})))(z, t, None)
   loss = lambda params: jnp.sum((field(params) - target) ** 2)
 
-  def difference(function, h=1e-4):
+  def difference(function, h=1e-3):
     return (function(h) - function(-h)) / (2 * h)
 
   value, (cost, slope) = jax.jit(energy), (jax.jit(loss), jax.jit(field)(params))
