@@ -133,11 +133,11 @@ HEADING = '## Sampling, against diffusers\' loop in torch'
 
 
 READING = '''\
-At batch 1 XLA's CPU backend lets small independent operations wait for each other's threads: with
-`XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false` a sample takes 3.1 to 3.5 ms with
-DDIM, 3.5 to 3.7 with DPM-Solver++ and 6.2 to 6.5 with Heun, and the ratios are 7.6 to 9.5. At width
-256 the time is that of the matrix products, 240 GFLOP a sample: XLA's run at 180 to 260 GFLOP/s here
-and take 1.1 s of 1.3, torch's at 310. Twice torch's speed would ask for 330, the peak of two cores.'''
+At batch 1 the solvers with more small arithmetic pay for how XLA's CPU backend orders it: in two quick
+looks (`--pairs 9`) with `XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false` a sample took
+3.1 to 3.5 ms with DDIM, 3.5 to 3.7 with DPM-Solver++ and 6.2 to 6.5 with Heun, 7.6 to 9.5 times as fast
+as torch. At width 256 most of the time is matrix products, 240 GFLOP a sample: XLA's ran at 180 to 260
+GFLOP/s here, torch's at 310, and twice torch's speed would ask for 330, about the peak of two cores.'''
 
 
 def write(rows, machine):
