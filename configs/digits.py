@@ -29,10 +29,11 @@ BASE = dict(
         flip=False, workers=0),
     model=dict(
         name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
-        scale_input=dict(name='unit')),
+        final_scale=0.0, scale_input=dict(name='unit')),
     process=dict(name='linear'),
     loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
-              coupling=dict(name='independent')),
+              coupling=dict(name='independent'), at_data=0.0, dispersive=0.0),
+    energy=dict(name='none'),
     train=dict(
         batch=64, accumulate=1, num_examples=384_000, drop_label=0.0,
         log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,

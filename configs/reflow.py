@@ -32,7 +32,8 @@ BASE = dict(
     process=dict(name='linear'),
     output=dict(name='u'),
     loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
-              coupling=dict(name='pairs')),
+              coupling=dict(name='pairs'), at_data=0.0, dispersive=0.0),
+    energy=dict(name='none'),
     train=dict(accumulate=1, drop_label=0.0, keep_checkpoints=2),
     optimizer=dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0,
                    schedule=dict(name='cosine')),
@@ -46,8 +47,8 @@ VARIANTS = {
     # The networks and budgets of configs/toy.py and configs/digits.py.
     'moons': dict(
         data=dict(dir='runs/moons_pairs', shape=(2,), num_classes=0),
-        model=dict(name='mlp', width=128, depth=3, dtype='float32', scale_input=dict(name='unit'),
-                   label_noise=dict(name='time')),
+        model=dict(name='mlp', width=128, depth=3, dtype='float32', final_scale=0.0,
+                   scale_input=dict(name='unit'), label_noise=dict(name='time')),
         train=dict(batch=256, num_examples=768_000, log_examples=25_600, sample_examples=256_000,
                    checkpoint_examples=256_000),
         optimizer=dict(rate=2e-3, warmup_examples=25_600),
@@ -56,7 +57,7 @@ VARIANTS = {
     'digits': dict(
         data=dict(dir='runs/digits_pairs', shape=(8, 8, 1), num_classes=10),
         model=dict(name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
-                   scale_input=dict(name='unit'), label_noise=dict(name='time')),
+                   final_scale=0.0, scale_input=dict(name='unit'), label_noise=dict(name='time')),
         train=dict(batch=64, num_examples=384_000, log_examples=6_400, sample_examples=64_000,
                    checkpoint_examples=64_000),
         optimizer=dict(rate=3e-3, warmup_examples=6_400),

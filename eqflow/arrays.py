@@ -103,10 +103,15 @@ def fold(keys: Keys, number: Any) -> Keys:
 
 def square_norm(z: Data) -> Float[Array, 'b']:
   """|z|^2 per example, over all coordinates of all leaves, in float32 or wider."""
-  def leaf(a):
-    a = a.astype(jnp.promote_types(a.dtype, jnp.float32))
-    return jnp.sum(jnp.square(a).reshape(a.shape[0], -1), axis=1)
-  return sum(leaf(a) for a in jax.tree.leaves(z))
+  return inner(z, z)
+
+
+def inner(a: Data, b: Data) -> Float[Array, 'b']:
+  """a . b per example, over all coordinates of all leaves, in float32 or wider."""
+  def leaf(a, b):
+    wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+    return jnp.sum((a.astype(wide) * b.astype(wide)).reshape(a.shape[0], -1), axis=1)
+  return sum(map(leaf, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 def coordinates(z: Data) -> int:

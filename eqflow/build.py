@@ -5,7 +5,7 @@ with a list of what exists, before anything compiles.
 """
 
 from collections.abc import Callable
-import contextlib
+import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -15,24 +15,24 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import (
-    arrays, couplings, descent, ema, fields, losses, outputs, samplers, times, weights)
+from eqflow import arrays, couplings, draws, ema, energies, fields, losses, outputs, times, weights
 from eqflow.names import (
-    COUPLINGS, DENSITIES, DESCENTS, DTYPES, GRIDS, INTERVALS, LABELS, MADE, MODELS, NESTED, OUTPUTS,
-    PROCESSES, SCALES, SCHEDULES, SOLVERS, WEIGHTS)
-from eqflow.sections import bound, called, check_ranges, choose, needed, numbers, row_of
-from eqflow.solver import evaluations, run
+    COUPLINGS, DENSITIES, DTYPES, ENERGIES, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES,
+    SCHEDULES, WEIGHTS)
+from eqflow.sections import bound, called, check_ranges, choose, naming, needed, numbers, row_of
 from eqflow.training import optimizer as optimizers
 
 class Recipe(NamedTuple):
   """What a config means: pure functions, and the optimizer that they are trained with."""
   init: Callable        # key -> params
   network: Callable     # params -> Network, told time and scale as the config says
+  energy: Callable | None   # params -> Energy, of which the network is the gradient; None: it is none
   loss: Callable        # (keys, params, batch, histogram) -> ([b], aux)
   optimizer: Any        # optax.GradientTransformation
   keep: Callable        # step -> {name of average: keep}
   couple: Callable | None   # batch -> its eps [b, ...], on the host; None: drawn in the loss, or data
-  draw: Callable        # (params, keys, labels) -> ([b, ...], evaluations [b])
+  sampling: draws.Sampling
+  draw: Callable        # (params, keys, labels) -> (x [b, ...], evaluations [b], norms [b])
   pair: Callable        # (params, keys, labels) -> (eps, x [b, ...]), x a function of eps and label
   histogram: Any        # what an adaptive density starts from, and the state carries; or ()
   measure: Any          # (histogram, t [b], losses [b]) -> histogram, or None
@@ -42,7 +42,7 @@ def recipe(config: ConfigDict) -> Recipe:
   """Everything a run computes, from its config alone. Raises ValueError naming the key at fault."""
   check_ranges(config)
   process = bound(PROCESSES, config.process, 'process', nested=NESTED, made=MADE)
-  with _naming('process'):
+  with naming('process'):
     times.check_grid([0.9, 0.1], process=process, output=outputs.v)
   output = bound(OUTPUTS, config.output, 'output', nested=NESTED)
   module = model(config.model, config.data.num_classes)
@@ -54,20 +54,27 @@ def recipe(config: ConfigDict) -> Recipe:
     label = jnp.zeros(1, jnp.int32) if config.data.num_classes else None
     return module.init(key, z, jnp.zeros(1), label)['params']
 
-  with _naming('model'):
+  with naming('model'):
     jax.eval_shape(init, jax.random.key(0))
 
-  def network(params):
-    return fields.conditioned(Partial(module.apply, {'params': params}), process,
+  def field(params, apply=module.apply):
+    return fields.conditioned(Partial(apply, {'params': params}), process,
                               scale_input=scale_input, label_noise=label_noise)
 
-  draw, pair = _draws(config, network, process, output, label_noise)
+  def watched(variables, z, label, condition):
+    y, kept = module.apply(variables, z, label, condition, mutable=['intermediates'])
+    return y, kept['intermediates']['activations'][0]
+
+  energy, network = _energy(config, field)
+  sampling = draws.sampling_of(config, network, process, output, label_noise)
   density = _density(config, process)
   return Recipe(
-      init=init, network=network,
-      loss=_loss(config, network, process, output, density),
+      init=init, network=network, energy=energy,
+      loss=_loss(config, network, process, output, density, label_noise,
+                 watched=lambda params: field(params, watched)),
       optimizer=_optimizer(config),
-      keep=_keep(config), couple=_couple(config), draw=draw, pair=pair,
+      keep=_keep(config), couple=_couple(config), sampling=sampling,
+      draw=functools.partial(draws.draw, sampling), pair=functools.partial(draws.pair, sampling),
       histogram=density.start, measure=density.measure)
 
 
@@ -86,23 +93,46 @@ def model(section: ConfigDict, num_classes: int) -> Any:
   return make(num_classes=num_classes, **options)
 
 
+def _energy(config, field):
+  """(params -> Energy or None, params -> Network) of config.energy, and of params -> the field."""
+  row = called(ENERGIES, config.get('energy'), 'energy')
+  if row is None:
+    return None, field
+  name = config.energy.name
+  if row is not energies.dot and not config.model.get('final_scale', 0.0):
+    raise ValueError(f'config.energy.name={name!r} with config.model.final_scale=0.0: the gradient of '
+                     '|f|^2/2 stays zero where f starts as zero, so nothing would be learnt; set '
+                     "config.model.final_scale to 0.02, or take 'dot'")
+  if config.loss.dispersive:
+    raise ValueError(f'config.loss.dispersive={config.loss.dispersive} with config.energy.name='
+                     f'{name!r}: a gradient shows no activations; set one to 0.0, or the other to '
+                     "'none'")
+  return (lambda params: row(field(params)),
+          lambda params: energies.energy_gradient(row(field(params))))
+
+
 def _density(config, process):
   """The density of config.loss as an adaptive one; a fixed one has nothing to carry."""
   section, path = config.loss.density, 'loss.density'
   row = row_of(DENSITIES, section, path)
   found = numbers(row, section, path, process=process)
-  with _naming(path):
+  with naming(path):
     density = row(**found)
   if isinstance(density, times.Density):
+    if config.loss.at_data:
+      density = times.with_data(density, config.loss.at_data)
     return times.Adaptive(start=(), density=lambda histogram: density, measure=None)
   if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is not weights.on_logsnr:
     raise ValueError(
         f'config.loss.weight.name={config.loss.weight.name!r} with config.{path}.name='
         f"{section.name!r}: the objective would change with the density; choose 'on_logsnr'")
+  if config.loss.at_data:
+    raise ValueError(f'config.loss.at_data={config.loss.at_data} with config.{path}.name='
+                     f'{section.name!r}, which has no place for t=0: set it to 0.0')
   return density
 
 
-def _loss(config, network, process, output, adaptive):
+def _loss(config, network, process, output, adaptive, label_noise, watched):
   space = choose(OUTPUTS, config.loss.space, 'loss.space') if config.loss.space else None
   if space is not None and needed(space):
     raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
@@ -110,15 +140,18 @@ def _loss(config, network, process, output, adaptive):
   weigh = lambda density: bound(WEIGHTS, config.loss.weight, 'loss.weight', nested=NESTED,
                                 density=density)
   first = adaptive.density(adaptive.start)
-  weigh(first)
+  weight, spread = weigh(first), config.loss.dispersive
   on_eps = space is outputs.eps or (space is None and output is outputs.eps)
   if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is weights.on_logsnr and not on_eps:
     raise ValueError(f"config.loss.space={config.loss.space!r} with config.loss.weight.name="
                      "'on_logsnr', which weighs the error of eps: set config.loss.space='eps'")
-  with _naming('loss'):
-    times.check_training(first, process=process, output=output, space=space)
+  with naming('loss'):
+    times.check_training(first, process=process, output=output, space=space, weight=weight,
+                         label_noise=label_noise)
   drop, classes = config.train.drop_label, config.data.num_classes
   independent = _coupling(config) is couplings.independent
+  predictor = watched if spread else network
+  penalty = (lambda h: spread * losses.dispersive(h)) if spread else None
 
   def loss(keys, params, batch, histogram=adaptive.start):
     density, label = adaptive.density(histogram), None
@@ -130,8 +163,9 @@ def _loss(config, network, process, output, adaptive):
       u = times.low_discrepancy(batch['index'], np.uint32(config.seed))
     coupling = couplings.independent if independent else Partial(couplings.given, eps=batch['eps'])
     return losses.matching_loss(
-        keys, fields.bind(network(params), label), batch['x'], process=process, output=output,
-        density=density, u=u, coupling=coupling, space=space, weight=weigh(density))
+        keys, fields.bind(predictor(params), label), batch['x'], process=process, output=output,
+        density=density, u=u, coupling=coupling, space=space, weight=weigh(density),
+        penalty=penalty)
 
   return loss
 
@@ -166,7 +200,7 @@ def _couple(config):
     keys = keys_of(batch['index'])
     # Microbatch j of the step has rows j, j + parts, ...
     for rows in (slice(j, None, parts) for j in range(parts)):
-      with _naming(path):
+      with naming(path):
         eps[rows] = row(keys[rows], x[rows], **found | {
             'group': batch['label'][rows] if classes else None})
     return eps
@@ -196,105 +230,3 @@ def _keep(config):
     raise ValueError(f'config.sample.params={config.sample.params!r}: choose from '
                      f'{["params", *decays]}')
   return lambda step: {name: ema.warmed(decay, step) for name, decay in decays.items()}
-
-
-def _draws(config, network, process, output, label_noise):
-  section = config.sample
-  solver, grid = _solver(section, process, output, label_noise)
-  predictor = _guidance(section, config.data.num_classes, process)
-  start = process(jnp.float32(1.0 if grid is None else grid[0])).eps
-
-  def noise(keys):
-    return arrays.noise_like(keys, jnp.zeros((len(keys), *config.data.shape)))
-
-  def carried(params, eps, keys, labels):
-    z = arrays.combine((start, eps))
-    predict = predictor(network(params), labels)
-    if grid is not None:
-      z, memory = run(solver, predict, z, grid, keys)
-      return z, jnp.broadcast_to(evaluations(solver, grid, memory), len(labels))
-    if section.threshold:
-      z, steps, _ = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
-                                          threshold=section.threshold)
-      return z, steps
-    z = descent.descend(solver, predict, z, num_steps=section.num_steps)
-    return z, jnp.full(len(labels), section.num_steps)
-
-  def draw(params, keys, labels):
-    return carried(params, noise(arrays.fold(keys, 0)), arrays.fold(keys, 2), labels)
-
-  def pair(params, keys, labels):
-    # Noise of its own: who trains on pairs is judged by samples from noise that is not among them.
-    eps = noise(arrays.fold(keys, 3))
-    # No keys: a solver that draws, and so makes no map of noise to data, refuses.
-    return eps, carried(params, eps, None, labels)[0]
-
-  return draw, pair
-
-
-def _guidance(section, classes, process):
-  """(network, labels) -> Predict: guided by class at config.sample.scale, in its interval."""
-  interval = called(INTERVALS, section.interval, 'sample.interval')
-  if interval:
-    with _naming('sample.interval'):
-      fields.check_interval(interval['low'], interval['high'])
-  if section.scale != 1 and not classes:
-    raise ValueError(f'config.sample.scale={section.scale} guides by class, but '
-                     'config.data.num_classes=0: set it to 1')
-  if interval and section.solver.name in DESCENTS:
-    raise ValueError(f'config.sample.interval.name={section.interval.name!r}: a descent has no time '
-                     "that guidance could be limited to; set it to 'always'")
-
-  def predictor(network, labels):
-    if not classes:
-      return fields.bind(network, None)
-    guided = fields.guided(network, labels, jnp.full_like(labels, classes), scale=section.scale,
-                           rescale=section.rescale)
-    if not interval or section.scale == 1:
-      return guided
-    return fields.on_interval(guided, fields.bind(network, labels), process=process, **interval)
-
-  return predictor
-
-
-def _solver(section, process, output, label_noise):
-  """The solver of config.sample, and its grid of times, or None for a descent."""
-  path = 'sample.solver'
-  row = row_of({**SOLVERS, **DESCENTS}, section.solver, path)
-  name = section.solver.name
-  found = numbers(row, section.solver, path, nested=NESTED, num_steps=section.num_steps)
-  if name in DESCENTS:
-    if label_noise is not fields.none:
-      raise ValueError(
-          f'config.{path}.name={name!r} descends a field that may not depend on time, but '
-          f'config.model.label_noise is {arrays.name_of(label_noise)!r}: train with \'none\' or '
-          f'sample with one of {sorted(SOLVERS)}')
-    return row(**found), None
-  if section.threshold:
-    raise ValueError(f'config.sample.threshold={section.threshold}: only a descent '
-                     f'({sorted(DESCENTS)}) stops by the norm of its field; set it to 0')
-  grid = called(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
-  with _naming('sample.grid'):
-    times.check_grid(grid, process=process, output=output, label_noise=label_noise)
-    _check_ends(grid, process)
-  with _naming(path):
-    solver = row(process, output, **found)
-    samplers.check(solver, grid)
-  return solver, grid
-
-
-def _check_ends(grid, process):
-  """Raises ValueError where a grid does not fall from noise all the way to data."""
-  state = process(jnp.float32(grid[-1]))
-  if grid[0] <= grid[-1] or not state.eps <= 0.1 * state.x:
-    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not end at data: samples fall '
-                     'from noise to a time where sigma is a tenth of alpha at most, such as 0')
-
-
-@contextlib.contextmanager
-def _naming(path):
-  """A refusal of the library, with the section of the config that it is about."""
-  try:
-    yield
-  except (ValueError, TypeError, ZeroDivisionError) as error:
-    raise ValueError(f'config.{path}: {error}') from error

@@ -132,6 +132,32 @@ def _mode_pdf(t, *, scale):
   return 1 / slope(u)
 
 
+def with_data(density: Density, share: Number) -> Density:
+  """t = 0, data itself, for u <= share, else density.quantile((u - share)/(1 - share)).
+
+  A share of the examples is data without noise, for a field that is to vanish there; in few
+  dimensions, chance alone brings little of it. pdf is that of the rest, (1 - share) p(t): no density
+  has a mass at a point. Raises ValueError for a share outside [0, 1).
+  """
+  if not 0 <= share < 1:
+    raise ValueError(f'with_data(share={share}): give a share of the examples, from 0 to below 1')
+  return Density(Partial(_with_data_quantile, density=density, share=float(share)),
+                 Partial(_with_data_pdf, density=density, share=float(share)))
+
+
+def _with_data_quantile(u, *, density, share):
+  u = jnp.asarray(u)
+  at_data = u <= share
+  # Rounding must not reach 1, where a quantile may be infinite.
+  rest = jnp.minimum((u - share) / (1 - share), 1 - jnp.finfo(u.dtype).epsneg)
+  t = density.quantile(jnp.where(at_data, 0.5, rest))
+  return jnp.where(at_data, 0, t)
+
+
+def _with_data_pdf(t, *, density, share):
+  return (1 - share) * density.pdf(t)
+
+
 def _cosmap_quantile(u):
   sin, cos = jnp.sin(jnp.pi / 2 * u), jnp.sin(jnp.pi / 2 * (1 - u))
   return _inside(sin / (sin + cos))

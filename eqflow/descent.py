@@ -1,25 +1,30 @@
 """Sampling by optimization: descend a field, such as that of Equilibrium Matching, to its zeros.
 
-The solvers are those of `solver`, their steps blind to time: predict(z, 0) is the field. Every leaf
-of their memory has a leading [b], so samples never couple, and `memory.slope` is the field where it
-was last evaluated.
+The solvers are those of `solver`, their steps blind to time: predict(z, 0) is the field, and where
+others are told the next time they are told k [b], how many steps each sample has made. Every leaf of
+their memory has a leading [b], so samples never couple, and `memory.slope` is the field where it was
+last evaluated. A step size is a number times schedule(k), which is 1 unless another is given.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Num
 
 from eqflow import arrays
-from eqflow.arrays import Data, Static, combine
-from eqflow.fields import Predict
+from eqflow.arrays import Data, Keys, Static, combine
+from eqflow.fields import Network, Predict, bind
 from eqflow.solver import Solver
+
+# k [b] -> the factor of the step size [b].
+Schedule = Callable[[Int[Array, 'b']], ArrayLike]
 
 
 class Point(NamedTuple):
-  """The memory of gradient descent."""
+  """The memory of a method that remembers nothing but the slope it saw."""
   slope: Data
 
 
@@ -35,37 +40,98 @@ class Optimizing(NamedTuple):
   slope: Data
 
 
-def gradient_descent(step_size: ArrayLike) -> Solver:
+@Partial
+def constant(k: Num[ArrayLike, '*b']) -> ArrayLike:
+  """1: the step size as it is given."""
+  return 1.0
+
+
+def cosine(k: Num[ArrayLike, '*b'], *, num_steps: ArrayLike) -> Float[Array, '*b']:
+  """(1 + cos(pi k/num_steps))/2, from 1 at the first step to 0 after the last."""
+  return (1 + jnp.cos(jnp.pi * jnp.minimum(k / num_steps, 1))) / 2
+
+
+def harmonic(k: Num[ArrayLike, '*b'], *, half: ArrayLike) -> Float[Array, '*b']:
+  """1/(1 + k/half): steps whose sum is infinite and whose squares' sum is not."""
+  return 1 / (1 + k / half)
+
+
+def gradient_descent(step_size: ArrayLike, *, schedule: Schedule = constant) -> Solver:
   """z <- z - step_size f(z)."""
-  return Solver(Partial(_gradient_init), Partial(_gradient_step, step_size=step_size))
+  return _solver(_gradient_step, step_size, schedule)
 
 
-def _gradient_init(z):
+def _solver(step, step_size, schedule, init=None, **bound):
+  return Solver(Partial(init or _point), Partial(
+      step, step_size=step_size, schedule=arrays.pytree(schedule), **bound))
+
+
+def _point(z):
   return Point(jax.tree.map(jnp.zeros_like, z))
 
 
-def _gradient_step(predict, z, memory, t, s, keys, *, step_size):
+def _gradient_step(predict, z, memory, t, k, keys, *, step_size, schedule):
   slope = _slope(predict, z, t)
-  return combine((1, z), (-step_size, slope)), Point(slope)
+  return combine((1, z), (-step_size * schedule(k), slope)), Point(slope)
 
 
-def nesterov(step_size: ArrayLike, momentum: ArrayLike) -> Solver:
+def nesterov(step_size: ArrayLike, momentum: ArrayLike, *, schedule: Schedule = constant) -> Solver:
   """z_{k+1} = z_k - step_size f(z_k + momentum (z_k - z_{k-1})): the look-ahead gradient.
 
   Equilibrium Matching's algorithm 2: the gradient is taken ahead, the step from z itself, so no
   velocity accumulates [Wang & Du 2510.02300].
   """
-  return Solver(Partial(_nesterov_init),
-                Partial(_nesterov_step, step_size=step_size, momentum=momentum))
+  return _solver(_nesterov_step, step_size, schedule, _moving, momentum=momentum)
 
 
-def _nesterov_init(z):
+def _moving(z):
   return Moving(previous=z, slope=jax.tree.map(jnp.zeros_like, z))
 
 
-def _nesterov_step(predict, z, memory, t, s, keys, *, step_size, momentum):
+def _nesterov_step(predict, z, memory, t, k, keys, *, step_size, schedule, momentum):
   slope = _slope(predict, combine((1 + momentum, z), (-momentum, memory.previous)), t)
-  return combine((1, z), (-step_size, slope)), Moving(previous=z, slope=slope)
+  return combine((1, z), (-step_size * schedule(k), slope)), Moving(previous=z, slope=slope)
+
+
+def heun(step_size: ArrayLike, *, schedule: Schedule = constant) -> Solver:
+  """z <- z - step_size (f(z) + f(z - step_size f(z)))/2: Heun's rule on the gradient flow z' = -f.
+
+  Two evaluations a step. As Euler's rule it is gradient descent; other rules are those of
+  `samplers`, as `sample(samplers.heun(processes.linear, outputs.u), field, z, times)` with times that
+  fall from the length of the flow, at most 1, to 0.
+  """
+  return _solver(_heun_step, step_size, schedule)
+
+
+def _heun_step(predict, z, memory, t, k, keys, *, step_size, schedule):
+  eta = step_size * schedule(k)
+  slope = _slope(predict, z, t)
+  ahead = _slope(predict, combine((1, z), (-eta, slope)), t)
+  return combine((1, z), (-eta / 2, slope), (-eta / 2, ahead)), Point(slope)
+
+
+_heun_step.evaluations = 2
+
+
+def langevin(step_size: ArrayLike, temperature: ArrayLike, *,
+             schedule: Schedule = constant) -> Solver:
+  """z <- z - step_size f(z) + sqrt(2 step_size temperature) noise: draws from exp(-E/temperature).
+
+  E is the energy whose gradient f is; unadjusted, so for small steps. Temperature 0 is gradient
+  descent. Draws from keys, of which every sample has its own.
+  """
+  if not arrays.is_traced(temperature) and not temperature >= 0:
+    raise ValueError(f'langevin: temperature={temperature}: give 0, for descent, or more')
+  return _solver(_langevin_step, step_size, schedule, temperature=temperature)
+
+
+def _langevin_step(predict, z, memory, t, k, keys, *, step_size, schedule, temperature):
+  slope, eta = _slope(predict, z, t), step_size * schedule(k)
+  spread = jnp.sqrt(2 * eta * temperature)
+  return combine((1, z), (-eta, slope), (spread, arrays.noise_like(keys, z))), Point(slope)
+
+
+_langevin_step.draws = True
 
 
 def from_optax(transform: Any) -> Solver:
@@ -89,76 +155,139 @@ def _optax_init(z, *, transform):
   return Optimizing(jax.vmap(transform.value.init)(z), jax.tree.map(jnp.zeros_like, z))
 
 
-def _optax_step(predict, z, memory, t, s, keys, *, transform):
+def _optax_step(predict, z, memory, t, k, keys, *, transform):
   slope = _slope(predict, z, t)
   updates, state = jax.vmap(transform.value.update)(slope, memory.state, z)
   return combine((1, z), (1, updates)), Optimizing(state, slope)
 
 
-def descend(solver: Solver, field: Predict, z: Data, *, num_steps: int) -> Data:
-  """z after num_steps steps of the solver on the field, from z [b, ...]. One compiled scan."""
-  solver, z = _start(solver, z)
-  return _descend(solver, arrays.pytree(field), z, num_steps=num_steps)
+def evaluations(solver: Solver, steps: Any) -> Any:
+  """How often the field is evaluated in so many steps: once each, by heun twice."""
+  return steps * getattr(arrays.pytree(solver.step).func, 'evaluations', 1)
+
+
+def descend(solver: Solver, field: Predict, z: Data, *, num_steps: int,
+            keys: Keys | None = None) -> Data:
+  """z after num_steps steps of the solver on the field, from z [b, ...]. One compiled scan.
+
+  keys [b] feed a solver that draws: step k uses fold_in(keys, k). Raises ValueError where it has none.
+  """
+  solver, z = _start(solver, z, keys)
+  return _descend(solver, arrays.pytree(field), z, keys, num_steps=num_steps)
 
 
 @jax.jit(static_argnames='num_steps')
-def _descend(solver, field, z, *, num_steps):
-  t = _rest(z)
+def _descend(solver, field, z, keys, *, num_steps):
+  b = arrays.batch_size(z)
 
-  def step(carry, _):
-    z, memory = carry
-    return solver.step(field, z, memory, t, t, None), None
+  def step(carry, k):
+    return _advance(solver, field, *carry, jnp.full(b, k), keys), None
 
-  return jax.lax.scan(step, (z, solver.init(z)), length=num_steps)[0][0]
+  return jax.lax.scan(step, (z, solver.init(z)), jnp.arange(num_steps))[0][0]
 
 
-def descend_until(solver: Solver, field: Predict, z: Data, *, max_steps: int,
-                  threshold: ArrayLike) -> tuple[Data, Int[Array, 'b'], Float[Array, 'b']]:
-  """(z, steps, norms): each sample descends until |f| < threshold, or for max_steps evaluations.
+def descend_until(solver: Solver, field: Predict, z: Data, *, max_steps: int, threshold: ArrayLike,
+                  keys: Keys | None = None) -> tuple[Data, Int[Array, 'b'], Float[Array, 'b']]:
+  """(z, steps, norms): each sample descends until |f| < threshold, or for max_steps steps.
 
   |f| is the norm over all coordinates where the solver evaluates the field (for Nesterov, ahead of
-  z). The evaluation that finds it small is counted, and z stays where it was before that
-  evaluation's move. norms are those last seen: norms >= threshold, or NaN, did not converge. Not
+  z). The step that finds it small is counted, and z stays where it was before that step's move.
+  norms are those last seen: norms >= threshold, or NaN, did not converge. Not
   reverse-differentiable: how long it runs depends on the samples.
   """
-  solver, z = _start(solver, z)
-  return _descend_until(solver, arrays.pytree(field), z, max_steps, threshold)
+  return descend_refilled(
+      solver, Partial(_unconditional, field=arrays.pytree(field)), z, None,
+      slots=arrays.batch_size(z), max_steps=max_steps, threshold=threshold, keys=keys)
 
 
-@jax.jit
-def _descend_until(solver, field, z, max_steps, threshold):
-  t = _rest(z)
+def _unconditional(z, t, condition, *, field):
+  return field(z, t)
+
+
+def descend_refilled(solver: Solver, network: Network, z: Data, condition: Any, *, slots: int,
+                     max_steps: int, threshold: ArrayLike, keys: Keys | None = None
+                     ) -> tuple[Data, Int[Array, 'n'], Float[Array, 'n']]:
+  """descend_until of n samples z [n, ...], `slots` of them at a time.
+
+  A sample that has stopped leaves its slot to the next one that waits, so that steps saved are time
+  saved: fixed shapes, one compiled loop. condition, a pytree [n, ...] or None, and keys [n] go with
+  their samples, which do not depend on slots. On several devices, call it under `jax.shard_map`: each
+  then has a queue of its own. Raises ValueError as `descend` does.
+  """
+  solver, z = _start(solver, z, keys)
+  if slots < 1:
+    raise ValueError(f'slots={slots}: give the number of samples to descend at a time, 1 or more')
+  slots = min(slots, arrays.batch_size(z))
+  return _refilled(solver, arrays.pytree(network), z, condition, keys, max_steps, threshold,
+                   slots=slots)
+
+
+class _Slots(NamedTuple):
+  """What each slot works on: the sample's index, n where there is none, and how far it has come."""
+  index: Any
+  z: Data
+  memory: Any
+  steps: Any
+
+
+@jax.jit(static_argnames='slots')
+def _refilled(solver, network, z, condition, keys, max_steps, threshold, *, slots):
+  n = arrays.batch_size(z)
 
   def unfinished(carry):
-    _, _, steps, _, moving = carry
-    return jnp.any(moving) & (jnp.max(steps) < max_steps)
+    return jnp.any(carry[0].index < n)
 
   def step(carry):
-    z, memory, steps, norms, moving = carry
-    ahead, ahead_memory = solver.step(field, z, memory, t, t, None)
-    seen = jnp.sqrt(arrays.square_norm(ahead_memory.slope))
-    norms = jnp.where(moving, seen, norms)
-    steps = steps + moving
-    moving = moving & ~(norms < threshold)
-    keep = lambda new, old: jnp.where(arrays.expand(moving, new), new, old)
-    return jax.tree.map(keep, ahead, z), jax.tree.map(keep, ahead_memory, memory), steps, norms, moving
+    at, waiting, (z, steps, norms) = carry
+    # An empty slot goes on with sample 0's condition, and is not looked at.
+    own = lambda tree: jax.tree.map(lambda a: a.at[at.index].get(mode='fill', fill_value=0), tree)
+    predict = bind(network, own(condition))
+    drawn = None if keys is None else keys[jnp.minimum(at.index, n - 1)]
+    ahead, memory = _advance(solver, predict, at.z, at.memory, at.steps, drawn)
+    seen = jnp.sqrt(arrays.square_norm(memory.slope))
+    converged, made = seen < threshold, at.steps + 1
+    stopped = (at.index < n) & (converged | (made >= max_steps))
 
-  b = arrays.batch_size(z)
-  norms = jnp.full(b, jnp.inf, arrays.square_norm(z).dtype)
-  start = z, solver.init(z), jnp.zeros(b, jnp.int32), norms, jnp.ones(b, bool)
-  z, _, steps, norms, _ = jax.lax.while_loop(unfinished, step, start)
-  return z, steps, norms
+    # Those that stopped are written back; an index of n is dropped.
+    done = jnp.where(stopped, at.index, n)
+    stay = _where(converged, at.z, ahead)
+    write = lambda all, one: all.at[done].set(one, mode='drop')
+    found = jax.tree.map(write, z, stay), write(steps, made), write(norms, seen)
+
+    before = jnp.cumsum(stopped, dtype=jnp.int32)
+    index = jnp.where(stopped, jnp.minimum(waiting + before - 1, n), at.index)
+    fresh = jax.tree.map(lambda a: a[jnp.minimum(index, n - 1)], found[0])
+    now = _Slots(index, _where(stopped, fresh, ahead), _where(stopped, solver.init(fresh), memory),
+                 jnp.where(stopped, 0, made))
+    return now, waiting + before[-1], found
+
+  first = jax.tree.map(lambda a: a[:slots], z)
+  index, steps = jnp.arange(slots, dtype=jnp.int32), jnp.zeros(slots, jnp.int32)
+  at = _Slots(index, first, solver.init(first), steps)
+  norms = jnp.full(n, jnp.inf, arrays.square_norm(first).dtype)
+  start = at, jnp.int32(slots), (z, jnp.zeros(n, jnp.int32), norms)
+  return jax.lax.while_loop(unfinished, step, start)[2]
 
 
-def _rest(z):
-  return jnp.zeros(arrays.batch_size(z))
+def _where(rows, tree, other):
+  return jax.tree.map(lambda a, b: jnp.where(arrays.expand(rows, a), a, b), tree, other)
 
 
-def _start(solver, z):
+def _advance(solver, field, z, memory, k, keys):
+  """(z, memory) after step k [b] at rest, t = 0."""
+  own = None if keys is None else arrays.fold(keys, k)
+  return solver.step(field, z, memory, jnp.zeros(arrays.batch_size(z)), k, own)
+
+
+def _start(solver, z, keys):
   solver, z = Solver(*map(arrays.pytree, solver)), jax.tree.map(jnp.asarray, z)
+  name = arrays.name_of(solver.step)
   if not hasattr(jax.eval_shape(solver.init, z), 'slope'):
-    raise ValueError(f'{arrays.name_of(solver.step)} keeps no slope, so it does not descend: choose '
+    raise ValueError(f'{name} keeps no slope, so it does not descend: choose '
                      'gradient_descent, nesterov or from_optax, or sample along times')
+  if keys is None and getattr(solver.step.func, 'draws', False):
+    raise ValueError(f"{name.strip('_').removesuffix('_step')} draws noise: give keys=..., one key "
+                     'per sample')
   return solver, z
 
 

@@ -7,17 +7,19 @@ import time
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import build, run, sample
+from eqflow import build, neighbours, run, sample
 from eqflow.data import pipeline
 from eqflow.evaluation import report
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+def evaluate(config: ConfigDict, workdir: pathlib.Path, *,
+             near: bool = False) -> dict[str, dict[str, float]]:
   """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
 
   Draws config.evaluate.num_samples samples with the labels of the data, clipped to [-1, 1] where
   they are images. Writes evaluation.json, samples.png and samples.npz to workdir. None of the
-  distances is an FID: their spaces are pixels and fixed random features.
+  distances is an FID: their spaces are pixels and fixed random features. With `near`, the samples'
+  nearest training records too.
   """
   recipe = build.recipe(config)
   source = run.evaluation_source(config)
@@ -26,12 +28,12 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
 
   wanted = np.resize(label, config.evaluate.num_samples)
   clock = time.perf_counter()
-  fake, evaluations = sample.draw(recipe, params, wanted, seed=config.seed,
-                                  batch=config.sample.batch)
+  fake, evaluations, norms = sample.draw(recipe, params, wanted, seed=config.seed,
+                                         batch=config.sample.batch)
   seconds = time.perf_counter() - clock
   fake = np.clip(fake, -1, 1) if fake.ndim == 4 else fake
   sample.check_finite(fake)
-  sample.write(workdir / 'samples', fake, wanted, evaluations=evaluations)
+  sample.write(workdir / 'samples', fake, wanted, evaluations=evaluations, norms=norms)
 
   name = f'{workdir.name}, step {step:,}'
   rows = {name: report.compare(real, fake)}
@@ -43,5 +45,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, f
         f'{evaluations.mean():.0f} evaluations each, in {seconds:.1f} s, against {len(real):,} '
         f'records of {source.name}\n')
   print(report.table(rows))
+  print(f'\n{sample.unsettled(config, norms)}', end='')
+  if near:
+    neighbours.report(config, workdir, fake)
   print(f'\n{workdir / "samples.png"}', flush=True)
   return rows

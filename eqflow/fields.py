@@ -145,8 +145,7 @@ def composed(base: Predict, predicts: Sequence[Predict], scales: Sequence[Scale]
   v or x gives one sample. Numbers that sum to exactly 1 leave base no part, and cost none. Raises
   ValueError where there is not one scale for each predictor.
   """
-  if not predicts or len(predicts) != len(scales):
-    raise ValueError(f'{len(scales)} scales for {len(predicts)} predictors: give one to each')
+  _check_scales(predicts, scales)
   return _composition(base, predicts, scales, None)
 
 
@@ -158,6 +157,30 @@ def autoguided(predict: Predict, weak: Predict, *, scale: Scale,
   `rescaled`, towards y.
   """
   return _composition(weak, [predict], [scale], _phi(rescale))
+
+
+def added(predicts: Sequence[Predict], scales: Sequence[ArrayLike]) -> Predict:
+  """sum_i scale_i y_i, a scale a number or [b]: fields of several conditions or networks, added.
+
+  For fields that are descended: their energies add. Scales that sum to k make steps k times as long
+  where the fields agree, and the norm at which a descent stops grows as they do; for what is carried
+  along times they sum to 1. Raises ValueError where there is not one scale for each predictor.
+  """
+  _check_scales(predicts, scales)
+  return Partial(_added, predicts=[arrays.pytree(predict) for predict in predicts],
+                 scales=list(scales))
+
+
+def _added(z, t, *, predicts, scales):
+  ys = [predict(z, t) for predict in predicts]
+  for y in ys:
+    arrays.check_alike('predict returned', y, 'z', z)
+  return arrays.combine(*zip(scales, ys))
+
+
+def _check_scales(predicts, scales):
+  if not predicts or len(predicts) != len(scales):
+    raise ValueError(f'{len(scales)} scales for {len(predicts)} predictors: give one to each')
 
 
 def _composition(base, predicts, scales, rescale):

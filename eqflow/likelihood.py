@@ -147,14 +147,14 @@ def _exact(push, z):
   def entry(i):
     unit = unravel(jax.nn.one_hot(i, flat.size, dtype=flat.dtype))
     v = jax.tree.map(lambda e, a: jnp.broadcast_to(e, a.shape), unit, z)
-    return _inner(v, push(v))
+    return arrays.inner(v, push(v))
 
   return jnp.sum(jax.lax.map(entry, jnp.arange(flat.size), batch_size=64), axis=0)
 
 
 def _estimated(push, z, *, probes):
   """The mean of <v, du/dz v> over the probes [Hutchinson]."""
-  return sum(_inner(v, push(v)) for v in probes) / len(probes)
+  return sum(arrays.inner(v, push(v)) for v in probes) / len(probes)
 
 
 def _stepped(field, state, times):
@@ -188,10 +188,6 @@ def _log_gaussian(z, state, mean, std):
     return -((z - state.x * mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance)) / 2
 
   return _total(jax.tree.map(leaf, z, alike(mean), alike(std)))
-
-
-def _inner(a, b):
-  return _total(jax.tree.map(lambda a, b: a * b, a, b))
 
 
 def _total(tree):

@@ -8,23 +8,46 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-import numpy as np
 
-from eqflow import build, run, sample
+from eqflow import build, compose, neighbours, run, sample
 from eqflow.evaluate import evaluate
+from eqflow.finish import finish
+from eqflow.outliers import score
 from eqflow.train import train
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
                                           lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'sample', 'pairs'],
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'sample', 'finish', 'score', 'pairs'],
                           'train goes on to evaluate at its end.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 100, 'mode=sample or pairs: how many.',
                                     lower_bound=1)
-_LABELS = flags.DEFINE_list('labels', None, 'mode=sample: classes, repeated in turn; drawn if unset.')
-_SEED = flags.DEFINE_integer('seed', 0, 'mode=sample or pairs: the i-th is a function of this and i.',
-                             lower_bound=0, upper_bound=2**32 - 1)
+_LABELS = flags.DEFINE_list('labels', None, 'mode=sample or finish: classes, repeated in turn; those '
+                            'joined by + are composed. Drawn if unset.')
+_WEIGHTS = flags.DEFINE_list('weights', None, 'Of the fields that are composed, in order; equal, '
+                             'summing to 1, if unset.')
+_WITH = flags.DEFINE_list('with', None, 'mode=sample or finish: --workdir of other models, whose '
+                          'fields are added.')
+_SEED = flags.DEFINE_integer('seed', 0, 'mode=sample, finish or pairs: the i-th is a function of '
+                             'this and i.', lower_bound=0, upper_bound=2**32 - 1)
+_NEIGHBOURS = flags.DEFINE_bool('neighbours', False, 'mode=sample or evaluate: how near samples are to '
+                                'training records.')
+_INPUTS = flags.DEFINE_string('inputs', None, 'mode=finish or score: a .npy or .npz file.')
+_NOISE = flags.DEFINE_float('noise', None, 'mode=finish: the time whose noise is mixed in first.')
 _OUT = flags.DEFINE_string('out', None, 'mode=pairs: the folder to write them to.')
+
+# The modes that use a flag, and what the others have instead.
+MODES = {
+    'num_samples': (('sample', 'pairs'), 'config.evaluate.num_samples is for evaluation'),
+    'labels': (('sample', 'finish'), 'evaluation has the labels of the data, pairs all classes alike'),
+    'weights': (('sample', 'finish'), 'nothing else is composed'),
+    'with': (('sample', 'finish'), 'nothing else is composed'),
+    'seed': (('sample', 'finish', 'pairs'), 'a run has config.seed'),
+    'neighbours': (('sample', 'evaluate'), 'nothing else is a sample'),
+    'inputs': (('finish', 'score'), 'nothing else has any'),
+    'noise': (('finish',), 'samples start from noise, and scores are of inputs as they are'),
+    'out': (('pairs',), 'everything else is written to --workdir'),
+}
 
 # What a user can mend: shown as one line, with exit code 2. Everything else is a traceback.
 REFUSALS = ValueError, FileNotFoundError, FloatingPointError
@@ -43,14 +66,18 @@ def main(argv: list[str]) -> None:
     check_flags(_MODE.value)
     if _MODE.value == 'sample':
       draw_samples(config, workdir)
-      return
-    if _MODE.value == 'pairs':
+    elif _MODE.value == 'finish':
+      finish(config, workdir, pathlib.Path(_INPUTS.value), seed=_SEED.value, noise=_NOISE.value,
+             labels=_LABELS.value, weights=_WEIGHTS.value, others=_WITH.value)
+    elif _MODE.value == 'score':
+      score(config, workdir, pathlib.Path(_INPUTS.value))
+    elif _MODE.value == 'pairs':
       draw_pairs(config, workdir, pathlib.Path(_OUT.value), count=_NUM_SAMPLES.value,
                  seed=_SEED.value)
-      return
-    if _MODE.value == 'train':
-      train(config, workdir)
-    evaluate(config, workdir)
+    else:
+      if _MODE.value == 'train':
+        train(config, workdir)
+      evaluate(config, workdir, near=_NEIGHBOURS.value)
   except REFUSALS as error:
     refuse(error)
   except KeyboardInterrupt:
@@ -60,16 +87,15 @@ def main(argv: list[str]) -> None:
 
 def check_flags(mode: str) -> None:
   """Raises ValueError for a flag that the mode does not use, or one that it cannot do without."""
-  if mode not in ('sample', 'pairs') and (_LABELS.present or _SEED.present or _NUM_SAMPLES.present):
-    raise ValueError('--labels, --seed and --num_samples are for --mode=sample, the last two for '
-                     '--mode=pairs too: a run has config.seed, and evaluation the labels of the data')
-  if mode == 'pairs' and _LABELS.present:
-    raise ValueError('--labels is for --mode=sample: pairs are of all classes alike')
+  for name, (modes, instead) in MODES.items():
+    if flags.FLAGS[name].present and mode not in modes:
+      raise ValueError(f'--{name} is for --mode={" or ".join(modes)}: {instead}')
   if mode == 'pairs' and not (_OUT.value and _NUM_SAMPLES.present):
     raise ValueError('--mode=pairs needs --out, the folder to write them to, and --num_samples, how '
                      'many: as many as the data has records, or more')
-  if mode != 'pairs' and _OUT.present:
-    raise ValueError('--out is for --mode=pairs: everything else is written to --workdir')
+  if mode in ('finish', 'score') and not _INPUTS.value:
+    raise ValueError(f'--mode={mode} needs --inputs, a .npy file of an array '
+                     "[n, *config.data.shape], or a .npz file that holds it as 'x' or 'samples'")
 
 
 def given_config() -> ConfigDict:
@@ -86,14 +112,18 @@ def given_config() -> ConfigDict:
 
 def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   """mode=sample: workdir/samples-seed<seed>.png and .npz."""
-  recipe, classes = build.recipe(config), config.data.num_classes
-  labels = chosen_labels(_LABELS.value, _NUM_SAMPLES.value, classes, _SEED.value)
-  step, params = run.restore(config, recipe, workdir)
-  x, evaluations = sample.draw(recipe, params, labels, seed=_SEED.value, batch=config.sample.batch)
+  default = sample.labels_of(_SEED.value, _NUM_SAMPLES.value, config.data.num_classes)
+  asked = compose.asked(config, workdir, _LABELS.value, default, weights=_WEIGHTS.value,
+                        others=_WITH.value)
+  x, evaluations, norms = sample.draw(asked.recipe, asked.params, asked.labels, seed=_SEED.value,
+                                      batch=config.sample.batch)
   path = workdir / f'samples-seed{_SEED.value}'
   sample.check_finite(x)
-  sample.write(path, x, labels, evaluations=evaluations)
-  print(f'{len(x):,} samples of {config.sample.params!r} at step {step:,}: {path}.png, {path}.npz')
+  sample.write(path, x, **asked.columns, evaluations=evaluations, norms=norms)
+  print(f'{len(x):,} samples of {config.sample.params!r} at step {asked.step:,}: {path}.png, '
+        f'{path}.npz\n{sample.unsettled(config, norms)}', end='')
+  if _NEIGHBOURS.value:
+    neighbours.report(config, workdir, x)
 
 
 def draw_pairs(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, count: int,
@@ -112,20 +142,6 @@ def draw_pairs(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, 
   with run.held(out, 'writing to', '--out'):
     sample.write_pairs(recipe, params, out, labels, seed=seed, batch=config.sample.batch, made=made)
   print(f'{len(labels):,} pairs of {config.sample.params!r} at step {step:,}: {out}')
-
-
-def chosen_labels(given: list[str] | None, count: int, classes: int, seed: int) -> np.ndarray:
-  """[count] labels: those given, repeated in turn, or each drawn from its sample's own key."""
-  if given is None:
-    return sample.labels_of(seed, count, classes)
-  if not 1 <= len(given) <= count:
-    raise ValueError(f'--labels={",".join(given)}: give 1 to {count} labels, or a larger '
-                     '--num_samples')
-  if not all(label.isdecimal() and int(label) < classes for label in given):
-    raise ValueError(f'--labels={",".join(given)}: choose from 0 to {classes - 1}' if classes else
-                     f'--labels={",".join(given)}: this model has no classes '
-                     '(config.data.num_classes=0)')
-  return np.resize(np.asarray(given, np.int32), count)
 
 
 def refuse(error: Exception | str) -> NoReturn:

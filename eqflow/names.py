@@ -3,9 +3,10 @@
 import functools
 
 from jax import numpy as jnp
+import optax
 
 from eqflow import (
-    couplings, descent, fields, outputs, processes, samplers, sde, tables, times, weights)
+    couplings, descent, energies, fields, outputs, processes, samplers, sde, tables, times, weights)
 from eqflow.models import dit, mlp
 from eqflow.training import optimizer as optimizers
 
@@ -77,6 +78,13 @@ LABELS = {
     'table_index': fields.table_index,
     'none': fields.none,
 }
+# What a network is made a gradient by; None for a network that is the field itself.
+ENERGIES = {
+    'none': lambda: None,
+    'dot': lambda: energies.dot,
+    'squared_norm': lambda: energies.squared_norm,
+    'negative_squared_norm': lambda: energies.negative_squared_norm,
+}
 SOLVERS = {
     'ddim': samplers.ddim,
     'euler': samplers.euler,
@@ -128,9 +136,29 @@ INTERVALS = {
     'logsnr': lambda low, high: dict(measure=fields.logsnr, low=low, high=high),
     'noise_to_signal': lambda low, high: dict(measure=processes.noise_to_signal, low=low, high=high),
 }
+
+
+def _adam(step_size, b1=0.9, b2=0.999):
+  return descent.from_optax(optax.adam(step_size, b1, b2))
+
+
+def _momentum(step_size, momentum):
+  return descent.from_optax(optax.sgd(step_size, momentum))
+
+
 DESCENTS = {
     'gradient_descent': descent.gradient_descent,
     'nesterov': descent.nesterov,
+    'heun_descent': descent.heun,
+    'langevin': descent.langevin,
+    'adam': _adam,
+    'momentum': _momentum,
+}
+# What a step size is multiplied with.
+FACTORS = {
+    'constant': descent.constant,
+    'cosine': descent.cosine,
+    'harmonic': descent.harmonic,
 }
 GRIDS = {
     'uniform': times.uniform_grid,
@@ -155,6 +183,6 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float
 
 # A number that is itself a function is a section of its own, found by the key it stands under.
 NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA, 'along': OUTPUTS,
-          'diffusion': DIFFUSIONS, 'last': LAST_STEPS}
+          'diffusion': DIFFUSIONS, 'last': LAST_STEPS, 'schedule': FACTORS}
 # And arrays are what its section's row returns, by name.
 MADE = {'angles': ANGLES}

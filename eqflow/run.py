@@ -21,7 +21,8 @@ FREE = ('sample', 'evaluate', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints')
 
 # What runs did before their configs had the key.
-SINCE = {'loss.coupling.name': 'independent'}
+SINCE = {'loss.coupling.name': 'independent', 'loss.at_data': 0.0, 'loss.dispersive': 0.0,
+         'energy.name': 'none', 'model.final_scale': 0.0}
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:
@@ -83,7 +84,7 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
 
   Keys that only say what is looked at may differ; the folder of a data set of images may not.
   """
-  path, ours = workdir / 'config.json', flat(config)
+  path, ours = workdir / 'config.json', SINCE | flat(config)
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f'--workdir={workdir} is a file: give a folder')
   if not path.exists():

@@ -1,15 +1,19 @@
 """--mode=sample and pairs: samples, each a function of the seed and its index alone."""
 
 from collections.abc import Callable, Iterator
+import functools
 import os
 import pathlib
 from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
+from ml_collections import ConfigDict
 import numpy as np
 
+from eqflow import draws
 from eqflow.build import Recipe
 from eqflow.data import pairs
 from eqflow.evaluation import images
@@ -30,15 +34,38 @@ def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
   return np.asarray(jax.vmap(one)(jnp.arange(count, dtype=jnp.uint32)))
 
 
-def draw(recipe: Recipe, params: Any, labels: Int[np.ndarray, 'n'], *, seed: int,
-         batch: int) -> tuple[np.ndarray, np.ndarray]:
-  """(samples [n, ...], evaluations [n]) with the given labels [n], `batch` at a time.
+def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int,
+         batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(samples [n, ...], evaluations [n], norms [n]) with the given labels [n], `batch` at a time.
 
-  Raises ValueError where the batch does not divide by the devices.
+  labels is what recipe.draw takes of each sample, a pytree [n, ...]. Where samples stop one by one,
+  each device has a queue of its own and is kept full. Raises ValueError where the batch does not
+  divide by the devices.
   """
-  parts = list(in_batches(recipe.draw, params, labels, seed=seed, batch=batch))
-  samples, evaluations = (np.concatenate(part) for part in zip(*parts))
-  return samples, evaluations
+  mesh, n = sharding.device_mesh(), len(jax.tree.leaves(labels)[0])
+  if recipe.sampling.refill and n > batch:
+    function, batch = _on_each(mesh, recipe.sampling, batch), -(-n // mesh.size) * mesh.size
+  else:
+    function = recipe.draw
+  parts = list(in_batches(function, params, labels, seed=seed, batch=batch))
+  samples, evaluations, norms = (np.concatenate(part) for part in zip(*parts))
+  return samples, evaluations, norms
+
+
+def _on_each(mesh, sampling, batch):
+  _check_batch(batch, mesh)
+  function = functools.partial(draws.draw_refilled, sampling, slots=batch // mesh.size)
+  if mesh.size == 1:
+    return function
+  examples = sharding.by_example(mesh).spec
+  return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(P(), examples, examples),
+                               out_specs=examples, check_vma=False))
+
+
+def _check_batch(batch, mesh):
+  if batch < 1 or batch % mesh.size:
+    raise ValueError(f'config.sample.batch={batch} does not divide by {mesh.size} device(s): '
+                     f'choose a multiple of {mesh.size}')
 
 
 def check_finite(x: np.ndarray) -> None:
@@ -49,24 +76,36 @@ def check_finite(x: np.ndarray) -> None:
                              'config.sample.solver and config.sample.grid, or at the training log')
 
 
-def in_batches(function: Callable, params: Any, labels: Int[np.ndarray, 'n'], *, seed: int,
-               batch: int, first: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
-  """function(params, keys, labels) for samples `first` to n - 1, `batch` at a time, as numpy arrays.
+def unsettled(config: ConfigDict, norms: np.ndarray) -> str:
+  """How many descents [n] never met config.sample.threshold, as a line to print; '' where all did."""
+  section = config.sample
+  bad = ~(norms < section.threshold)
+  if not section.threshold or not bad.any():
+    return ''
+  return (f'{bad.sum():,} of {len(norms):,} did not converge: after config.sample.num_steps='
+          f'{section.num_steps} steps their field was not below config.sample.threshold='
+          f'{section.threshold:g}, at the median it was {np.median(norms[bad]):.3g}. Give more steps, '
+          'or a threshold above what the field of a trained network falls to\n')
 
-  The last batch is padded to the one compiled shape, and cut. Raises ValueError where the batch
-  does not divide by the devices.
+
+def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch: int,
+               first: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+  """function(params, keys, given) for samples `first` to n - 1, `batch` at a time, as numpy arrays.
+
+  given is a pytree of arrays [n, ...], mostly labels. The last batch is padded to the one
+  compiled shape, and cut. Raises ValueError where the batch does not divide by the devices.
   """
   mesh = sharding.device_mesh()
-  if batch < 1 or batch % mesh.size:
-    raise ValueError(f'config.sample.batch={batch} does not divide by {mesh.size} device(s): '
-                     f'choose a multiple of {mesh.size}')
+  _check_batch(batch, mesh)
   keys = jax.jit(jax.vmap(lambda index: key_of(seed, index)))
-  for start in range(first, len(labels), batch):
+  count = len(jax.tree.leaves(given)[0])
+  place = lambda a: jax.device_put(a, sharding.by_example(mesh))
+  for start in range(first, count, batch):
     index = start + np.arange(batch, dtype=np.uint32)
-    place = lambda a: jax.device_put(a, sharding.by_example(mesh))
-    label = place(np.resize(labels[start:start + batch], batch).astype(np.int32))
-    found = function(params, keys(place(index)), label)
-    yield tuple(np.asarray(a)[:len(labels) - start] for a in found)
+    whole = lambda a: np.resize(a[start:start + batch], (batch, *a.shape[1:]))
+    rows = jax.tree.map(lambda a: place(whole(a)), given)
+    found = function(params, keys(place(index)), rows)
+    yield tuple(np.asarray(a)[:count - start] for a in found)
 
 
 def check_pairs(recipe: Recipe) -> None:
@@ -97,13 +136,22 @@ def write_pairs(recipe: Recipe, params: Any, folder: pathlib.Path, labels: Int[n
 
 
 def picture(x: np.ndarray, label: np.ndarray, *, most: int = 100) -> np.ndarray:
-  """uint8 [h, w, 3 or 1]: a grid of the first `most` images, or all points in the plane."""
+  """uint8 [h, w, 3 or 1]: a grid of the first `most` images, or all points in the plane.
+
+  Points have the colour of their label, of the first where several are joined.
+  """
+  label = label[:, 0] if np.ndim(label) == 2 else label
   return images.scatter(x, label) if x.ndim == 2 else images.grid(x[:most])
 
 
-def write(path: pathlib.Path, x: np.ndarray, label: np.ndarray, **more: Any) -> None:
+def write(path: pathlib.Path, x: np.ndarray, labels: np.ndarray, **more: Any) -> None:
   """path.png and path.npz (samples, labels and `more`), each whole or not at all."""
-  images.save_png(path.with_suffix('.png'), picture(x, label))
+  images.save_png(path.with_suffix('.png'), picture(x, labels))
+  save(path.with_suffix('.npz'), samples=x, labels=labels, **more)
+
+
+def save(path: pathlib.Path, **arrays: Any) -> None:
+  """np.savez of the arrays to path, whole or not at all."""
   partial = path.with_suffix('.partial.npz')
-  np.savez(partial, samples=x, labels=label, **more)
-  os.replace(partial, path.with_suffix('.npz'))
+  np.savez(partial, **arrays)
+  os.replace(partial, path)

@@ -3,7 +3,8 @@
 Whatever does not fit is refused by its key, with what exists.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import inspect
 import math
 import numbers as kinds
@@ -101,7 +102,8 @@ def needed(row: Callable) -> dict[str, bool]:
   """{name: whether it is required} of the numbers that a row takes."""
   function = row.func if isinstance(row, Partial) else row
   # What the library passes, not the config.
-  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples', 'keys', 'x', 'drifted', 'flowed')
+  skip = ('process', 't', 'output', 'gamma', 'logsnr', 'examples', 'keys', 'x', 'k', 'drifted',
+          'flowed')
   return {name: p.default is p.empty for name, p in inspect.signature(function).parameters.items()
           if name not in skip or p.kind is p.KEYWORD_ONLY}
 
@@ -123,6 +125,7 @@ def check_ranges(config: ConfigDict) -> None:
           'batch', 'accumulate', 'log_examples', 'sample_examples', 'checkpoint_examples',
           'keep_checkpoints')},
       'train.drop_label': dict(least=0, most=1),
+      'loss.at_data': dict(least=0, most=1 - 1e-9), 'loss.dispersive': dict(least=0),
       **{f'optimizer.{key}': dict(least=0) for key in (
           'rate', 'eps', 'weight_decay', 'clip', 'warmup_examples')},
       'optimizer.b1': dict(least=0, most=1 - 1e-9), 'optimizer.b2': dict(least=0, most=1 - 1e-9),
@@ -142,6 +145,7 @@ def check_ranges(config: ConfigDict) -> None:
   for key in ('patch', 'width', 'depth', 'heads'):
     if key in config.model:
       finite(config.model[key], f'model.{key}', **positive)
+  finite(config.model.get('final_scale', 0.0), 'model.final_scale', least=0)
   for decay in config.ema.decays:
     finite(decay, 'ema.decays', least=1e-9, most=1 - 1e-9)
   if config.data.flip and len(config.data.shape) != 3:
@@ -150,3 +154,12 @@ def check_ranges(config: ConfigDict) -> None:
   if config.data.flip and config.data.name == 'pairs':
     raise ValueError("config.data.flip=True mirrors data, but in config.data.name='pairs' each "
                      'belongs to its noise: set it to False')
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+  """A refusal of the library, with the section of the config that it is about."""
+  try:
+    yield
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    raise ValueError(f'config.{path}: {error}') from error

@@ -15,12 +15,12 @@ from eqflow import arrays, processes
 from eqflow.arrays import Grid, Number
 from eqflow.densities import (
     Adaptive, Density, adaptive, cosmap, draw, logit_normal, lognormal, low_discrepancy, mode, uniform,
-    uniform_on)
+    uniform_on, with_data)
 from eqflow.outputs import Output
 from eqflow.processes import Process
 
 __all__ = ['Adaptive', 'Density', 'adaptive', 'cosmap', 'draw', 'logit_normal', 'lognormal',
-           'low_discrepancy', 'mode', 'uniform', 'uniform_on']
+           'low_discrepancy', 'mode', 'uniform', 'uniform_on', 'with_data']
 
 
 def uniform_grid(num_steps: int, start: Number = 1.0, end: Number = 0.0) -> np.ndarray:
@@ -187,14 +187,15 @@ def _host(function, times):
     return np.stack([np.broadcast_to(np.asarray(a), times.shape) for a in jax.tree.leaves(values)])
 
 
-def check_training(density: Density, *, process: Process, output: Output,
-                   space: Output | None = None) -> None:
+def check_training(density: Density, *, process: Process, output: Output, space: Output | None = None,
+                   weight: Callable | None = None, label_noise: Callable | None = None) -> None:
   """Raises ValueError where a loss in `space` is unbounded at an end of the density's range.
 
   That is where `output` is blind (its gain into `space` explodes) or its own coordinates exceed
-  1e6, at the outermost times that can be drawn. Computed as `check_grid` is, and silent as it is.
+  1e6, at the outermost times that can be drawn; and where `weight` or `label_noise`, if given, is
+  not finite there. Computed as `check_grid` is, and silent as it is.
   """
-  if arrays.is_traced(density, process, output, space):
+  if arrays.is_traced(density, process, output, space, weight, label_noise):
     return
   ends = _host(density.quantile, np.array([2.0**-24, 1 - 2.0**-24]))[0]
   state = _host(process, ends)
@@ -215,6 +216,12 @@ def check_training(density: Density, *, process: Process, output: Output,
         f'output {arrays.name_of(output)!r} has no bounded loss at t={ends[blind][0]:.3g}, which '
         'the density can draw: keep training off it with the density \'uniform_on\', such as '
         '(0.001, 0.999), or train \'v\'')
+  for kind, function in (('weight', weight), ('noise label', label_noise)):
+    value = 0 if function is None else _host(lambda t: function(process, t), ends)[0]
+    if not np.isfinite(value).all():
+      raise ValueError(
+          f'{kind} {arrays.name_of(function)!r} is not finite at t={ends[~np.isfinite(value)][0]:.3g}, '
+          'which the density can draw: keep training off it, or choose another')
 
 
 def _sight(process, output, times):

@@ -130,7 +130,7 @@ def preview(config: ConfigDict, recipe: build.Recipe, state: steps.TrainState,
   count = 1_000 if len(config.data.shape) == 1 else 100
   label = np.arange(count, dtype=np.int32) % max(classes, 1)
   params = steps.parameters(state, config.sample.params)
-  x, _ = sample.draw(recipe, params, label, seed=config.seed, batch=config.sample.batch)
+  x, *_ = sample.draw(recipe, params, label, seed=config.seed, batch=config.sample.batch)
   picture = sample.picture(x, label)
   path = workdir / f'samples-{at:07d}.png'
   sample.images.save_png(path, picture)

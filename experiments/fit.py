@@ -9,33 +9,36 @@ from jax.tree_util import Partial
 import optax
 
 from eqflow import losses
-from eqflow.fields import Predict
+from eqflow.fields import Network, Predict
 
 
 def fit(model: Any, x: Any, *, process: Any, output: Any, density: Any, num_steps: int,
-        batch: int = 128, rate: float = 2e-3, seed: int = 0) -> tuple[Predict, jax.Array]:
+        batch: int = 128, rate: float = 2e-3, seed: int = 0,
+        label: Any = None) -> tuple[Predict | Network, jax.Array]:
   """(predict, the loss of every step): Adam on `matching_loss`, its rate falling as a cosine to 0.
 
-  x [n, ...] are the records, drawn with replacement; model is a flax module (z, t) -> y.
+  x [n, ...] are the records, drawn with replacement; model is a flax module (z, t) -> y, or with
+  labels [n] a (z, t, label) -> y.
   """
-  params, loss = _fit(x, process, output, density, jnp.uint32(seed), model=model,
+  params, loss = _fit(x, label, process, output, density, jnp.uint32(seed), model=model,
                       num_steps=num_steps, batch=batch, rate=rate)
   return Partial(model.apply, {'params': params}), loss
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'num_steps', 'batch', 'rate'))
-def _fit(x, process, output, density, seed, *, model, num_steps, batch, rate):
+def _fit(x, label, process, output, density, seed, *, model, num_steps, batch, rate):
   adam = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
   start, draws = jax.random.split(jax.random.key(seed))
-  params = model.init(start, x[:1], jnp.zeros(1))['params']
+  told = lambda rows: () if label is None else (label[rows],)
+  params = model.init(start, x[:1], jnp.zeros(1), *told(jnp.arange(1)))['params']
 
   def step(carry, i):
     params, memory = carry
     pick, noise = jax.random.split(jax.random.fold_in(draws, i))
-    data, keys = jax.random.choice(pick, x, (batch,)), jax.random.split(noise, batch)
+    rows, keys = jax.random.randint(pick, (batch,), 0, len(x)), jax.random.split(noise, batch)
     loss = lambda params: losses.matching_loss(
-        keys, Partial(model.apply, {'params': params}), data, process=process, output=output,
-        density=density)[0].mean()
+        keys, lambda z, t: model.apply({'params': params}, z, t, *told(rows)), x[rows],
+        process=process, output=output, density=density)[0].mean()
     value, gradient = jax.value_and_grad(loss)(params)
     updates, memory = adam.update(gradient, memory)
     return (optax.apply_updates(params, updates), memory), value

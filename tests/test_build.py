@@ -28,7 +28,7 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
         opt_state=recipe.optimizer.init(params), emas={k: params for k in build.ema_names(config)},
         histogram=recipe.histogram)
     state, metrics, health = step(state, steps.TrainMetrics.empty(), batch)
-    draws, _ = recipe.draw(params, jax.random.split(key, 2), batch['label'][:2])
+    draws, *_ = recipe.draw(params, jax.random.split(key, 2), batch['label'][:2])
     return state, metrics, health, draws
   b, shape = config.train.batch, tuple(config.data.shape)
   batch = {'x': jax.ShapeDtypeStruct((b, *shape), jnp.float32),
@@ -163,7 +163,7 @@ def test_a_network_that_computes_in_bfloat16_trains_and_samples_in_float32(varia
   batch = {'x': jnp.zeros((4, 8, 8, 1)), 'label': jnp.zeros(4, jnp.int32),
            'index': jnp.arange(4, dtype=jnp.uint32)}
   losses, _ = jax.eval_shape(recipe.loss, keys, params, batch)
-  z, _ = jax.eval_shape(recipe.draw, params, keys, batch['label'])
+  z, *_ = jax.eval_shape(recipe.draw, params, keys, batch['label'])
   assert losses.dtype == z.dtype == jnp.float32
 
 
@@ -257,7 +257,7 @@ def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
   recipe = build.recipe(config)
   params = jax.eval_shape(recipe.init, jax.random.key(0))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
-  draws, _ = jax.eval_shape(recipe.draw, params, keys, jax.ShapeDtypeStruct((2,), jnp.int32))
+  draws, *_ = jax.eval_shape(recipe.draw, params, keys, jax.ShapeDtypeStruct((2,), jnp.int32))
   assert draws.shape == (2, 2)
 
 

@@ -1,14 +1,17 @@
 """Densities are what they claim, and one follows the loss without changing what is minimized."""
 
+import functools
+
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.special
 import scipy.stats
 
-from eqflow import losses, names, oracles, outputs, processes, times, weights
+from eqflow import fields, losses, names, oracles, outputs, processes, times, weights
 from tests import rows
 
 DENSITIES = {
@@ -242,3 +245,46 @@ def test_the_histogram_is_what_its_examples_say_and_forgets_at_the_rate_asked(x6
   second = measure(first, t[:1], jnp.array([8.0]))
   whole = 8 * share[0] / share.sum() / 2
   np.testing.assert_allclose(second, [[4 / 2 + whole, 0, 6, 0], [2 / 2 + 1, 0, 1, 0]], rtol=1e-12)
+
+
+def test_a_share_of_the_examples_is_data_exactly_and_the_rest_is_the_density():
+  inner = times.logit_normal(0.5, 0.8)
+  density = times.with_data(inner, 0.25)
+  u = times.low_discrepancy(np.arange(4000), 7)
+  t = np.asarray(density.quantile(u))
+  assert abs((t == 0).sum() - 1000) <= 2, 'stratified draws hit the share to an example or two'
+  # What is left is spread evenly over the probabilities of the density itself.
+  rest = scipy.stats.norm(0.5, 0.8).cdf(np.sort(scipy.special.logit(t[t > 0])))
+  np.testing.assert_allclose(rest, (np.arange(len(rest)) + 0.5) / len(rest), atol=2e-3)
+  np.testing.assert_allclose(density.pdf(0.3), 0.75 * inner.pdf(0.3), rtol=1e-6)
+  # Whatever the share rounds to, the largest draw stays within, where a quantile may be infinite.
+  for share in (0.0, 0.1, 0.3, 0.9999):
+    ends = times.with_data(times.lognormal(0.0, 1.0), share).quantile(
+        jnp.float32([2.0**-24, share, 1 - 2.0**-24]))
+    assert np.isfinite(ends).all() and ends[2] > 0
+  for share in (-0.1, 1.0, float('nan')):
+    with pytest.raises(ValueError, match=r'with_data\(share=.*from 0 to below 1'):
+      times.with_data(times.uniform, share)
+
+
+def test_at_data_the_field_that_vanishes_there_is_trained_and_what_is_not_finite_is_refused():
+  density, field = times.with_data(times.uniform, 0.5), rows.OUTPUTS['equilibrium_truncated']
+  check = functools.partial(times.check_training, density, process=processes.linear)
+  check(output=field, label_noise=fields.none, weight=weights.ones)
+  x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+  keys = jax.random.split(jax.random.key(0), 64)
+  loss, aux = losses.matching_loss(keys, lambda z, t: z, x, process=processes.linear, output=field,
+                                   density=density)
+  at_data = np.asarray(aux['t'] == 0)
+  # There z is x, and the target is zero.
+  assert 15 < at_data.sum() < 50 and np.isfinite(loss).all()
+  np.testing.assert_allclose(loss[at_data], np.mean(x[at_data] ** 2, axis=1), rtol=1e-6)
+  for refusal, given in (
+      ("output 'score' has no bounded loss at t=0", dict(output=outputs.score)),
+      ("output 'equilibrium' has no bounded loss at t=0", dict(output=field, space=outputs.x)),
+      ("noise label 'logsnr' is not finite at t=0", dict(output=field, label_noise=fields.logsnr)),
+      ("weight 'on_logsnr' is not finite at t=0", dict(
+          output=outputs.eps, weight=Partial(weights.on_logsnr, w=weights.flow_matching,
+                                             density=density)))):
+    with pytest.raises(ValueError, match=refusal):
+      check(**given)

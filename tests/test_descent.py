@@ -162,3 +162,111 @@ def test_descent_is_differentiable_in_its_step_size(x64):
     return descent.descend(descent.gradient_descent(step), lambda z, t: z, jnp.ones((1, 1)),
                            num_steps=10)[0, 0]
   np.testing.assert_allclose(jax.grad(end)(0.1), -10 * 0.9**9, rtol=1e-12)
+
+
+def test_a_schedule_multiplies_the_step_size_by_the_step(x64):
+  factor = lambda k: 0.5 * (1 + np.cos(np.pi * k / 40))
+  z = Z
+  for k in range(60):
+    z = z - 0.05 * factor(min(k, 40)) * _numpy_field(z)
+  schedule = jax.tree_util.Partial(descent.cosine, num_steps=40)
+  found = descent.descend(descent.gradient_descent(0.05, schedule=schedule), _field, jnp.asarray(Z),
+                          num_steps=60)
+  np.testing.assert_allclose(found, z, rtol=1e-12)
+
+
+@pytest.mark.parametrize('make', [descent.gradient_descent, descent.heun,
+                                  lambda rate, **more: descent.nesterov(rate, 0.3, **more)])
+def test_any_function_of_the_step_is_a_schedule(make, x64):
+  found = descent.descend(make(1.0, schedule=lambda k: 0.1 / (1 + k)), _field, jnp.asarray(Z),
+                          num_steps=9)
+  harmonic = make(0.1, schedule=jax.tree_util.Partial(descent.harmonic, half=1))
+  np.testing.assert_allclose(found, descent.descend(harmonic, _field, jnp.asarray(Z), num_steps=9),
+                             rtol=1e-12)
+
+
+def test_optax_has_the_same_schedules(x64):
+  rate = optax.cosine_decay_schedule(0.05, 40)
+  found = [descent.descend(solver, _field, jnp.asarray(Z), num_steps=30) for solver in (
+      descent.gradient_descent(1.0, schedule=rate), descent.from_optax(optax.sgd(rate)))]
+  np.testing.assert_allclose(*found, rtol=1e-12)
+
+
+@pytest.mark.parametrize('make, rule', [(descent.gradient_descent, samplers.euler),
+                                        (descent.heun, samplers.heun)])
+def test_descents_are_rules_of_the_gradient_flow_in_time(make, rule, x64):
+  times = np.linspace(0.6, 0.1, 11)
+  flow = samplers.sample(rule(processes.linear, outputs.u), _field, jnp.asarray(Z), times)
+  found = descent.descend(make(0.05), _field, jnp.asarray(Z), num_steps=10)
+  np.testing.assert_allclose(found, flow, rtol=1e-12)
+
+
+def test_heun_counts_twice():
+  assert descent.evaluations(descent.heun(0.1), 7) == 14
+  assert descent.evaluations(descent.gradient_descent(0.1), 7) == 7
+
+
+def test_langevin_has_the_variance_of_its_recursion():
+  n, slope, eta, temperature = 20_000, 2.0, 0.2, 0.7
+  z = descent.descend(descent.langevin(eta, temperature), lambda z, t: slope * z, jnp.zeros((n, 1)),
+                      num_steps=40, keys=jax.random.split(jax.random.key(0), n))
+  # z' = (1 - eta a) z + sqrt(2 eta T) noise, which tends to T/a as eta does to 0.
+  variance = 2 * eta * temperature / (1 - (1 - eta * slope)**2)
+  error = np.sqrt(2 / n) * variance
+  assert abs(float(jnp.var(z)) - variance) < 4.5 * error, f'{jnp.var(z)} is not {variance}'
+  assert abs(float(z.mean())) < 4.5 * np.sqrt(variance / n)
+
+
+def test_langevin_without_noise_is_gradient_descent_and_needs_keys(x64):
+  cold = descent.langevin(0.05, 0.0)
+  keys = jax.random.split(jax.random.key(0), 3)
+  np.testing.assert_allclose(
+      descent.descend(cold, _field, jnp.asarray(Z), num_steps=9, keys=keys),
+      descent.descend(descent.gradient_descent(0.05), _field, jnp.asarray(Z), num_steps=9), rtol=1e-12)
+  with pytest.raises(ValueError, match='langevin draws noise: give keys'):
+    descent.descend(cold, _field, jnp.asarray(Z), num_steps=9)
+  with pytest.raises(ValueError, match='temperature=-1'):
+    descent.langevin(0.05, -1)
+
+
+def _toward(z, t, condition):
+  return z - condition[:, None]
+
+
+STARTS = 3.0 * jax.random.normal(jax.random.key(2), (11, 4))
+ENDS = jnp.arange(11.0)
+
+
+@pytest.mark.parametrize('solver', [
+    descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3), descent.from_optax(optax.adam(0.2)),
+    descent.langevin(0.1, 1e-4)])
+def test_a_sample_does_not_depend_on_its_slot(solver):
+  keys = jax.random.split(jax.random.key(1), 11)
+  given = dict(max_steps=60, threshold=0.4, keys=keys)
+  together = descent.descend_until(solver, lambda z, t: _toward(z, t, ENDS), STARTS, **given)
+  assert len(set(np.asarray(together[1]))) > 3, 'the samples should differ in their steps'
+  for slots in (1, 4, 50):
+    found = descent.descend_refilled(solver, _toward, STARTS, ENDS, slots=slots, **given)
+    for name, a, b in zip(('sample', 'steps', 'norm'), found, together):
+      np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5, err_msg=f'{name} with {slots} slots')
+
+
+def test_a_slot_that_is_free_is_filled_at_once():
+  calls = []
+  def counted(z, t, condition):
+    jax.debug.callback(lambda: calls.append(len(z)))
+    return _toward(z, t, condition)
+  _, steps, _ = descent.descend_refilled(descent.gradient_descent(0.1), counted, STARTS, ENDS, slots=3,
+                                         max_steps=60, threshold=0.4)
+  jax.effects_barrier()
+  # Each sample goes to the slot that is free first, in their order.
+  free = [0, 0, 0]
+  for count in np.asarray(steps):
+    free[int(np.argmin(free))] += int(count)
+  assert set(calls) == {3} and len(calls) == max(free), (len(calls), free)
+
+
+def test_no_slot_is_refused():
+  with pytest.raises(ValueError, match='slots=0'):
+    descent.descend_refilled(descent.gradient_descent(0.1), _toward, STARTS, ENDS, slots=0,
+                             max_steps=6, threshold=0.4)

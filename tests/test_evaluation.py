@@ -7,9 +7,11 @@ from PIL import Image
 import pytest
 import scipy.linalg
 from sklearn.datasets import load_digits, make_moons
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
 import threadpoolctl
 
-from eqflow.evaluation import baselines, distances, features, images, report
+from eqflow.evaluation import baselines, detection, distances, features, images, report
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -350,3 +352,50 @@ def test_pictures_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     images.save_png(path, 255 - picture)
   assert_array_equal(np.asarray(Image.open(path)), picture, err_msg='a failure broke the old file')
   assert [p.name for p in path.parent.iterdir()] == ['a.png'], 'a temporary file was left behind'
+
+
+def _pairs_won(inside, outside):
+  wins = [(a < b) + (a == b) / 2 for a in inside for b in outside]
+  return sum(wins) / len(wins)
+
+
+def test_auroc_is_the_share_of_pairs_in_order_with_ties_halved():
+  rng = np.random.default_rng(0)
+  for n, m, levels in [(1, 1, 2), (7, 5, 3), (40, 60, 6), (50, 30, 10**6)]:
+    inside, outside = rng.integers(0, levels, n) / 7, rng.integers(1, levels + 1, m) / 7
+    found = detection.auroc(inside, outside)
+    assert_allclose(found, _pairs_won(inside, outside), rtol=1e-14)
+    assert_allclose(detection.auroc(outside, inside), 1 - found, rtol=1e-12)
+    labels = np.repeat([0, 1], [n, m])
+    assert_allclose(found, roc_auc_score(labels, np.concatenate([inside, outside])), rtol=1e-12)
+
+
+def test_auroc_takes_infinite_scores_and_refuses_none_and_nan():
+  assert detection.auroc(np.array([0.0, 1.0]), np.array([np.inf, 2.0])) == 1
+  for inside, outside in [([], [1.0]), ([1.0], []), ([1.0], [np.nan])]:
+    with pytest.raises(ValueError, match='scores, . of them NaN: give at least one'):
+      detection.auroc(np.array(inside), np.array(outside))
+
+
+def test_the_nearest_record_is_the_one_that_another_program_finds(small_blocks):
+  rng = np.random.default_rng(1)
+  a, b = rng.normal(size=(23, 5)), rng.normal(size=(31, 5))
+  distance, index = NearestNeighbors(n_neighbors=2).fit(b).kneighbors(a)
+  found, squared = distances.nearest(a, b)
+  np.testing.assert_array_equal(found, index[:, 0])
+  assert_allclose(squared, distance[:, 0]**2, rtol=1e-12)
+  distance, index = NearestNeighbors(n_neighbors=2).fit(b).kneighbors(b)
+  found, squared = distances.nearest(b)
+  np.testing.assert_array_equal(found, index[:, 1])
+  assert_allclose(squared, distance[:, 1]**2, rtol=1e-12)
+  some = np.array([30, 4, 17])
+  assert_array_equal(distances.nearest(b[some], b, leave=some)[0], found[some])
+
+
+def test_stacked_images_stand_above_their_counterparts():
+  dark, light = np.full((3, 32, 32, 1), -1.0), np.full((3, 32, 32, 1), 0.0)
+  dark[2] = -0.5
+  picture = images.stacked(dark, light, columns=2)[..., 0]
+  middle = lambda row, column: picture[1 + 33 * row + 16, 1 + 33 * column + 16]
+  assert [[middle(i, j) for j in range(2)] for i in range(4)] == [
+      [0, 0], [128, 128], [64, 255], [128, 255]]

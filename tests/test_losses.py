@@ -293,3 +293,30 @@ def test_velocity_and_score_convert_as_mit_writes_them(process, x64):
   np.testing.assert_allclose(u, (b**2 * a_rate / a - b_rate * b) * y + a_rate / a * x, rtol=1e-11)
   s = remix(score, out=outputs.u(process, t), **given)
   np.testing.assert_allclose(s, (a * -y - a_rate * x) / (b**2 * a_rate - a * b_rate * b), rtol=1e-11)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.3])
+def test_dispersion_is_the_log_mean_of_a_gaussian_kernel_over_all_pairs_and_each_with_itself(
+    temperature, x64):
+  # As the reference code has it: pairs twice, the diagonal's zeros once, distances over coordinates.
+  h = np.random.default_rng(6).normal(size=(7, 2, 5)) + 30
+  flat = h.reshape(7, -1)
+  pairs = [np.sum((flat[i] - flat[j]) ** 2) / 10 for i in range(7) for j in range(i)]
+  kernel = np.exp(-np.array(pairs + pairs + [0.0] * 7) / temperature)
+  found = losses.dispersive(jnp.asarray(h), temperature=temperature)
+  np.testing.assert_allclose(found, np.log(kernel.mean()), rtol=1e-11)
+  # It falls as activations spread, from 0 where all are one.
+  assert losses.dispersive(jnp.asarray(2 * h), temperature=temperature) < found < 0
+  np.testing.assert_allclose(losses.dispersive(jnp.asarray(h[:1].repeat(7, 0))), 0, atol=1e-12)
+
+
+def test_a_penalty_of_what_predict_also_returns_is_added_and_leaves_the_error_alone():
+  call = lambda predict, **kw: losses.matching_loss(KEYS, predict, X, process=processes.linear,
+                                                    output=outputs.u, density=times.uniform, u=U, **kw)
+  plain, aux = call(_network)
+  both = lambda z, t: (_network(z, t), z[:, 0])
+  loss, same = call(both, penalty=lambda h: 3 * h[:, 0])
+  z = _draws(processes.linear, U)[1]
+  np.testing.assert_allclose(loss, plain + 3 * z[:, 0, 0], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(call(both, penalty=lambda h: 2.0)[0], plain + 2, rtol=1e-5)
+  np.testing.assert_array_equal(same['error'], aux['error'])

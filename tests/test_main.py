@@ -40,6 +40,8 @@ REFUSED = [
     ([DIGITS, 'stray'], ['stray']),
     ([DIGITS, '--mode=pairs', '--num_samples=9'], ['--mode=pairs needs --out']),
     ([DIGITS, '--mode=sample', '--out=x'], ['--out is for --mode=pairs']),
+    ([DIGITS, '--mode=finish'], ['--mode=finish needs --inputs', '.npz file that holds it as']),
+    ([DIGITS, '--neighbours'], ['--neighbours is for --mode=sample or evaluate']),
     (['--config=configs/reflow.py', '--config.data.dir=/nowhere'],
      ['config.data.dir', 'there are no pairs in /nowhere', '--mode=pairs']),
 ]
@@ -71,12 +73,25 @@ def test_train_evaluate_and_sample_from_the_command_line(tmp_path):
   assert 'a Gaussian per class' in done.stdout and 'FID' not in done.stdout
   assert set(json.loads((workdir / 'evaluation.json').read_text())['rows']) > {'one Gaussian'}
 
-  done = eqflow(*common, '--mode=sample', '--num_samples=5', '--labels=7,1', '--seed=9')
+  done = eqflow(*common, '--mode=sample', '--num_samples=5', '--labels=7,1', '--seed=9',
+                '--neighbours', '--config.sample.threshold=1e-9')
   assert done.returncode == 0, done.stderr[-2000:]
+  assert '5 of 5 did not converge' in done.stdout and 'of 1,797 training records' in done.stdout
+  assert (workdir / 'neighbours.png').exists()
   assert (workdir / 'samples-seed9.png').exists()
   with np.load(workdir / 'samples-seed9.npz') as file:
     assert file['samples'].shape == (5, 8, 8, 1)
     np.testing.assert_array_equal(file['labels'], [7, 1, 7, 1, 7])
+
+  drawn = workdir / 'samples-seed9.npz'
+  done = eqflow(*common, '--mode=finish', f'--inputs={drawn}', '--noise=0.5', '--seed=2',
+                '--labels=3+5', '--weights=1,1', f'--with={workdir}')
+  assert done.returncode == 0, done.stderr[-2000:]
+  with np.load(workdir / 'finished-seed2.npz') as file:
+    assert file['samples'].shape == (5, 8, 8, 1) and file['weights'].tolist() == [[1, 1]] * 5
+  done = eqflow(*common, '--mode=score', f'--inputs={drawn}')
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert json.loads((workdir / 'scores-samples-seed9.json').read_text())['num_inputs'] == 5
 
   done = eqflow(*common, '--config.train.num_examples=64')
   assert done.returncode == 2 and 'config.train.num_examples: 32 there, 64 given' in done.stderr

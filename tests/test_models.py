@@ -1,9 +1,6 @@
-"""The networks: published sizes, published forward pass, and what a training run relies on."""
+"""The networks: published sizes, and what a training run relies on; test_checkpoints has the rest."""
 
 import functools
-import json
-import os
-import pathlib
 
 import chex
 from flax import linen as nn
@@ -287,59 +284,3 @@ def test_fixed_tables_are_not_trainable():
   # Anywhere on the path, also inside what an optimizer keeps.
   paths = jax.tree_util.tree_leaves_with_path(({'a': {'fixed_x': 1, 'prefixed_x': 2}},))
   assert [embed.is_fixed(path) for path, _ in paths] == [True, False]
-
-
-def _golden():
-  beside = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
-  folder = pathlib.Path(os.environ.get('EQFLOW_GOLDEN', beside))
-  if not folder.is_dir():
-    pytest.skip(f'no golden examples at {folder}: set EQFLOW_GOLDEN')
-  raw = (folder / 'dit_tiny_state.safetensors').read_bytes()
-  start = 8 + int.from_bytes(raw[:8], 'little')
-  state = {}
-  for key, entry in json.loads(raw[8:start]).items():
-    if key != '__metadata__':
-      begin, end = entry['data_offsets']
-      state[key] = np.frombuffer(raw[start + begin:start + end], '<f4').reshape(entry['shape'])
-  return state, dict(np.load(folder / 'dit_tiny_forward.npz'))
-
-
-def _from_torch(state):
-  def linear(key):
-    return {'kernel': state[f'{key}.weight'].T, 'bias': state[f'{key}.bias']}
-
-  patch = state['x_embedder.proj.weight']
-  params = {
-      'patch_embed': {'kernel': patch.transpose(2, 3, 1, 0).reshape(-1, len(patch)),
-                      'bias': state['x_embedder.proj.bias']},
-      'fixed_positions': state['pos_embed'][0],
-      'noise': {'up': linear('t_embedder.mlp.0'), 'out': linear('t_embedder.mlp.2')},
-      'classes': {'table': {'embedding': state['y_embedder.embedding_table.weight']}},
-      'final_modulation': linear('final_layer.adaLN_modulation.1'),
-      'final': linear('final_layer.linear'),
-  }
-  names = {'modulation': 'adaLN_modulation.1', 'qkv': 'attn.qkv', 'attended': 'attn.proj',
-           'up': 'mlp.fc1', 'down': 'mlp.fc2'}
-  for i in range(2):
-    params[f'block_{i}'] = {ours: linear(f'blocks.{i}.{theirs}') for ours, theirs in names.items()}
-  return params
-
-
-@pytest.mark.parametrize('case, time', [('sit.out', 1.0), ('eqm.out', 0.0)])
-def test_golden_forward_pass(case, time):
-  state, arrays = _golden()
-  network = DiT(patch=2, width=64, depth=2, heads=4, num_classes=10, doubled=True)
-  inputs = arrays['x'].transpose(0, 2, 3, 1), time * arrays['t'], arrays['y']
-  inputs = jax.tree.map(jnp.asarray, inputs)
-  params = _from_torch(state)
-  started = jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
-  chex.assert_trees_all_equal_shapes(params, started)
-  with jax.default_matmul_precision('highest'):
-    y = _apply(network, params, *inputs)
-  error = np.abs(y.transpose(0, 3, 1, 2) - arrays[case]).max()
-  assert error < 2e-5 * np.abs(arrays[case]).max()
-
-
-def test_golden_positions():
-  state, _ = _golden()
-  np.testing.assert_array_equal(embed.sincos_positions(4, 4, 64), state['pos_embed'][0])

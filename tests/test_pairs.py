@@ -75,7 +75,7 @@ def test_a_pair_is_noise_and_where_the_model_carries_it(flow):
 
 def test_no_pair_has_the_noise_of_a_sample_of_the_same_seed(flow):
   label = np.zeros(100, np.int32)
-  x, _ = sample.draw(flow.recipe, flow.params, label, seed=0, batch=24)
+  x, *_ = sample.draw(flow.recipe, flow.params, label, seed=0, batch=24)
   assert not np.isin(files(flow.folder)['x'], x).any(), 'evaluation would see noise trained upon'
 
 

@@ -1,12 +1,16 @@
 """The solvers against diffusers' schedulers with one exact model: whole trajectories, float32.
 
 tests/peers/trajectories.npz holds what diffusers did. With EQFLOW_PEERS=live (make peers) it is
-recorded anew, must equal what is stored, and is what the solvers are compared with.
+recorded anew, must equal what is stored, and is what the solvers are compared with. There torch also
+writes the checkpoints that are converted, and those that are refused.
 """
 
+import argparse
 import json
 import os
 import pathlib
+import pickle
+import sys
 import tempfile
 from unittest import mock
 
@@ -234,3 +238,96 @@ def test_what_is_stored_is_what_diffusers_does():
     per_step = tuple(range(1, now.ndim))
     scale = np.maximum(abs(STORED[key]).max(per_step, keepdims=True), 1e-30)
     assert (abs(now - STORED[key]) / scale).max() < 2e-6, f'{key} is not what is stored'
+
+
+def _checkpoint():
+  """As the training of EqM and SiT writes it, in small."""
+  import torch
+  state = lambda start: {'pos_embed': torch.arange(start, start + 6.0).reshape(1, 2, 3).mT,
+                         'half': torch.full((2,), start).bfloat16()}
+  options = argparse.Namespace(model='EqM-B/2', lr=1e-4, ckpt=None, uncond=True)
+  return {'model': state(0), 'ema': state(10), 'opt': {'state': {0: {'step': torch.tensor(3.0)}}},
+          'args': options}
+
+
+@needs_torch
+@pytest.mark.parametrize('key, asked', [('ema', None), ('ema', 'ema'), ('model', 'model'),
+                                        (None, None)])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_torch_file_becomes_safetensors(key, asked, zipped, tmp_path):
+  from safetensors.torch import load_file
+  import torch
+  from eqflow.interop import convert
+  checkpoint = _checkpoint()
+  state = checkpoint[key or 'model']
+  torch.save(checkpoint if key else state, tmp_path / 'in.pt',
+             _use_new_zipfile_serialization=zipped)
+  assert convert.convert(tmp_path / 'in.pt', tmp_path / 'out', key=asked) == key
+  found = load_file(tmp_path / 'out')
+  assert set(found) == set(state)
+  for name, a in state.items():
+    assert found[name].dtype == a.dtype and torch.equal(found[name], a)
+
+
+class _Call:
+  """Pickled, function(*args), called when it is opened."""
+
+  def __init__(self, function, *args):
+    self.call = function, args
+
+  def __reduce__(self):
+    return self.call
+
+
+def _malice(name, canary):
+  evil = _Call(os.system, f'touch {canary}')
+  if name == 'in the options':
+    return dict(_checkpoint(), args=argparse.Namespace(lr=evil))
+  if name == 'a class beside Namespace':
+    return dict(_checkpoint(), args=argparse.FileType('w'))
+  return {'pos_embed': evil}
+
+
+@needs_torch
+@pytest.mark.parametrize('written', ['torch', 'torch before 1.6', 'pickle'])
+@pytest.mark.parametrize('name', ['as a tensor', 'in the options', 'a class beside Namespace'])
+def test_a_malicious_file_is_refused_and_not_run(name, written, tmp_path, monkeypatch):
+  import torch
+  from eqflow.interop import convert
+  path, canary = tmp_path / 'in.pt', tmp_path / 'canary'
+  if written == 'pickle':
+    path.write_bytes(pickle.dumps(_malice(name, canary), protocol=2))
+  else:
+    torch.save(_malice(name, canary), path, _use_new_zipfile_serialization=written == 'torch')
+  # With this, torch loads whatever it is given, where weights_only is not said.
+  monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+  # What others allow is not allowed here, and is again afterwards.
+  with torch.serialization.safe_globals([os.system, argparse.FileType]):
+    allowed = set(torch.serialization.get_safe_globals())
+    with pytest.raises(ValueError, match='in.pt is refused, and nothing in it was run'):
+      convert.convert(path, tmp_path / 'out')
+    assert set(torch.serialization.get_safe_globals()) == allowed
+  assert not canary.exists() and not (tmp_path / 'out').exists()
+  if 'class' not in name and written != 'torch before 1.6':
+    torch.load(path, weights_only=False) if written == 'torch' else pickle.loads(path.read_bytes())
+    assert canary.exists(), 'the file would have done no harm'
+
+
+@needs_torch
+@pytest.mark.parametrize('start, said', [
+    (['in.pt', 'out'], "out: 'ema' of in.pt"), (['in.pt', 'in.pt'], 'in.pt exists'),
+    (['in.pt', 'out', '--key', 'opt'], r"no state dict under 'opt': give --key, one of \['model'"),
+    (['none.pt', 'out'], 'No such file'), (['broken.pt', 'out'], 'refused')])
+def test_the_command_line_converts_and_says_what_is_wrong(start, said, tmp_path, monkeypatch, capsys):
+  import torch
+  from eqflow.interop import convert
+  monkeypatch.chdir(tmp_path)
+  torch.save(_checkpoint(), 'in.pt')
+  pathlib.Path('broken.pt').write_bytes(pathlib.Path('in.pt').read_bytes()[:700])
+  monkeypatch.setattr(sys, 'argv', ['interop', *start])
+  if said.startswith('out'):
+    convert.main()
+    assert said in capsys.readouterr().out
+  else:
+    with pytest.raises(SystemExit, match=said):
+      convert.main()

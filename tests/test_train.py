@@ -134,7 +134,7 @@ def test_a_toy_run_learns(tmp_path, capsys):
           (tmp_path / 'moons/metrics.jsonl').read_text().splitlines()]
   assert loss[-1] < 0.9 * loss[0], f'the loss went from {loss[0]:.3f} to {loss[-1]:.3f}'
   assert (tmp_path / 'moons/samples-0000150.png').exists()
-  x, _ = sample.draw(build.recipe(config), state.emas['0.999'], np.zeros(500, np.int32), seed=1,
+  x, *_ = sample.draw(build.recipe(config), state.emas['0.999'], np.zeros(500, np.int32), seed=1,
                      batch=504)
   data = run.open_source(config).records.x[:2000]
   nearest = np.sqrt(((x[:, None] - data) ** 2).sum(-1).min(1)).mean()
@@ -284,16 +284,36 @@ def test_the_rate_follows_the_examples_seen(tmp_path, kind):
     np.testing.assert_allclose(ramp, (40 + batch) / 100, rtol=1e-6)
 
 
+def test_a_sample_that_stops_does_not_depend_on_its_slot_or_device(tmp_path):
+  config = tiny(tmp_path)
+  with config.unlocked():
+    config.sample.solver = dict(name='langevin', step_size=0.05, temperature=1e-3)
+  config.sample.update(num_steps=12, threshold=1.0)
+  keys = iter(jax.random.split(jax.random.key(1), 99))
+  params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape),
+                        build.recipe(config).init(jax.random.key(0)))
+  labels = sample.labels_of(3, 21, 10)
+  given = lambda batch: sample.draw(build.recipe(config), params, labels, seed=3, batch=batch)
+  config.sample.threshold = float(np.median(given(24)[2]))
+  batched, steps, norms = given(24)
+  assert len(set(steps)) > 1, f'the samples should differ in their steps: {steps}'
+  # One slot on each of 8 devices, where two or three samples wait for it.
+  queued, queued_steps, queued_norms = given(8)
+  np.testing.assert_array_equal(queued_steps, steps)
+  np.testing.assert_allclose(queued, batched, atol=1e-4)
+  np.testing.assert_allclose(queued_norms, norms, rtol=1e-4)
+
+
 def test_a_sample_is_a_function_of_seed_and_index_alone(tmp_path):
   recipe = build.recipe(tiny(tmp_path))
   params = jax.tree.map(lambda p: p + 0.02, recipe.init(jax.random.key(0)))
   labels = sample.labels_of(3, 20, 10)
   np.testing.assert_array_equal(labels[:7], sample.labels_of(3, 7, 10))
-  few, _ = sample.draw(recipe, params, labels, seed=3, batch=8)
-  many, evaluations = sample.draw(recipe, params, labels, seed=3, batch=24)
+  few, *_ = sample.draw(recipe, params, labels, seed=3, batch=8)
+  many, evaluations, _ = sample.draw(recipe, params, labels, seed=3, batch=24)
   assert few.shape == (20, 8, 8, 1) and evaluations.shape == (20,)
   np.testing.assert_allclose(few, many, atol=1e-4)
-  other, _ = sample.draw(recipe, params, labels, seed=4, batch=24)
+  other, *_ = sample.draw(recipe, params, labels, seed=4, batch=24)
   assert abs(other - many).max() > 0.1, 'another seed must give other samples'
   noise = [np.asarray(jax.random.key_data(sample.key_of(3, i))) for i in range(3)]
   assert len({n.tobytes() for n in noise}) == 3

@@ -1,8 +1,8 @@
-"""name -> Source: the digits, image folders, toys, pairs of a model and every TFDS data set."""
+"""name -> Source: digits, clothes, image folders, toys, pairs of a model and every TFDS data set."""
 
 import os
 
-from eqflow.data import folder, pairs, prepared, toys
+from eqflow.data import fashion_mnist, folder, pairs, prepared, toys
 from eqflow.data.records import InMemory, Source, decoded_if_small
 
 TOYS = {
@@ -22,6 +22,8 @@ def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int
   'folder' (data_dir is the folder): 'train' or 'all', both every image, [size, size, channels];
     `cache_dir` remembers which files are intact.
   'pairs' (data_dir is the folder that --mode=pairs wrote): 'train' or 'all', both every pair.
+  'fashion_mnist' (prepared by TFDS in data_dir, or its four published files there, or where Debian's
+    package dataset-fashion-mnist puts them): 'train', 'test' or 'all'.
   A toy: 'train' and 'heldout' are the first and the next num_points points of `seed`, 'all' both.
   Any other name is a TFDS data set prepared in data_dir, with the splits of TFDS.
 
@@ -37,6 +39,10 @@ def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int
     return pairs.source(data_dir)
   if name == 'digits':
     return _digits(split, data_dir, size)
+  if name == 'fashion_mnist' and prepared.find(name, data_dir) is None:
+    return _fashion_mnist(split, data_dir, size)
+  if name == 'fashion_mnist' and split == 'all':
+    split = 'train+test'
   return decoded_if_small(prepared.source(name, split=split, data_dir=data_dir, size=size))
 
 
@@ -66,6 +72,21 @@ def _digits(split, data_dir, size):
     digits.prepare(data_dir)
   source = prepared.source('digits', split=names[split], data_dir=data_dir, size=size)
   return decoded_if_small(source)
+
+
+def _fashion_mnist(split, data_dir, size):
+  place = fashion_mnist.find(data_dir)
+  if place is None:
+    try:
+      return prepared.source('fashion_mnist', split=split, data_dir=data_dir)
+    except FileNotFoundError as error:
+      raise FileNotFoundError(
+          f"{error}. Or put the four files of Fashion-MNIST there, or install Debian's package "
+          'dataset-fashion-mnist') from error
+  if size not in (None, 28):
+    raise ValueError(f'fashion_mnist has pictures of 28x28, not {size}: prepared by TFDS, with python '
+                     '-m eqflow.data.prepare --name=fashion_mnist, they can be resized')
+  return fashion_mnist.source(place, split=split)
 
 
 def _check_split(name, split, allowed, advice=''):

@@ -2,7 +2,7 @@
 
 import math
 
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 import numpy as np
 
 Features = Shaped[Array | np.ndarray, 'n d']
@@ -70,13 +70,27 @@ def nearest_distance(a: Features, b: OtherFeatures | None = None) -> Float[np.nd
   """min_j |a_i - b_j|^2 for every record of a [n, d], [n] float64: 0 for a copy, exactly.
 
   Without b, the nearest other record of a itself: what a new record of the data would show.
-  Raises ValueError where d differs, a feature is not finite, or there is nothing to be near to.
+  Raises as `nearest` does.
   """
-  a, other = _pair('a', a, 'b', a if b is None else b)
-  if len(other) < (2 if b is None else 1):
-    raise ValueError(f'{len(other)} record(s) to be near to: give b at least one, '
+  return nearest(a, b)[1]
+
+
+def nearest(a: Features, b: OtherFeatures | None = None, *,
+            leave: Integer[np.ndarray, 'n'] | None = None) -> tuple[
+                Int[np.ndarray, 'n'], Float[np.ndarray, 'n']]:
+  """(j, |a_i - b_j|^2) of the record of b [m, d] that is nearest to each record of a [n, d].
+
+  `leave` [n] names a record of b that each does not look at: itself, where a is b[leave]. Without b,
+  the nearest other record of a. Raises ValueError where d differs, a feature is not finite, or there
+  is nothing to be near to.
+  """
+  if b is None:
+    b, leave = a, np.arange(len(a))
+  a, b = _pair('a', a, 'b', b)
+  if len(b) < (1 if leave is None else 2):
+    raise ValueError(f'{len(b)} record(s) to be near to: give b at least one, '
                      'or a alone at least two')
-  return _kth_nearest(a, None if b is None else other, 1)
+  return _kth(a, b, 1, leave)
 
 
 def _root(cov):
@@ -124,15 +138,18 @@ def _between(a, b):
 
 def _kth_nearest(a, b, k):
   """[n] |a_i - its k-th nearest of b|^2, b None: of the other records of a."""
-  out = np.empty(len(a))
-  others = a if b is None else b
-  for rows, squared, _ in _squared_blocks(a, others):
-    if b is None:
-      index = np.arange(len(squared))
-      squared[index, rows.start + index] = math.inf
-    kth = np.argpartition(squared, k - 1, axis=1)[:, k - 1]
-    out[rows] = _between(a[rows], others[kth])
-  return out
+  return (_kth(a, a, k, np.arange(len(a))) if b is None else _kth(a, b, k, None))[1]
+
+
+def _kth(a, b, k, leave):
+  """([n], [n]): which record of b is the k-th nearest, and its squared distance."""
+  index, out = np.empty(len(a), np.int64), np.empty(len(a))
+  for rows, squared, _ in _squared_blocks(a, b):
+    if leave is not None:
+      squared[np.arange(len(squared)), leave[rows]] = math.inf
+    index[rows] = np.argpartition(squared, k - 1, axis=1)[:, k - 1]
+    out[rows] = _between(a[rows], b[index[rows]])
+  return index, out
 
 
 def _covered(points, centres, radii) -> Bool[np.ndarray, '_']:

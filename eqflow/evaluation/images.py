@@ -39,6 +39,19 @@ def grid(x: Float[Array | np.ndarray, 'n h w c'], columns: int | None = None,
   return picture
 
 
+def stacked(*rows: Float[Array | np.ndarray, 'n h w c'], columns: int = 10) -> UInt8[
+    np.ndarray, '_ _ c']:
+  """A grid of images [n, h, w, c] above their counterparts: example i of all `rows` in one column.
+
+  `columns` examples side by side, then the next below. Raises as `grid` does.
+  """
+  rows, n = [np.asarray(x, np.float32) for x in rows], len(rows[0])
+  columns = max(1, min(columns, n))
+  white = np.ones((-n % columns, *rows[0].shape[1:]), np.float32)
+  bands = [np.concatenate([x, white]).reshape(-1, columns, *x.shape[1:]) for x in rows]
+  return grid(np.stack(bands, 1).reshape(-1, *rows[0].shape[1:]), columns)
+
+
 def scatter(x: Float[Array | np.ndarray, 'n 2'],
             label: Integer[Array | np.ndarray, 'n'] | None = None, *, limit: float | None = None,
             size: int = 384) -> UInt8[np.ndarray, '{size} {size} 3']:

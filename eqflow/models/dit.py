@@ -165,6 +165,8 @@ class DiT(nn.Module):
     block = nn.remat(Block) if self.remat else Block
     for i in range(self.depth):
       x = block(self.heads, self.mlp_ratio, self.dtype, self.param_dtype, name=f'block_{i}')(x, c)
+    # Kept only where the caller asks for the collection.
+    self.sow('intermediates', 'activations', x)
 
     zeros, normal = nn.initializers.zeros, nn.initializers.normal(self.final_scale)
     modulation = dense(2 * self.width, name='final_modulation', kernel_init=zeros)(c)

@@ -43,5 +43,7 @@ class MLP(nn.Module):
       h = h + embed.ClassEmbed(self.num_classes, self.width, name='classes', **dtypes)(rows)
     for i in range(self.depth):
       h = h + dense(self.width, name=f'layer_{i}')(nn.gelu(h))
+    # Kept only where the caller asks for the collection.
+    self.sow('intermediates', 'activations', h)
     return dense(z.shape[-1], name='final',
                  kernel_init=nn.initializers.normal(self.final_scale))(nn.gelu(h))

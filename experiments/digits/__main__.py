@@ -27,7 +27,7 @@ def measured(variant, seeds):
   real, label = pipeline.arrays(run.open_source(config))
   rows = []
   for seed in range(seeds):
-    x, evaluations = sample.draw(recipe, params, label, seed=seed, batch=config.sample.batch)
+    x, evaluations, _ = sample.draw(recipe, params, label, seed=seed, batch=config.sample.batch)
     rows.append(report.compare(real, np.clip(x, -1, 1)) | {'evaluations': evaluations.mean()})
   column = lambda name: np.array([row[name] for row in rows])
   cells = {name: f'{column(name).mean():.3f} ± {column(name).std():.3f}' for name in rows[0]}

@@ -1,0 +1,163 @@
+"""Sampling by a config: its solver, its grid of times and its guidance, checked and bound.
+
+Whatever cannot be sampled as asked for is refused by its key, before anything compiles.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import numpy as jnp
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from eqflow import arrays, descent, fields, samplers, times
+from eqflow.arrays import Data
+from eqflow.names import DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
+from eqflow.outputs import Output
+from eqflow.processes import Process
+from eqflow.sections import called, naming, numbers, row_of
+from eqflow.solver import evaluations, run
+
+
+class Sampling(NamedTuple):
+  """What a config samples with, and samples are made of: noise, a predictor, the way to data."""
+  process: Process
+  grid: Any             # the times to go along, or None for a descent
+  noise: Callable       # keys -> eps [b, ...]
+  predictor: Callable   # (params, labels) -> Predict, guided by class as config.sample says
+  carry: Callable       # (predict, z, keys, grid) -> (z, evaluations [b], norms [b])
+  refill: Callable | None   # (network, z, condition, keys, slots) -> as carry; None: all take as long
+
+
+def sampling_of(config: ConfigDict, network: Callable, process: Process, output: Output,
+                label_noise: Callable) -> Sampling:
+  """How params -> network(params) is sampled, as config.sample says.
+
+  `carry` goes from z at grid[0], or descends with grid None. Its norms are those of the field where
+  a threshold stops descents, and NaN elsewhere. Raises ValueError naming the key at fault.
+  """
+  section = config.sample
+  solver, grid = _solver(section, process, output, label_noise)
+  guide = _guidance(section, config.data.num_classes, process)
+
+  def noise(keys):
+    return arrays.noise_like(keys, jnp.zeros((len(keys), *config.data.shape)))
+
+  def carry(predict, z, keys, grid):
+    b = arrays.batch_size(z)
+    if grid is not None:
+      z, memory = run(solver, predict, z, grid, keys)
+      return z, jnp.broadcast_to(evaluations(solver, grid, memory), b), jnp.full(b, jnp.nan)
+    steps, norms = jnp.full(b, section.num_steps), jnp.full(b, jnp.nan)
+    if section.threshold:
+      z, steps, norms = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
+                                              threshold=section.threshold, keys=keys)
+    else:
+      z = descent.descend(solver, predict, z, num_steps=section.num_steps, keys=keys)
+    return z, descent.evaluations(solver, steps), norms
+
+  def refill(network, z, condition, keys, slots):
+    z, steps, norms = descent.descend_refilled(
+        solver, network, z, condition, slots=slots, max_steps=section.num_steps,
+        threshold=section.threshold, keys=keys)
+    return z, descent.evaluations(solver, steps), norms
+
+  return Sampling(process, grid, noise, lambda params, labels: guide(network(params), labels), carry,
+                  refill if section.threshold else None)
+
+
+def draw(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
+  """(x [b, ...], evaluations [b], norms [b]) of samples that are functions of key and label."""
+  predict = sampling.predictor(params, labels)
+  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, 0)))
+  return sampling.carry(predict, z, arrays.fold(keys, 2), sampling.grid)
+
+
+def draw_refilled(sampling: Sampling, params: Any, keys: Any, labels: Any, *,
+                  slots: int) -> tuple[Any, Any, Any]:
+  """`draw` of all n samples, `slots` at a time: where one has stopped, the next one starts."""
+  network = Partial(_predicted, params=params, predictor=arrays.Static(sampling.predictor))
+  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, 0)))
+  return sampling.refill(network, z, labels, arrays.fold(keys, 2), slots)
+
+
+def _predicted(z, t, condition, *, params, predictor):
+  return predictor.value(params, condition)(z, t)
+
+
+def pair(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any]:
+  """(eps, x [b, ...]): noise and the sample that it becomes."""
+  # Noise of its own: who trains on pairs is judged by samples from noise that is not among them.
+  eps = sampling.noise(arrays.fold(keys, 3))
+  # No keys: a solver that draws, and so makes no map of noise to data, refuses.
+  predict = sampling.predictor(params, labels)
+  return eps, sampling.carry(predict, pure_noise(sampling, eps), None, sampling.grid)[0]
+
+
+def pure_noise(sampling: Sampling, eps: Data) -> Data:
+  """sigma eps at the first time: where samples start."""
+  return arrays.combine((sampling.process(jnp.float32(first_time(sampling))).eps, eps))
+
+
+def first_time(sampling: Sampling) -> float:
+  """The time at which samples start: the grid's first, and 1 for a descent."""
+  return 1.0 if sampling.grid is None else float(sampling.grid[0])
+
+
+def _guidance(section, classes, process):
+  """(network, labels) -> Predict: guided by class at config.sample.scale, in its interval."""
+  interval = called(INTERVALS, section.interval, 'sample.interval')
+  if interval:
+    with naming('sample.interval'):
+      fields.check_interval(interval['low'], interval['high'])
+  if section.scale != 1 and not classes:
+    raise ValueError(f'config.sample.scale={section.scale} guides by class, but '
+                     'config.data.num_classes=0: set it to 1')
+  if interval and section.solver.name in DESCENTS:
+    raise ValueError(f'config.sample.interval.name={section.interval.name!r}: a descent has no time '
+                     "that guidance could be limited to; set it to 'always'")
+
+  def predictor(network, labels):
+    if not classes:
+      return fields.bind(network, None)
+    guided = fields.guided(network, labels, jnp.full_like(labels, classes), scale=section.scale,
+                           rescale=section.rescale)
+    if not interval or section.scale == 1:
+      return guided
+    return fields.on_interval(guided, fields.bind(network, labels), process=process, **interval)
+
+  return predictor
+
+
+def _solver(section, process, output, label_noise):
+  """The solver of config.sample, and its grid of times, or None for a descent."""
+  path = 'sample.solver'
+  row = row_of({**SOLVERS, **DESCENTS}, section.solver, path)
+  name = section.solver.name
+  found = numbers(row, section.solver, path, nested=NESTED, num_steps=section.num_steps)
+  if name in DESCENTS:
+    if label_noise is not fields.none:
+      raise ValueError(
+          f'config.{path}.name={name!r} descends a field that may not depend on time, but '
+          f'config.model.label_noise is {arrays.name_of(label_noise)!r}: train with \'none\' or '
+          f'sample with one of {sorted(SOLVERS)}')
+    return row(**found), None
+  if section.threshold:
+    raise ValueError(f'config.sample.threshold={section.threshold}: only a descent '
+                     f'({sorted(DESCENTS)}) stops by the norm of its field; set it to 0')
+  grid = called(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
+  with naming('sample.grid'):
+    times.check_grid(grid, process=process, output=output, label_noise=label_noise)
+    _check_ends(grid, process)
+  with naming(path):
+    solver = row(process, output, **found)
+    samplers.check(solver, grid)
+  return solver, grid
+
+
+def _check_ends(grid, process):
+  """Raises ValueError where a grid does not fall from noise all the way to data."""
+  state = process(jnp.float32(grid[-1]))
+  if grid[0] <= grid[-1] or not state.eps <= 0.1 * state.x:
+    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not end at data: samples fall '
+                     'from noise to a time where sigma is a tenth of alpha at most, such as 0')

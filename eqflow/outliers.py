@@ -1,0 +1,91 @@
+"""--mode=score: how far from the data inputs lie, by the field of a model that is blind to time."""
+
+import json
+import pathlib
+
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+import numpy as np
+
+from eqflow import build, neighbours, run, sample, scores
+from eqflow.data import inputs, pipeline
+from eqflow.evaluation import detection, distances, features, report
+
+# The cost of the drop: as many evaluations, and one more, for each class.
+_STEPS = 10
+# Whose field vanishes, or is least, at data.
+_FIELDS = 'equilibrium', 'u', 'displacement'
+
+
+def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict[str, dict[str, float]]:
+  """{score: {column: number}} of the inputs in path, against config.evaluate.split of the data.
+
+  Each score is the least over classes; next to them stands the squared distance to the nearest
+  training record, which needs no model. The first config.evaluate.num_samples records are inside.
+  Writes workdir/scores-<name of the file>.npz, every input's scores, and .json, and prints the table.
+  Raises ValueError for a model that is told the time, FileNotFoundError for one that is not trained.
+  """
+  _check(config)
+  recipe, shape = build.recipe(config), tuple(config.data.shape)
+  outside, _ = inputs.read(path, shape)
+  inside = pipeline.arrays(run.evaluation_source(config))[0][:config.evaluate.num_samples]
+  train = neighbours.records(config)
+  step, params = run.restore(config, recipe, workdir)
+
+  both, n = np.concatenate([inside, outside]), len(inside)
+  found = _model_scores(config, recipe, params, both)
+  # Records that it was trained on would lie at no distance from themselves.
+  trained = config.evaluate.split == config.data.split and config.data.name != 'pairs'
+  near = distances.nearest(features.pixels(outside), features.pixels(train))[1]
+  own = neighbours.among_themselves(train, np.arange(n)) if trained else distances.nearest(
+      features.pixels(inside), features.pixels(train))[1]
+  found['nearest_record'] = np.concatenate([own, near])
+
+  rows = {name: _row(values[:n], values[n:]) for name, values in found.items() if name != 'class'}
+  out = workdir / f'scores-{path.stem}'
+  sample.save(out.with_suffix('.npz'), **{name: values[n:] for name, values in found.items()},
+              **{f'inside_{name}': values[:n] for name, values in found.items()})
+  told = dict(inputs=str(path), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
+  out.with_suffix('.json').write_text(json.dumps(told, indent=2) + '\n')
+  print(f'{len(outside):,} inputs of {path} against {n:,} records of {config.data.name!r}, split '
+        f'{config.evaluate.split!r}' + (', on which the model was trained' if trained else '')
+        + f', at step {step:,}; higher is further out\n\n{report.table(rows)}\n\n{out}.npz, {out}.json')
+  return rows
+
+
+def _check(config):
+  if config.model.label_noise.name != 'none':
+    raise ValueError(
+        f'--mode=score: config.model.label_noise.name={config.model.label_noise.name!r}, but the time '
+        "of an input is unknown: scores are those of a model trained with 'none', such as "
+        'configs/digits.py:eqm')
+  if config.output.name not in _FIELDS:
+    raise ValueError(f'--mode=score: config.output.name={config.output.name!r} is not small at data: '
+                     f'take a model of one of {list(_FIELDS)}')
+
+
+def _model_scores(config, recipe, params, x):
+  """{name: [n]}: every score of the model, the least over classes, and the class of the least."""
+  classes, solver = config.data.num_classes, config.sample.solver
+  kinds = {'gradient_norm': scores.gradient_norm}
+  if isinstance(solver.get('step_size'), float):
+    kinds['descent_drop'] = Partial(scores.descent_drop, step_size=solver.step_size, num_steps=_STEPS)
+  energy = getattr(recipe, 'energy', None)
+  energy = energy and energy(params)
+
+  def all_scores(params, keys, z):
+    network = recipe.network(params)
+    rows = [scores.over_classes(kind, network, z, num_classes=classes) for kind in kinds.values()]
+    if energy is not None:
+      rows.append(scores.over_classes(scores.energy_at, energy, z, num_classes=classes))
+    return rows[0].argmin(0), *(row.min(0) for row in rows)
+
+  parts = sample.in_batches(all_scores, params, x, seed=0, batch=config.sample.batch)
+  names = ['class', *kinds, *(['energy'] if energy is not None else [])]
+  return dict(zip(names, (np.concatenate(part) for part in zip(*parts))))
+
+
+def _row(inside, outside):
+  quantiles = {f'{round(100 * q)} %': float(np.quantile(outside, q)) for q in (0.05, 0.5, 0.95)}
+  inside_median = {'inside, 50 %': float(np.median(inside))}
+  return {'AUROC': detection.auroc(inside, outside)} | inside_median | quantiles

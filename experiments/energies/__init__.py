@@ -1,0 +1,1 @@
+"""python -m experiments.energies: what a training step costs through the gradient of a gradient."""

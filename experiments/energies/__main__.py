@@ -1,0 +1,61 @@
+"""A training step of each explicit energy, against the step of a plain field, in turn in one process.
+
+The digits' network and batch, the whole compiled step with its optimizer and average; one step is
+one call, and the median of the pairs is printed with its quartiles.
+  python -m experiments.energies                  wall time on all cores
+  python -m experiments.energies --processor      processor time, for a machine that others use too
+"""
+
+import argparse
+import contextlib
+import time
+
+import jax
+import numpy as np
+
+from eqflow import build, run
+from eqflow.data import pipeline
+from eqflow.training import sharding, step as steps
+from experiments import config_file
+from experiments.speed import pairs
+
+
+def stepping(kind):
+  """A function that takes `count` training steps of the energy of that name, and waits for them."""
+  config = config_file('digits').get_config('eqm')
+  config.energy.name, config.model.final_scale = kind, 0.02
+  recipe, mesh = build.recipe(config.lock()), sharding.device_mesh()
+  source = run.open_source(config)
+  with contextlib.closing(pipeline.batches(source, seed=0, batch=config.train.batch)) as batches:
+    batch = sharding.place_batch(next(batches), mesh)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh)
+  at = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), 0, mesh)
+  held = [at, steps.empty_metrics(mesh)]
+
+  def take(count=10):
+    for _ in range(count):
+      *held[:], health = step(*held, batch)
+    jax.block_until_ready(health)
+
+  return take
+
+
+def main():
+  flags = argparse.ArgumentParser(description=__doc__)
+  flags.add_argument('--count', type=int, default=21, help='pairs of ten steps each')
+  flags.add_argument('--processor', action='store_true')
+  given = flags.parse_args()
+  if given.processor:
+    pairs.time.perf_counter = time.process_time
+  plain = stepping('none')
+  print(f'on {jax.devices()[0].device_kind}, jax {jax.__version__}\n')
+  print('| energy | a step, of the plain field\'s | quartiles | ms |\n|---|---|---|---|')
+  for kind in ('dot', 'squared_norm'):
+    first, second = pairs.pairs(plain, stepping(kind), given.count)
+    low, middle, high = np.percentile(second / first, (25, 50, 75))
+    print(f'| {kind} | {middle:.2f} | {low:.2f} to {high:.2f} | {np.median(second) * 100:.1f} |',
+          flush=True)
+
+
+if __name__ == '__main__':
+  main()

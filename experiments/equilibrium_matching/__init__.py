@@ -1,0 +1,1 @@
+"""Equilibrium Matching beside flow matching, on two cores: every claim of the paper as a row."""

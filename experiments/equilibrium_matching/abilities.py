@@ -1,0 +1,166 @@
+"""What an equilibrium model can do beside sampling: tell the strange, compose classes, use its time."""
+
+import base64
+import time as clock
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+
+from eqflow import arrays, descent, fields, run, sample, samplers, scores, times
+from eqflow.data import pipeline, sources
+from eqflow.evaluation import detection, distances, features
+from experiments.equilibrium_matching import descents, flows, measure
+
+PAIRS = ((0, 6), (1, 7), (3, 8), (4, 9), (5, 2))
+SCORES = {
+    'norm': scores.gradient_norm,
+    'drop': Partial(scores.descent_drop, step_size=0.006, num_steps=10),
+}
+
+
+def outside(inside: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+  """{name: images [n, 8, 8, 1]} that are no digits, the first four and the clothes far from being."""
+  rng, n = np.random.default_rng(seed), len(inside)
+  other = inside[rng.permutation(n)]
+  return {
+      'constants': np.broadcast_to(rng.uniform(-1, 1, (n, 1, 1, 1)), inside.shape),
+      'uniform noise': rng.uniform(-1, 1, inside.shape),
+      'shuffled': rng.permuted(inside.reshape(n, -1), axis=1).reshape(inside.shape),
+      'inverted': -inside,
+      'Fashion-MNIST, 8x8': clothes(n),
+      'flipped left to right': inside[:, :, ::-1],
+      'flipped upside down': inside[:, ::-1],
+      'turned by 90°': np.rot90(inside, axes=(1, 2)),
+      'shifted by a pixel': np.concatenate([np.full_like(inside[:, :, :1], -1), inside[:, :, :-1]], 2),
+      'means of two': (inside + other) / 2,
+      'a quarter of another': 0.75 * inside + 0.25 * other,
+      'noise .05': 0.95 * inside + 0.05 * rng.standard_normal(inside.shape),
+  }
+
+
+def clothes(n: int) -> np.ndarray:
+  """The first n test pictures of Fashion-MNIST in [-1, 1], a border of 2 added, averaged 4 by 4."""
+  x, _ = pipeline.arrays(sources.load('fashion_mnist', split='test', data_dir=None))
+  x = np.pad(x[:n], ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-1)
+  return x.reshape(n, 8, 4, 8, 4, 1).mean((2, 4))
+
+
+def detected(model: measure.Model, row: str) -> dict:
+  """{set: {score: AUROC}}, digits that were held out inside; classes unknown: the least over ten."""
+  train, inside = (pipeline.arrays(run.open_source(model.config, split=split))[0]
+                   for split in ('train', 'heldout'))
+  sets = {'inside': inside, 'trained on': train[:len(inside)], **outside(inside, model.config.seed)}
+  found = {name: _scores(model, x.astype(np.float32), train) for name, x in sets.items()}
+  # A record is its own nearest neighbour.
+  found['trained on']['nearest'] = np.sqrt(distances.nearest_distance(
+      features.pixels(train)))[:len(inside)]
+  return {name: {score: detection.auroc(found['inside'][score], values)
+                 for score, values in row.items()}
+          for name, row in found.items() if name != 'inside'}
+
+
+def _scores(model, x, train):
+  network = model.recipe.network(model.params)
+  found = {'nearest': np.sqrt(distances.nearest_distance(features.pixels(x), features.pixels(train)))}
+  for name, score in SCORES.items():
+    values = np.concatenate([
+        np.asarray(scores.over_classes(score, network, x[i:i + 99], num_classes=10))
+        for i in range(0, len(x), 99)], axis=1)
+    found |= {f'{name}, least': values.min(0), f'{name}, mean': values.mean(0)}
+  return found
+
+
+def composed(model: measure.Model, row: str) -> dict:
+  """{a+b: norms, pictures}: half the field of each class added, from noise, beside each alone.
+
+  norms[x][y] is the mean |f_y| over samples x, both of the classes a and b or of `both`.
+  """
+  network, found = model.recipe.network(model.params), {}
+  z = model.noise[:100]
+  for a, b in PAIRS:
+    of = {str(y): fields.bind(network, jnp.full(len(z), y)) for y in (a, b)}
+    of['both'] = fields.added(list(of.values()), [0.5, 0.5])
+    ends = {name: descent.descend(descent.gradient_descent(descents.STEP), field, z, num_steps=130)
+            for name, field in of.items()}
+    found[f'{a}+{b}'] = dict(
+        norms={name: {y: float(scores.gradient_norm(field, end).mean()) for y, field in of.items()}
+               for name, end in ends.items()},
+        pictures={name: pack(end[:10]) for name, end in ends.items()})
+    energy = getattr(model.recipe, 'energy', None)
+    energy = energy and energy(model.params)
+    if energy:
+      found[f'{a}+{b}']['energies'] = {
+          name: {str(y): float(energy(end, jnp.zeros(len(z)), jnp.full(len(z), y)).mean())
+                 for y in (a, b)} for name, end in ends.items()}
+  return found
+
+
+def pictured(model: measure.Model, row: str) -> dict:
+  """Ten samples from pure noise and from partly noised records, as the row's own sampler makes them."""
+  clean = measure.records(model.data)[0][:10]
+  few = model._replace(labels=measure.records(model.data)[1][:10], noise=model.noise[:10],
+                       keys=model.keys[:10])
+  predict, found = few.predict(few.labels), {'clean': pack(clean)}
+  for level in (*flows.LEVELS, 1.0):
+    z = ((1 - level) * clean + level * few.noise).astype(np.float32)
+    if row == 'eqm':
+      ends = dict(threshold=descent.descend_until(
+          descent.gradient_descent(descents.STEP), predict, z, max_steps=250, threshold=3.5)[0])
+    else:
+      solver = samplers.ddim(*flows.vectors(model))
+      ends = {name: samplers.sample(solver, predict, z, times.uniform_grid(50, start=start))
+              for name, start in (('wrong', 1.0), ('told', level))}
+    found[level] = {'start': pack(z), **{name: pack(end) for name, end in ends.items()}}
+  return found
+
+
+def pack(x: np.ndarray) -> dict:
+  """Images in [-1, 1] as bytes for a JSON file."""
+  levels = np.round(127.5 * np.clip(np.asarray(x), -1, 1) + 127.5).astype(np.uint8)
+  return dict(shape=levels.shape, bytes=base64.b64encode(levels.tobytes()).decode())
+
+
+def unpack(packed: dict) -> np.ndarray:
+  """The images again, in [-1, 1]."""
+  levels = np.frombuffer(base64.b64decode(packed['bytes']), np.uint8)
+  return levels.reshape(packed['shape']).astype(np.float32) / 127.5 - 1
+
+
+def timed(model: measure.Model, row: str) -> dict:
+  """Seconds for 10,000 samples stopped at norm 3.5: slots refilled, and batches run to their slowest.
+
+  `promised` is the share of evaluations that refilling saves, `kept` the share of time, processor's
+  and wall's: on a machine with other work only the first means something.
+  """
+  n, slots = 10_000, measure.BATCH[model.data]
+  keys = jax.vmap(lambda i: sample.key_of(0, i))(jnp.arange(n, dtype=jnp.uint32))
+  z = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((n, *model.config.data.shape)))
+  labels = jnp.asarray(np.resize(model.labels, n))
+  network = model.recipe.network(model.params)
+  solver = descent.gradient_descent(descents.STEP)
+
+  def refilled(max_steps):
+    return np.asarray(descent.descend_refilled(
+        solver, network, z, labels, slots=slots, max_steps=max_steps, threshold=3.5)[1])
+
+  def slowest(max_steps):
+    # The last batch is filled up: one shape.
+    parts = [np.arange(i, i + slots) % n for i in range(0, n, slots)]
+    return np.concatenate([np.asarray(descent.descend_until(
+        solver, fields.bind(network, labels[rows]), z[rows], max_steps=max_steps,
+        threshold=3.5)[1]) for rows in parts])[:n]
+
+  found = {}
+  for name, function in (('refilled', refilled), ('slowest', slowest)):
+    function(2)
+    wall, processor = clock.perf_counter(), clock.process_time()
+    steps = function(250)
+    found[name] = dict(wall=clock.perf_counter() - wall, processor=clock.process_time() - processor,
+                       evaluations=int(steps.sum()))
+  batches = np.resize(steps, (-(-n // slots), slots))
+  spent = int(batches.max(1).sum()) * slots
+  saved = lambda name: 1 - found['refilled'][name] / found['slowest'][name]
+  promised = 1 - found['refilled']['evaluations'] / spent
+  return found | dict(promised=promised, kept_wall=saved('wall'), kept_processor=saved('processor'))

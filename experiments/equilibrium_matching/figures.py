@@ -1,0 +1,178 @@
+"""Redraws every figure and table of the stored results: docs/equilibrium_*.png and README.md.
+
+  python -m experiments.equilibrium_matching.figures
+"""
+
+import pathlib
+
+import matplotlib
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt
+import numpy as np
+
+from eqflow.evaluation import images
+from experiments import ROOT
+from experiments.equilibrium_matching import abilities, models, results, tables
+
+README = pathlib.Path(__file__).parent / 'README.md'
+# Colours told apart by every kind of eye.
+COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#999999']
+LABEL = 'Fréchet distance, pixels'
+
+
+def _axes(columns, *, size):
+  return plt.subplots(1, columns, figsize=size, layout='constrained', squeeze=False)
+
+
+def _line(axis, curves, name, colour, **style):
+  """The mean of curves {x: distance}, one a seed, in its range over seeds."""
+  x = sorted((float(key) for key in curves[0]
+              if all(curve.get(key) is not None for curve in curves)))
+  keys = {float(key): key for key in curves[0]}
+  y = np.array([[curve[keys[at]] for at in x] for curve in curves])
+  axis.plot(x, y.mean(0), color=colour, label=name, linewidth=1.7, **style)
+  axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
+
+
+def _finish(axis, title, xlabel, **limits):
+  axis.set(title=title, xlabel=xlabel, ylabel=LABEL, **limits)
+  axis.grid(alpha=0.25)
+  axis.legend(frameon=False, fontsize=8)
+
+
+def decays(data: str):
+  """Distance along descents of every decay, and of every gain: the paper's table 3 and figure 9."""
+  groups = {'decays, gain 4': ['eqm', 'start_.5', 'start_.9', 'linear', 'height_.8', 'height_1.4',
+                               'constant'],
+            'truncated .8, by gain': ['gain_1', 'gain_2', 'eqm', 'gain_8']}
+  figure, axes = _axes(2, size=(11, 4.2))
+  for axis, (title, rows) in zip(axes[0], groups.items()):
+    for row, colour in zip(rows, COLOURS):
+      found = results.read(data, 'descended', row)
+      if found:
+        _line(axis, [one['curve'] for one in found], tables.TITLES[row], colour)
+    _finish(axis, title, 'steps (of .003, scaled by 4/gain; linear: of .006)', yscale='log',
+            ylim=(0.2, 10))
+  return figure
+
+
+def evaluations(data: str):
+  """Distance by evaluations of descents, momenta and flows (figure 6), and by step size (figure 7)."""
+  figure, axes = _axes(2, size=(11, 4.2))
+  left, right = axes[0]
+  base, swept = (results.read(data, name, 'eqm') for name in ('descended', 'swept'))
+  lines = {'EqM, descent .003': [one['curve'] for one in base]}
+  for title, name in (('EqM, descent .0125', 'descent 0.0125'),
+                      ('EqM, Nesterov .35, .003', 'nesterov 0.003 0.35'),
+                      ('EqM, Nesterov .35, .012', 'nesterov 0.012 0.35')):
+    lines[title] = [one[name] for one in swept]
+  for title, row in (('flow matching, Euler', 'flow'), ('blind flow matching, Euler', 'blind_flow')):
+    lines[title] = [{key.split()[1]: value for key, value in one['distances'].items()
+                     if key.startswith('ddim')} for one in results.read(data, 'ode', row)]
+  for (title, curves), colour in zip(lines.items(), COLOURS):
+    if curves:
+      _line(left, curves, title, colour)
+  _finish(left, 'by evaluations', 'evaluations', xscale='log', yscale='log', ylim=(0.2, 40))
+  for row, colour in (('flow', COLOURS[4]), ('blind_flow', COLOURS[5])):
+    found = results.read(data, 'step_sizes', row)
+    if found:
+      _line(right, found, f'{tables.TITLES[row]}, 50 steps of factor/50', colour, marker='.')
+  if base and swept:
+    # As many steps for all, of other lengths.
+    fixed = [{str(float(name.split()[1]) / 0.003): one[name]['30'] for name in one
+              if name.startswith('descent') and '30' in one[name]} | {'1.0': start['curve']['30']}
+             for start, one in zip(base, swept)]
+    scaled = [{str(float(name.split()[1]) / 0.003): min(filter(None, one[name].values()))
+               for name in one if name.startswith('descent')} | {'1.0': start['best']['distance']}
+              for start, one in zip(base, swept)]
+    _line(right, fixed, 'EqM, 30 steps of .003 x factor', COLOURS[0], marker='.')
+    _line(right, scaled, 'EqM, the best number of them', COLOURS[1], marker='.')
+  _finish(right, 'by step size', 'factor of the step size', xscale='log', yscale='log')
+  return figure
+
+
+def adaptive(data: str):
+  """Steps taken at norm 3.5 (figure 8), and distance by evaluations of thresholds and fixed steps."""
+  found = results.read(data, 'adaptive', 'eqm')
+  figure, axes = _axes(2, size=(11, 3.8))
+  left, right = axes[0]
+  for one, colour in zip(found, COLOURS):
+    counts = {int(steps): count for steps, count in one['steps_at_3_5'].items()}
+    left.hist(list(counts), bins=np.arange(70, 251, 3), weights=list(counts.values()), alpha=0.5,
+              color=colour, label=f'seed {found.index(one)}')
+    rows = one['rows'].values()
+    right.plot([row['evaluations'] for row in rows], [row['distance'] for row in rows], 'o',
+               color=colour, markersize=4, label=f'stopped by norm, seed {found.index(one)}')
+  left.axvline(250, color='#000000', linewidth=0.8, linestyle=':')
+  left.set(title='evaluations until the field is shorter than 3.5', xlabel='evaluations',
+           ylabel='samples')
+  left.legend(frameon=False, fontsize=8)
+  left.grid(alpha=0.25)
+  for i, one in enumerate(results.read(data, 'descended', 'eqm')):
+    steps = [steps for steps in one['curve'] if int(steps) >= 85]
+    right.plot([int(n) for n in steps], [one['curve'][n] for n in steps], color=COLOURS[i],
+               linewidth=1, label=f'as many for all, seed {i}')
+  _finish(right, 'stopping each sample against stopping all at once', 'evaluations')
+  return figure
+
+
+def noisy(data: str):
+  """Distance by the level of noise that sampling starts from: figure 10."""
+  figure, axes = _axes(1, size=(6.5, 4.2))
+  axis = axes[0, 0]
+  lines = (('eqm', ('threshold', 'distance'), 'EqM, until norm 3.5'),
+           ('eqm', ('fixed', '250'), 'EqM, 250 steps'), ('flow', ('wrong',), 'flow from t = 1'),
+           ('flow', ('told',), 'flow told the level'),
+           ('blind_flow', ('wrong',), 'blind flow from t = 1'),
+           ('blind_flow', ('told',), 'blind flow told the level'))
+  for (row, keys, title), colour in zip(lines, COLOURS):
+    curves = [{level: tables.at(one[level], keys) for level in one}
+              for one in results.read(data, 'noisy', row)]
+    if curves:
+      _line(axis, curves, title, colour, marker='.')
+  _finish(axis, 'from records noised to an unknown level', 'share of noise at the start',
+          yscale='log')
+  return figure
+
+
+def pictures(data: str) -> dict[str, np.ndarray]:
+  """{name: picture}: what partly noised records become, and what classes added make."""
+  found, made = {}, {}
+  for row in ('eqm', 'flow'):
+    read = results.read(data, 'pictured', row)
+    found |= {row: read[0]} if read else {}
+  if len(found) == 2:
+    rows = [found['eqm']['clean']]
+    for level in ('0.25', '0.5', '0.75', '1.0'):
+      rows += [found['eqm'][level]['start'], found['eqm'][level]['threshold'],
+               found['flow'][level]['wrong'], found['flow'][level]['told']]
+    made['partial_noise'] = images.grid(np.concatenate([abilities.unpack(row) for row in rows]), 10)
+  read = results.read(data, 'composed', 'eqm')
+  if read:
+    strips = [abilities.unpack(strip) for one in read[0].values() for strip in one['pictures'].values()]
+    made['composition'] = images.grid(np.concatenate(strips), 10)
+  return made
+
+
+FIGURES = {'decays': ('descended', decays), 'evaluations': ('descended', evaluations),
+           'adaptive': ('adaptive', adaptive), 'noisy': ('noisy', noisy)}
+
+
+def main():
+  for data in models.DATA:
+    for name, (measurement, draw) in FIGURES.items():
+      if results.read(data, measurement, 'eqm'):
+        path = ROOT / f'docs/equilibrium_{name}_{data}.png'
+        draw(data).savefig(path, dpi=110)
+        print(path)
+    for name, picture in pictures(data).items():
+      path = ROOT / f'docs/equilibrium_{name}_{data}.png'
+      images.save_png(path, picture)
+      print(path)
+  README.write_text(tables.filled(README.read_text()))
+  print(README)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,123 @@
+"""A trained network, its noise and its distance from the data: what every measurement rests on."""
+
+from collections.abc import Iterator
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from eqflow import arrays, fields, run, sample, samplers
+from eqflow.data import pipeline
+from eqflow.evaluation import distances, features
+from experiments.equilibrium_matching import models
+
+# Samples for one distance, and how many of them at a time: what stays in a CPU's caches.
+COUNT = {'digits': 1_797, 'fashion_mnist': 1_000}
+BATCH = {'digits': 120, 'fashion_mnist': 40}
+
+
+class Model(NamedTuple):
+  """One training: sample i has labels[i] and starts from noise[i], functions of the seed and i."""
+  data: str
+  config: Any
+  recipe: Any
+  params: Any
+  labels: np.ndarray
+  keys: Any
+  noise: np.ndarray
+
+  def predict(self, labels: Any) -> fields.Predict:
+    """The field, or flow, of these classes."""
+    return fields.bind(self.recipe.network(self.params), jnp.asarray(labels))
+
+
+@functools.lru_cache(maxsize=64)
+def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Model:
+  """The trained network with as many labels and noises as a distance takes."""
+  config, recipe, params = models.load(data, row, seed, runs)
+  count = COUNT[data]
+  real, label = records(data)
+  labels = label if len(real) == count else np.arange(count, dtype=np.int32) % 10
+  keys = jax.vmap(lambda i: sample.key_of(seed, i))(jnp.arange(count, dtype=jnp.uint32))
+  noise = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((count, *config.data.shape)))
+  return Model(data, config, recipe, params, labels, arrays.fold(keys, 2), np.asarray(noise))
+
+
+@functools.cache
+def records(data: str) -> tuple[np.ndarray, np.ndarray]:
+  """(x, label) of all the records that samples are compared with."""
+  return pipeline.arrays(run.open_source(models.config_of(data, 'eqm', 0)))
+
+
+@functools.cache
+def _moments(data):
+  return distances.moments(space(data)(records(data)[0]))
+
+
+def space(data: str):
+  """x -> features: pixels for the digits, a classifier's last hidden layer for Fashion-MNIST."""
+  if data == 'digits':
+    return features.pixels
+  from experiments.equilibrium_matching import classifier
+  return classifier.features
+
+
+def distance(data: str, x: np.ndarray) -> float | None:
+  """The Fréchet distance of samples, clipped to [-1, 1], from all records; None where not finite."""
+  if not np.isfinite(x).all():
+    return None
+  fake = distances.moments(space(data)(np.clip(x, -1, 1)))
+  return distances.frechet_distance(_moments(data), fake)
+
+
+def more(data: str, x: np.ndarray) -> dict[str, float]:
+  """Precision, recall, and the median squared distance in pixels to the nearest record."""
+  x, (real, _) = np.clip(x, -1, 1), records(data)
+  real = real[:10_000]
+  precision, recall = distances.precision_recall(space(data)(real), space(data)(x))
+  near = distances.nearest_distance(features.pixels(x), features.pixels(real))
+  return dict(precision=precision, recall=recall, nearest=float(np.median(near)))
+
+
+def in_batches(model: Model) -> Iterator[np.ndarray]:
+  """The numbers of the samples, batch by batch, all of one size, so that one compilation serves them.
+
+  The last batch is filled up with the first samples: whoever joins results cuts them.
+  """
+  size, n = BATCH[model.data], len(model.labels)
+  for start in range(0, n, size):
+    yield np.arange(start, start + size) % n
+
+
+def descent_path(model: Model, solver: samplers.Solver, num_steps: int, *, every: int = 1,
+                 z: np.ndarray | None = None) -> np.ndarray:
+  """z after 0, every, 2 every, ... steps [k, n, ...]: one descent tells of every shorter one."""
+  z = model.noise if z is None else z
+  parts = []
+  for rows in in_batches(model):
+    states = samplers.sample_path(solver, model.predict(model.labels[rows]), z[rows],
+                                  np.zeros(num_steps + 1, np.float32))
+    parts.append(np.asarray(states[::every]))
+  return np.concatenate(parts, axis=1)[:, :len(z)]
+
+
+def carried(model: Model, solver: samplers.Solver, grid: np.ndarray,
+            z: np.ndarray | None = None) -> np.ndarray:
+  """Samples along times, from noise or from z."""
+  z = model.noise if z is None else z
+  return np.concatenate([
+      np.asarray(samplers.sample(solver, model.predict(model.labels[rows]), z[rows], grid,
+                                 model.keys[rows])) for rows in in_batches(model)])[:len(z)]
+
+
+def curve(data: str, states: np.ndarray, every: int) -> dict[int, float | None]:
+  """{steps: distance} of the states of a descent, but for its start."""
+  return {every * k: distance(data, x) for k, x in enumerate(states) if k}
+
+
+def best(curve: dict[Any, float | None]) -> Any:
+  """The key of the smallest distance."""
+  return min((key for key in curve if curve[key] is not None), key=curve.get)

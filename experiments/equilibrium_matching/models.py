@@ -1,0 +1,101 @@
+"""Which networks are trained: name -> a variant of configs/<data>.py and what it changes.
+
+A row is trained once for each seed; rows that matter most stand first, so that a run broken off
+early still has something to say.
+"""
+
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from eqflow import build, run
+from experiments import ROOT, config_file
+
+SEEDS = (0, 1, 2)
+DATA = ('digits', 'fashion_mnist')
+RUNS = ROOT / 'runs'
+
+
+def _decay(name, **numbers):
+  return {'output': dict(name='equilibrium', decay=dict(name=name, **numbers))}
+
+
+def _energy(name):
+  # The gradient of a square vanishes where the network starts at zero; dot starts there alike.
+  return {'energy': dict(name=name), 'model.final_scale': 0.02}
+
+
+# Told the time, a field may not be descended: it is a flow, sampled as one.
+_FLOW = dict(solver=dict(name='ddim'), num_steps=50, grid=dict(name='uniform', start=1.0, end=0.0))
+
+ROWS = {
+    'eqm':        ('eqm', {}),
+    'flow':       ('flow', {}),
+    'blind_flow': ('blind_flow', {}),
+    'heldout':    ('eqm', {'data.split': 'train', 'evaluate.split': 'train'}),
+    'eqm_time':   ('eqm', {'model.label_noise': dict(name='time'), 'sample': _FLOW}),
+    'linear':     ('eqm', _decay('linear', gain=4.0)),
+    'dot':        ('eqm', _energy('dot')),
+    'constant':   ('eqm', _decay('constant', gain=4.0)),
+    'start_.5':   ('eqm', _decay('truncated', start=0.5, gain=4.0)),
+    'start_.9':   ('eqm', _decay('truncated', start=0.9, gain=4.0)),
+    'height_.8':  ('eqm', _decay('piecewise', start=0.8, height=0.8, gain=4.0)),
+    'height_1.4': ('eqm', _decay('piecewise', start=0.8, height=1.4, gain=4.0)),
+    'gain_1':     ('eqm', _decay('truncated', start=0.8, gain=1.0)),
+    'gain_2':     ('eqm', _decay('truncated', start=0.8, gain=2.0)),
+    'gain_8':     ('eqm', _decay('truncated', start=0.8, gain=8.0)),
+    'squared_norm': ('eqm', _energy('squared_norm')),
+    'negative':   ('eqm', _energy('negative_squared_norm')),
+}
+# Examples seen, on the digits half of what configs/digits.py sees.
+EXAMPLES = {'digits': 192_000, 'fashion_mnist': 256_000}
+# Of 28x28 only what two cores train in two hours.
+ROWS_OF = {
+    'digits': list(ROWS),
+    'fashion_mnist': ['eqm', 'flow', 'blind_flow', 'eqm_time', 'linear', 'start_.5', 'start_.9'],
+}
+
+
+def config_of(data: str, row: str, seed: int) -> ConfigDict:
+  """The locked config of one training; raises KeyError for a row that is none."""
+  variant, changes = ROWS[row]
+  config = config_file(data).get_config(variant)
+  config.seed = seed
+  config.train.num_examples = EXAMPLES[data]
+  # Nobody looks at pictures or old checkpoints of these.
+  config.train.sample_examples = 10 * config.train.num_examples
+  config.train.checkpoint_examples = config.train.num_examples // 2
+  config.train.keep_checkpoints = 1
+  for path, value in changes.items():
+    section, _, key = path.rpartition('.')
+    owner = config[section] if section else config
+    owner[key] = ConfigDict(owner[key].to_dict() | value) if path == 'sample' else (
+        ConfigDict(value) if isinstance(value, dict) else value)
+  return config.lock()
+
+
+def folder(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> pathlib.Path:
+  """Where that training writes."""
+  return runs / 'equilibrium_matching' / data / f'{row}_{seed}'
+
+
+def steps_of(config: ConfigDict) -> int:
+  """How many updates the config asks for."""
+  return -(-config.train.num_examples // config.train.batch)
+
+
+def trained(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> bool:
+  """Whether the last checkpoint of that training is written."""
+  steps = steps_of(config_of(data, row, seed))
+  return (folder(data, row, seed, runs) / f'checkpoints/{steps}').is_dir()
+
+
+def load(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> tuple[ConfigDict, Any, Any]:
+  """(config, recipe, averaged params) of a finished training; raises FileNotFoundError without one."""
+  config = config_of(data, row, seed)
+  if not trained(data, row, seed, runs):
+    raise FileNotFoundError(f'{folder(data, row, seed, runs)} is not trained: first run '
+                            f'python -m experiments.equilibrium_matching.train --data={data}')
+  recipe = build.recipe(config)
+  return config, recipe, run.restore(config, recipe, folder(data, row, seed, runs))[1]

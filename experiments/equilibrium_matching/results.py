@@ -1,0 +1,37 @@
+"""Numbers on disk: results/<data>/<measurement>/<row>_<seed>.json, each whole or not there."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).parent / 'results'
+
+
+def path(data: str, measurement: str, row: str, seed: int) -> pathlib.Path:
+  """Where the numbers of one measurement of one training stand."""
+  return FOLDER / data / measurement / f'{row}_{seed}.json'
+
+
+def write(target: pathlib.Path, found: dict[str, Any]) -> None:
+  """found as JSON, floats to five digits; a process that is killed leaves the old file or the new."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = target.with_suffix(f'.{os.getpid()}')
+  partial.write_text(json.dumps(_short(found), indent=1) + '\n')
+  os.replace(partial, target)
+
+
+def read(data: str, measurement: str, row: str) -> list[dict[str, Any]]:
+  """What was found for that row, one entry a seed of training, in the order of the seeds."""
+  found = sorted((FOLDER / data / measurement).glob(f'{row}_?.json'))
+  return [json.loads(file.read_text()) for file in found]
+
+
+def _short(value):
+  if isinstance(value, dict):
+    return {str(key): _short(each) for key, each in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_short(each) for each in value]
+  if hasattr(value, 'tolist'):
+    return _short(value.tolist())
+  return float(f'{value:.5g}') if isinstance(value, float) else value

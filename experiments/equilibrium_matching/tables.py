@@ -1,0 +1,247 @@
+"""Tables of the stored results: {name: markdown}, mean ± standard deviation over seeds of training."""
+
+import re
+
+import numpy as np
+
+from eqflow.evaluation import report
+from experiments.equilibrium_matching import models, results
+
+TITLES = {
+    'eqm': 'truncated .8, gain 4', 'flow': 'flow matching', 'blind_flow': 'blind flow matching',
+    'eqm_time': 'EqM told the time', 'linear': 'linear', 'constant': 'constant',
+    'start_.5': 'truncated .5', 'start_.9': 'truncated .9', 'height_.8': 'piecewise .8, height .8',
+    'height_1.4': 'piecewise .8, height 1.4', 'gain_1': 'truncated .8, gain 1',
+    'gain_2': 'truncated .8, gain 2', 'gain_8': 'truncated .8, gain 8', 'dot': 'energy z · f(z)',
+    'squared_norm': 'energy |f|²/2', 'negative': 'energy −|f|²/2',
+}
+
+ENERGIES = 'dot', 'squared_norm', 'negative'
+
+
+def spread(values: list) -> str:
+  """'mean ± std' of one number a seed; the number alone where there is one seed."""
+  values = [value for value in values if value is not None]
+  if not values:
+    return ''
+  mean = f'{np.mean(values):.3f}'
+  return mean if len(values) == 1 else f'{mean} ± {np.std(values, ddof=1):.3f}'
+
+
+def _row(found, how):
+  """Distance, how it was sampled and the rest of {best} of every seed."""
+  cells = {'seeds': len(found), 'distance': spread([one['best']['distance'] for one in found]),
+           'sampler': how}
+  return cells | {name: spread([one['best'][name] for one in found])
+                  for name in ('precision', 'recall', 'nearest')}
+
+
+def _steps(found):
+  steps = sorted({one['best']['steps'] for one in found})
+  return f'descent {found[0]["step_size"]:g} x {steps[0]}' + (
+      f' to {steps[-1]}' if len(steps) > 1 else '')
+
+
+def _solvers(found):
+  return ', '.join(sorted({one['best']['solver'] for one in found}))
+
+
+def models_table(data: str) -> str:
+  """EqM, flow matching, blind flow matching and EqM told the time, each by its best samplers."""
+  rows = {}
+  for name, measurement, row, how in (
+      ('EqM, descent', 'descended', 'eqm', _steps), ('EqM, ODE of f/c', 'ode', 'eqm', _solvers),
+      ('flow matching, ODE', 'ode', 'flow', _solvers),
+      ('flow matching, SDE', 'stochastic', 'flow', _solvers),
+      ('blind flow matching, ODE', 'ode', 'blind_flow', _solvers),
+      ('blind flow matching, descent', 'descended', 'blind_flow', _steps),
+      ('EqM told the time, ODE of f/c', 'ode', 'eqm_time', _solvers)):
+    found = results.read(data, measurement, row)
+    if found:
+      rows[name] = _row(found, how(found))
+  swept = results.read(data, 'swept', 'eqm')
+  if swept:
+    name = 'nesterov 0.003 0.35'
+    best = [_lowest(one[name]) for one in swept]
+    steps = ', '.join(str(steps) for steps in sorted({steps for _, steps in best}))
+    rows['EqM, Nesterov'] = {'seeds': len(best), 'distance': spread([value for value, _ in best]),
+                             'sampler': f'{name} x {steps}'}
+  return report.table(rows)
+
+
+def _lowest(curve):
+  return min((value, int(steps)) for steps, value in curve.items() if value is not None)
+
+
+def decays(data: str) -> str:
+  """Every decay and gain at its best number of steps, and at twice that."""
+  rows = {}
+  for row in models.ROWS_OF[data]:
+    found = results.read(data, 'descended', row)
+    if not found or row in ('blind_flow', *ENERGIES):
+      continue
+    late = [one['curve'].get(str(min(250, 2 * one['best']['steps']))) for one in found]
+    rows[TITLES[row]] = {
+        'seeds': len(found), 'step size': found[0]['step_size'],
+        'best steps': ', '.join(str(one['best']['steps']) for one in found),
+        'distance': spread([one['best']['distance'] for one in found]),
+        'after twice as many, at most 250': spread(late)}
+  return report.table(rows)
+
+
+def energies(data: str) -> str:
+  """Explicit energies beside the plain field, descended by the true gradient."""
+  rows = {}
+  for row in ('eqm', *ENERGIES):
+    found = results.read(data, 'descended', row)
+    if found:
+      rows[TITLES[row] if row != 'eqm' else 'none'] = _row(found, _steps(found))
+  return report.table(rows)
+
+
+def two_by_two(data: str) -> str:
+  """Told the time or not, by decay: each by the best of what can sample it."""
+  def best(row):
+    tried = [results.read(data, name, row) for name in ('ode', 'descended')]
+    pairs = [[one['best']['distance'] for one in found] for found in tried if found]
+    return spread(min(pairs, key=np.mean)) if pairs else ''
+  return report.table({
+      'told the time': {'constant': best('flow'), 'truncated .8': best('eqm_time')},
+      'blind to time': {'constant': best('blind_flow'), 'truncated .8': best('eqm')}})
+
+
+def adaptive(data: str) -> str:
+  """By threshold: evaluations, share saved of 250, distance, and that of fixed steps at that cost."""
+  found = results.read(data, 'adaptive', 'eqm')
+  rows = {}
+  for threshold in found[0]['rows'] if found else ():
+    of = lambda key: [one['rows'][threshold][key] for one in found]
+    change = [one['rows'][threshold]['distance'] / one['fixed_250'] - 1 for one in found]
+    rows[threshold] = {
+        'evaluations': f'{np.mean(of("evaluations")):.0f}',
+        'saved': f'{1 - np.mean(of("evaluations")) / 250:.1%}', 'distance': spread(of('distance')),
+        'against 250 steps': f'{np.mean(change):+.0%}',
+        'as many fixed steps': spread(of('fixed')), 'unfinished': f'{np.mean(of("unfinished")):.0f}'}
+  return report.table(rows)
+
+
+def noisy(data: str) -> str:
+  """By the level of noise at the start: EqM that is not told, flows told right and wrong."""
+  eqm, flow, blind = (results.read(data, 'noisy', row) for row in ('eqm', 'flow', 'blind_flow'))
+  rows = {}
+  for level in eqm[0] if eqm else ():
+    of = lambda found, *keys: spread([at(one[level], keys) for one in found])
+    rows[level] = {
+        'EqM, norm < 3.5': of(eqm, 'threshold', 'distance'),
+        'evaluations': f'{np.mean([one[level]["threshold"]["evaluations"] for one in eqm]):.0f}',
+        'EqM, 250 steps': of(eqm, 'fixed', '250'), 'flow from t = 1': of(flow, 'wrong'),
+        'flow told t': of(flow, 'told'), 'blind flow from t = 1': of(blind, 'wrong'),
+        'blind flow told t': of(blind, 'told'), 'the start': of(eqm, 'corrupted')}
+  return report.table(rows)
+
+
+def noisy_thresholds(data: str) -> str:
+  """By threshold and level: EqM's distance over that of flow matching told the level."""
+  eqm, flow = (results.read(data, 'noisy', row) for row in ('eqm', 'flow'))
+  rows = {}
+  for threshold in next(iter(eqm[0].values())).get('rows', ()) if eqm and flow else ():
+    rows[threshold] = {level: spread([
+        one[level]['rows'][threshold]['distance'] / told[level]['told']
+        for one, told in zip(eqm, flow)]) for level in eqm[0]}
+  return report.table(rows)
+
+
+def at(tree: dict, keys: tuple) -> float:
+  """tree[keys[0]][keys[1]]..."""
+  for key in keys:
+    tree = tree[key]
+  return tree
+
+
+def detected(data: str, row: str = 'heldout') -> str:
+  """AUROC of every score on every set, the held-out digits inside."""
+  found = results.read(data, 'detected', row)
+  return report.table({name: {score: spread([one[name][score] for one in found])
+                              for score in found[0][name]} for name in found[0]} if found else {})
+
+
+def descents(data: str) -> str:
+  """Step sizes, momenta and optimizers: distances after some numbers of evaluations, and the best."""
+  rows, columns = {}, ('10', '25', '50', '75', '100', '150')
+  base = results.read(data, 'descended', 'eqm')
+  swept = results.read(data, 'swept', 'eqm'), results.read(data, 'optimized', 'eqm')
+  curves = {'descent 0.003': [one['curve'] for one in base]} if base else {}
+  for found in swept:
+    for name in found[0] if found else ():
+      curves[name] = [one[name] for one in found]
+  for name, of in curves.items():
+    lowest = [_lowest(one) for one in of]
+    rows[name] = {steps: spread([one.get(steps) for one in of]) for steps in columns} | {
+        'best': spread([value for value, _ in lowest]),
+        'at': ', '.join(str(steps) for _, steps in lowest)}
+  return report.table(rows)
+
+
+def solvers(data: str) -> str:
+  """Flow matching by ODE and SDE solvers, EqM's f/c by ODE solvers."""
+  rows = {}
+  for measurement, row in (('ode', 'flow'), ('ode', 'eqm'), ('ode', 'blind_flow'),
+                           ('ode', 'eqm_time'), ('stochastic', 'flow')):
+    found = results.read(data, measurement, row)
+    for name in found[0]['distances'] if found else ():
+      rows.setdefault(name, {})[TITLES[row] if row != 'eqm' else 'EqM'] = spread(
+          [one['distances'][name] for one in found])
+  return report.table(rows)
+
+
+def timed(data: str) -> str:
+  """10,000 samples by slots refilled and by batches run to their slowest."""
+  rows = {}
+  for i, one in enumerate(results.read(data, 'timed', 'eqm')):
+    for name in ('slowest', 'refilled'):
+      rows[f'{name}, seed {i}'] = {'wall, s': one[name]['wall'], 'processor, s': one[name]['processor']}
+    rows[f'saved, seed {i}'] = {'wall, s': one['kept_wall'], 'processor, s': one['kept_processor'],
+                                'promised': one['promised']}
+  return report.table(rows)
+
+
+def composed_energies(data: str) -> str:
+  """Mean E_a and E_b of the dot energy: where both are descended, and where one is."""
+  found = results.read(data, 'composed', 'dot')
+  rows = {}
+  for pair in found[0] if found else ():
+    a, b = pair.split('+')
+    of = lambda name, y: spread([one[pair]['energies'][name][y] for one in found])
+    rows[pair] = {'E_a at both': of('both', a), 'E_a at b': of(b, a), 'E_b at both': of('both', b),
+                  'E_b at a': of(a, b)}
+  return report.table(rows)
+
+
+def composed(data: str) -> str:
+  """Mean |f_a| and |f_b| where the fields of a and b are added, and where one of them is descended."""
+  found = results.read(data, 'composed', 'eqm')
+  rows = {}
+  for pair in found[0] if found else ():
+    a, b = pair.split('+')
+    of = lambda name, y: spread([one[pair]['norms'][name][y] for one in found])
+    rows[pair] = {'|f_a| at both': of('both', a), '|f_a| at b': of(b, a), '|f_a| at a': of(a, a),
+                  '|f_b| at both': of('both', b), '|f_b| at a': of(a, b), '|f_b| at b': of(b, b)}
+  return report.table(rows)
+
+
+TABLES = {'models': models_table, 'decays': decays, 'energies': energies,
+          'two_by_two': two_by_two, 'adaptive': adaptive,
+          'noisy': noisy, 'noisy_thresholds': noisy_thresholds,
+          'detected': detected, 'descents': descents, 'solvers': solvers,
+          'timed': timed, 'composed': composed,
+          'composed_energies': composed_energies}
+
+
+def filled(text: str) -> str:
+  """text with what stands between <!-- data table --> and <!-- end --> replaced by the table."""
+  def one(match):
+    data, name = match.group(1).split()
+    table = TABLES[name](data)
+    rows = table.count('\n') - 1
+    return f'<!-- {data} {name} -->\n{table if rows else "not yet measured"}\n<!-- end -->'
+  return re.sub(r'<!-- (\w+ \w+) -->\n.*?<!-- end -->', one, text, flags=re.DOTALL)

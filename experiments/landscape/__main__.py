@@ -1,0 +1,22 @@
+"""The landscape of two rings of points, one that works and one that does not: docs/landscape.png."""
+
+import pathlib
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+from experiments.landscape import figures  # noqa: E402
+
+PATH = pathlib.Path(__file__).parents[2] / 'docs/landscape.png'
+
+
+def main():
+  ends = {radius: figures.descended(figures.ring(radius), 300, 300)
+          for radius in (figures.FAR, figures.NEAR)}
+  figures.draw_landscapes(ends).savefig(PATH, dpi=110)
+  print(PATH)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,162 @@
+"""Equilibrium Matching by config: decays, conditioning on time, data exactly, dispersion."""
+
+import json
+
+import jax
+from jax import numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+import pytest
+
+from eqflow import build, losses, names, run, times
+from experiments import config_file as load
+
+ODE = dict(solver=dict(name='ddim'), num_steps=40, grid=dict(name='uniform', start=1.0, end=0.0))
+LATE = ODE | dict(grid=dict(name='uniform', start=0.99, end=0.0))
+POINTS = np.array([[1.0, 1.0], [-1.0, -1.0]], np.float32)
+
+
+def _config(file='toy', **changes):
+  config = load(file).get_config('eqm')
+  for path, value in changes.items():
+    *parents, key = path.split('__')
+    section = config
+    for parent in parents:
+      section = section[parent]
+    # A section replaces another whole, but sample keeps what it is not given.
+    for name, given in (value.items() if key == 'sample' else [(key, value)]):
+      target = section.sample if key == 'sample' else section
+      with target.unlocked():
+        target[name] = ConfigDict(given) if isinstance(given, dict) else given
+  return config
+
+
+def _batch(x, classes=0):
+  b = len(x)
+  return {'x': jnp.asarray(x), 'label': jnp.arange(b) % max(classes, 1),
+          'index': jnp.arange(b, dtype=jnp.uint32)}
+
+
+# [Wang & Du 2510.02300, eqs. 4 to 6], of gamma = 1 - t.
+@pytest.mark.parametrize('section,written', [
+    (dict(name='constant', gain=3.0), lambda g: 3 + 0 * g),
+    (dict(name='linear', gain=2.0), lambda g: 2 * (1 - g)),
+    (dict(name='truncated', start=0.6, gain=4.0), lambda g: 4 * np.where(g <= 0.6, 1, (1 - g) / 0.4)),
+    (dict(name='piecewise', start=0.6, height=1.4, gain=2.0),
+     lambda g: 2 * np.where(g <= 0.6, 1.4 - 0.4 / 0.6 * g, (1 - g) / 0.4))], ids=lambda v: str(v)[:20])
+def test_every_decay_and_its_gain_is_a_row(section, written):
+  # The network starts at zero, so the loss is c(gamma)^2 |eps - x|^2, and flow matching's |eps - x|^2.
+  small = dict(model__width=8, model__depth=1)
+  recipe = build.recipe(_config(output__decay=section, **small))
+  flow = build.recipe(_config(output=dict(name='u'), sample=ODE, **small))
+  batch, keys = _batch(POINTS.repeat(8, 0)), jax.random.split(jax.random.key(1), 16)
+  params = recipe.init(jax.random.key(0))
+  (found, aux), (plain, _) = (one.loss(keys, params, batch) for one in (recipe, flow))
+  np.testing.assert_allclose(found, written(1 - np.asarray(aux['t'])) ** 2 * plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize('label', ['none', 'time'])
+@pytest.mark.parametrize('decay', [
+    dict(name='constant', gain=1.0), dict(name='truncated', start=0.8, gain=4.0)], ids=str)
+def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(decay, label):
+  # Two points: noise goes to the one that it is nearer to.
+  descends = label == 'none' and decay['name'] == 'truncated'
+  how = dict(solver=dict(name='gradient_descent', step_size=0.01), num_steps=80) if descends else ODE
+  recipe = build.recipe(_config(output__decay=decay, model__label_noise=dict(name=label),
+                                model__width=64, model__depth=1, sample=how))
+  adam, batch = optax.adam(5e-3), _batch(POINTS.repeat(64, 0))
+
+  @jax.jit
+  def trained_and_drawn():
+    def step(carry, i):
+      params, state = carry
+      i = i.astype(jnp.uint32)
+      keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(jax.random.key(2), i), k))(
+          batch['index'])
+      moved = batch | {'index': batch['index'] + 128 * i}
+      value, grads = jax.value_and_grad(lambda p: recipe.loss(keys, p, moved)[0].mean())(params)
+      updates, state = adam.update(grads, state)
+      return (optax.apply_updates(params, updates), state), value
+    params = recipe.init(jax.random.key(0))
+    (params, _), values = jax.lax.scan(step, (params, adam.init(params)), jnp.arange(600))
+    keys = jax.random.split(jax.random.key(3), 200)
+    return values, recipe.draw(params, keys, jnp.zeros(200, jnp.int32))[0]
+
+  values, x = trained_and_drawn()
+  assert values[-20:].mean() < 0.75 * values[0]
+  far = np.linalg.norm(np.asarray(x)[:, None] - POINTS, axis=-1).min(1)
+  assert np.median(far) < 0.45, 'noise is 1.1 from the nearer point'
+  signs = np.asarray(x).sum(1) > 0
+  assert 0.3 < signs.mean() < 0.7
+
+
+def test_a_config_puts_a_share_of_the_batch_at_data():
+  small = dict(model__width=8, model__depth=1)
+  batch, keys = _batch(POINTS.repeat(50, 0)), jax.random.split(jax.random.key(1), 100)
+  recipe = build.recipe(_config(loss__at_data=0.2, **small))
+  loss, aux = recipe.loss(keys, recipe.init(jax.random.key(0)), batch)
+  at_data = np.asarray(aux['t'] == 0)
+  assert abs(at_data.sum() - 20) <= 1
+  # There the target is zero, and so is a network that starts at zero.
+  assert (np.asarray(loss)[at_data] == 0).all() and (np.asarray(loss)[~at_data] > 0).all()
+
+
+@pytest.mark.parametrize('changes,message', [
+    (dict(loss__at_data=1.0), r'config.loss.at_data=1.0: give a finite number from 0 to'),
+    (dict(loss__at_data=0.1, loss__space='x'), "config.loss: output 'equilibrium' has no bounded loss"),
+    (dict(loss__at_data=0.1, output=dict(name='u'), sample=LATE,
+          model__label_noise=dict(name='logsnr')), "noise label 'logsnr' is not finite"),
+    (dict(loss__at_data=0.1, output=dict(name='eps'), sample=LATE, loss__space='eps',
+        loss__weight=dict(name='on_logsnr', w=dict(name='sigmoid', bias=0.0)),
+        loss__density=dict(name='adaptive', low=-5.0, high=5.0, bins=10, keep=0.9)),
+     "config.loss.at_data=0.1 with config.loss.density.name='adaptive', which has no place for t=0"),
+    (dict(loss__dispersive=-0.5), r'config.loss.dispersive=-0.5: give a finite number of 0 or more')])
+def test_options_that_cannot_be_are_refused_by_key(changes, message):
+  with pytest.raises(ValueError, match=message):
+    build.recipe(_config(**changes))
+
+
+@pytest.mark.parametrize('key', ['at_data', 'dispersive'])
+def test_a_config_without_them_is_not_complete(key):
+  config = _config()
+  del config.loss[key]
+  with pytest.raises(ValueError, match=f'config.loss.{key} is missing: a config is complete'):
+    build.recipe(config)
+
+
+def test_the_last_blocks_activations_are_dispersed_at_the_weight_of_the_config():
+  config = _config('digits', model__width=8, model__depth=2, model__heads=2)
+  plain, dispersed = (build.recipe(_config('digits', model__width=8, model__depth=2, model__heads=2,
+                                           loss__dispersive=weight)) for weight in (0.0, 0.5))
+  x = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
+  batch, keys = _batch(x, 10), jax.random.split(jax.random.key(1), 6)
+  params = jax.tree.map(lambda a: a + 0.1, plain.init(jax.random.key(0)))
+  module = build.model(config.model, 10)
+  def captured(params):
+    (loss, aux), (more, _) = (one.loss(keys, params, batch) for one in (plain, dispersed))
+    # Which states the loss saw.
+    seen = {}
+    def spy(z, t):
+      seen.update(z=z)
+      return z
+    losses.matching_loss(keys, spy, batch['x'], process=names.PROCESSES['linear'],
+                         output=names.OUTPUTS['u'], density=times.uniform,
+                         u=times.low_discrepancy(batch['index'], np.uint32(config.seed)))
+    _, kept = module.apply({'params': params}, seen['z'], jnp.zeros(6), batch['label'],
+                           capture_intermediates=lambda m, _: m.name == 'block_1')
+    h = kept['intermediates']['block_1']['__call__'][0]
+    return loss, more, losses.dispersive(h)
+  loss, more, spread = jax.jit(captured)(params)
+  assert spread < -1e-3
+  np.testing.assert_allclose(more - loss, 0.5 * spread * np.ones(6), rtol=2e-3, atol=1e-5)
+
+
+def test_a_run_from_before_these_keys_goes_on(tmp_path):
+  config = _config()
+  old = json.loads(config.to_json_best_effort())
+  del old['energy'], old['loss']['at_data'], old['loss']['dispersive'], old['model']['final_scale']
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  run.check_config(config, tmp_path)
+  with pytest.raises(ValueError, match="config.energy.name: 'none' there, 'dot' given"):
+    run.check_config(_config(energy=dict(name='dot')), tmp_path)
