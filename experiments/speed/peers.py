@@ -135,9 +135,10 @@ HEADING = '## Sampling, against diffusers\' loop in torch'
 READING = '''\
 At batch 1 the solvers with more small arithmetic pay for how XLA's CPU backend orders it: in two quick
 looks (`--pairs 9`), with `XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false`, a sample
-took 3.1 to 3.5 ms with DDIM, 3.5 to 3.7 with DPM-Solver++ and 6.2 to 6.5 with Heun, 7.6 to 9.5 times as fast
-as torch. At width 256 most of the time is matrix products, 240 GFLOP a sample: XLA's ran at 180 to 260
-GFLOP/s here, torch's at 310, and twice torch's speed would ask for 330, about the peak of two cores.'''
+took 3.1 to 3.5 ms with DDIM, 3.5 to 3.7 with DPM-Solver++ and 6.2 to 6.5 with Heun, 7.6 to 9.5 times
+as fast as torch. At width 256 most of the time is matrix products, 240 GFLOP a sample: XLA's ran at 180
+to 260 GFLOP/s here, torch's at 310, and twice torch's speed would ask for 330, about the peak of two
+cores.'''
 
 
 def write(rows, machine):
