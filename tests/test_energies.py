@@ -203,7 +203,7 @@ def test_a_config_samples_by_the_true_gradient_and_gives_the_energy(kind):
   assert plain.energy is None
   params = recipe.init(jax.random.key(0))
   keys, labels = jax.random.split(jax.random.key(1), 3), jnp.array([0, 1, 1])
-  found, evaluations = recipe.draw(params, keys, labels)
+  found, evaluations, _ = recipe.draw(params, keys, labels)
   assert (np.asarray(evaluations) == 5).all()
 
   module, t = build.model(config.model, 2), jnp.zeros(3)
