@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eqflow import arrays, oracles, outputs, processes, samplers, sde, times
+from eqflow.interop import conventions
 from tests import rows
 
 COSINE, LINEAR = processes.cosine, processes.linear
@@ -192,16 +193,35 @@ def test_edms_sampler_is_algorithm_2_of_its_paper(churn, x64):
   np.testing.assert_allclose(found, x, rtol=1e-10)
 
 
-def test_edms_sampler_is_the_same_on_every_process(x64):
-  # On the linear process z is (1 - t) times EDM's, at t = sigma/(1 + sigma).
-  grid, keys = times.karras_grid(12, sigma_max=20.0), KEYS
+GAMMAS = 2 * np.log(0.0019), 2 * np.log(40.0)
+# (process, alpha and t at EDM's sigma, the last sigma): vdm's process has noise left at t = 0.
+ELSEWHERE = {
+    'linear': (LINEAR, lambda sigma: 1 / (1 + sigma), lambda sigma: sigma / (1 + sigma), 0.0),
+    'cosine': (COSINE, lambda sigma: 1 / np.hypot(1, sigma),
+               lambda sigma: 2 / np.pi * np.arctan(sigma), 0.0),
+    'vdm': (conventions.vdm(outputs.v, gamma_min=GAMMAS[0], gamma_max=GAMMAS[1]).process,
+            lambda sigma: 1 / np.hypot(1, sigma),
+            lambda sigma: (2 * np.log(sigma) - GAMMAS[0]) / (GAMMAS[1] - GAMMAS[0]), 0.00195),
+}
+
+
+@pytest.mark.parametrize('name', ELSEWHERE)
+def test_edms_sampler_is_the_same_on_every_process(name, x64):
+  # z is alpha times EDM's, where the noise-to-signal ratio is EDM's sigma; vdm's 0.002 is at t = 0.005.
+  process, alpha, time, last = ELSEWHERE[name]
+  grid = np.append(times.karras_grid(12, sigma_max=20.0)[:-1], last)
   z = 20.0 * jax.random.normal(jax.random.key(0), (64, 1))
-  make = lambda p: samplers.edm(p, outputs.v, num_steps=12, **CHURN)
-  own = samplers.sample(make(processes.edm), _gaussian(processes.edm, outputs.v), z, grid, keys)
+  make = lambda p: samplers.edm(p, outputs.v, num_steps=12, **{**CHURN, 'sigma_min': 0.0})
+  own = samplers.sample(make(processes.edm), _gaussian(processes.edm, outputs.v), z, grid, KEYS)
+  found = samplers.sample(make(process), _gaussian(process, outputs.v), alpha(grid[0]) * z,
+                          time(grid), KEYS)
+  np.testing.assert_allclose(found, alpha(last) * own, rtol=1e-8)
+
+
+def test_karras_grid_is_edms_on_another_process(x64):
+  grid = times.karras_grid(12, sigma_max=20.0)
   there = times.karras_grid(12, process=LINEAR, sigma_max=20.0)
   np.testing.assert_allclose(there, grid / (1 + grid), rtol=1e-10)
-  found = samplers.sample(make(LINEAR), _gaussian(LINEAR, outputs.v), (1 - there[0]) * z, there, keys)
-  np.testing.assert_allclose(found, own, rtol=1e-8)
 
 
 @pytest.mark.parametrize('last', ['last_mean', 'last_tweedie', 'last_euler'])
