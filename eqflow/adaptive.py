@@ -85,14 +85,13 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
   import diffrax
 
   b, dtype, own = arrays.batch_size(y), jnp.result_type(float), y
-  cast = lambda tree, like: jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
   # diffrax needs time and every leaf, its slope and its error in one dtype.
   y = jax.tree.map(lambda a: jnp.asarray(a, jnp.promote_types(jnp.result_type(a), dtype)), y)
 
   # Time is the share of the way: direction and first step are known whatever start and end are.
   def slope(y, share):
-    slopes = field(cast(y, own), (1 - share) * start + share * end)
-    return arrays.combine((end - start, cast(slopes, y)))
+    slopes = field(_cast(y, own), (1 - share) * start + share * end)
+    return arrays.combine((end - start, _cast(slopes, y)))
 
   # A field may know its batch (a bound condition does), so all samples enter it together, also
   # where they step one by one.
@@ -114,7 +113,11 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
     return ys, 1 + 6 * found.stats['num_steps']
 
   y, count = jax.vmap(solve, axis_name='samples')(y, slope(y, jnp.zeros(b, dtype)))
-  return cast(y, own), count
+  return _cast(y, own), count
+
+
+def _cast(tree, like):
+  return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
 
 def _largest(error):

@@ -96,7 +96,8 @@ def test_the_bias_on_gaussian_data_falls_with_the_steps(name, process, x64, give
   assert order >= 0.9 and bias[-1] < 0.02, f'{name}: weak order {order:.2f}, biases {bias}'
 
 
-@pytest.mark.parametrize('name', ['ddim churn 0.3', 'ancestral', 'edm', 'dpmpp_2m churn 0.5', 'sde sigma'])
+@pytest.mark.parametrize('name', ['ddim churn 0.3', 'ancestral', 'edm', 'dpmpp_2m churn 0.5',
+                                  'sde sigma'])
 def test_the_bias_on_correlated_gaussian_data_falls_with_the_steps(name, x64, given_noise):
   order, bias = weak_order(name, COSINE, given_noise, PLANE)
   assert order >= 0.9 and bias[-1] < 0.02, f'{name}: weak order {order:.2f}, biases {bias}'
