@@ -79,15 +79,19 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
   """(y at `end`, evaluations [b]) for dy/dt = field(y, t), y [b, ...] given at `start`, t [b].
 
   Every sample steps as it needs to: the root mean square over each of its leaves of the step's
-  error/(atol + rtol |y|) stays below 1. y is NaN where that takes more than max_steps steps.
+  error/(atol + rtol |y|) stays below 1. y is NaN where that takes more than max_steps steps. The
+  field is given y in its own dtype, and y is kept in float32 or wider between.
   """
   import diffrax
 
-  b, dtype = arrays.batch_size(y), jnp.result_type(float)
+  b, dtype, own = arrays.batch_size(y), jnp.result_type(float), y
+  # diffrax needs time and every leaf, its slope and its error in one dtype.
+  y = jax.tree.map(lambda a: jnp.asarray(a, jnp.promote_types(jnp.result_type(a), dtype)), y)
 
   # Time is the share of the way: direction and first step are known whatever start and end are.
   def slope(y, share):
-    return arrays.combine((end - start, field(y, (1 - share) * start + share * end)))
+    slopes = field(_cast(y, own), (1 - share) * start + share * end)
+    return arrays.combine((end - start, _cast(slopes, y)))
 
   # A field may know its batch (a bound condition does), so all samples enter it together, also
   # where they step one by one.
@@ -108,7 +112,12 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
     ys = jax.tree.map(lambda a: jnp.where(success, a[0], jnp.nan), found.ys)
     return ys, 1 + 6 * found.stats['num_steps']
 
-  return jax.vmap(solve, axis_name='samples')(y, slope(y, jnp.zeros(b, dtype)))
+  y, count = jax.vmap(solve, axis_name='samples')(y, slope(y, jnp.zeros(b, dtype)))
+  return _cast(y, own), count
+
+
+def _cast(tree, like):
+  return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
 
 def _largest(error):

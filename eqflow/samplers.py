@@ -190,8 +190,10 @@ def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_ste
   sigma = processes.noise_to_signal(process, t)
   inside = (sigma >= sigma_min) & (sigma <= sigma_max) & jnp.isfinite(sigma)
   gamma = jnp.where(inside, jnp.minimum(churn / num_steps, math.sqrt(2) - 1), 0)
-  # Looked for between t and 4 t, where every process is noisier by sqrt(2) or at its end.
-  noisier = processes.time_of_logsnr(process, -2 * jnp.log(sigma * (1 + gamma)), low=t, high=4 * t)
+  # Looked for up to 1, where every process but `edm` ends, or to 4 t, where that one is noisier by 4.
+  # Beyond its end a process has no log-SNR, which bisects down.
+  noisier = processes.time_of_logsnr(process, -2 * jnp.log(sigma * (1 + gamma)), low=t,
+                                     high=jnp.maximum(4 * t, 1))
   up = jnp.where(gamma > 0, noisier, t)
   here, there = process(t), process(up)
   share = jnp.where(gamma > 0, there.x / jnp.where(gamma > 0, here.x, 1), 1)

@@ -120,6 +120,34 @@ def test_trees_are_integrated_leaf_by_leaf():
   np.testing.assert_allclose(end['b'], end['a'][:, :1, None], rtol=1e-6)
 
 
+def test_leaves_of_any_dtype_are_integrated_in_a_wide_one(x64):
+  z = {name: jnp.full((2, 3), 0.5, name) for name in ('bfloat16', 'float16', 'float32', 'float64')}
+  seen = []
+  def predict(z, t):
+    seen.append({name: a.dtype for name, a in z.items()})
+    return z
+  for wide in (True, False):
+    with jax.enable_x64(wide):
+      given = z if wide else {name: a for name, a in z.items() if name != 'float64'}
+      end, memory = solver.run(samplers.adaptive(LINEAR, outputs.u), predict, given, [1.0, 0.5])
+    for name, a in end.items():
+      assert a.dtype == name and all(dtypes[name] == name for dtypes in seen)
+      # dz/dt = z; the network sees z rounded, the sum of the steps is not.
+      bound = max(1e-5, float(jnp.finfo(name).eps))
+      np.testing.assert_allclose(a.astype(float), 0.5 * np.exp(-0.5), rtol=bound, err_msg=name)
+    # Rounding of what the network sees makes steps shorter, not endless.
+    assert memory.evaluations.max() < 300
+
+
+def test_float32_under_x64_is_float32():
+  z = jnp.array([[-1.0], [0.3]])
+  with jax.enable_x64(True):
+    end = samplers.sample(samplers.adaptive(LINEAR, outputs.x), _gaussian(LINEAR, outputs.x), z,
+                          [1.0, 0.0])
+  assert end.dtype == jnp.float32
+  np.testing.assert_allclose(end, 0.7 + 0.4 * z, atol=2e-4)
+
+
 def test_failure_is_nan_for_the_sample_that_fails():
   z = jnp.array([[0.5], [2.0]])
   few = samplers.adaptive(LINEAR, outputs.u, max_steps=20)

@@ -10,6 +10,8 @@ import sys
 from jax.tree_util import Partial
 import pytest
 
+from eqflow import adaptive, descent, multistep, names, samplers, solver, stochastic
+
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / 'eqflow').rglob('*.py'))
 
@@ -94,6 +96,35 @@ def test_everything_public_says_what_it_computes(path):
   for node in tree.body:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
       assert ast.get_docstring(node), f'{path.name}: {node.name} has no docstring'
+
+
+@pytest.mark.parametrize('name', ['samplers', 'multistep', 'stochastic', 'adaptive', 'descent'])
+def test_a_solver_is_functions_of_at_most_40_lines(name):
+  for node in ast.walk(ast.parse((ROOT / f'eqflow/{name}.py').read_text())):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      lines = node.end_lineno - node.lineno + 1
+      assert lines <= 40, f'{name}.{node.name} has {lines} lines'
+
+
+def _factories(module):
+  """The public functions that are annotated to return a Solver: name -> function."""
+  functions = {name: value for name, value in vars(module).items()
+               if inspect.isfunction(value) and not name.startswith('_')}
+  return {name: value for name, value in functions.items()
+          if inspect.signature(value).return_annotation is solver.Solver and name != 'assemble'}
+
+
+@pytest.mark.parametrize('module,rows', [(samplers, names.SOLVERS), (descent, names.DESCENTS)])
+def test_every_solver_has_a_row(module, rows):
+  found = _factories(module)
+  # from_optax is Adam and momentum there: its transform is no number of a config.
+  missing = [name for name, value in found.items() if value not in rows.values()
+             and name != 'from_optax']
+  assert len(found) >= 4 and not missing, f'give {missing} a row in eqflow/names.py'
+  if module is samplers:
+    assert set(found) <= set(samplers.__all__), 'a solver is a name of samplers'
+    for part in (adaptive, multistep, stochastic):
+      assert _factories(part).items() <= found.items(), f'import {part.__name__} into samplers'
 
 
 def test_broadcasting_happens_in_one_place():

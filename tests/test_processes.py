@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eqflow import processes, sde, tables
+from eqflow.mix import Mix
 from tests import rows
 
 UNIT = [name for name in rows.PROCESSES if name != 'edm']
@@ -168,22 +169,44 @@ def test_drift_and_diffusion_of_the_cosine_process_are_known(x64):
   np.testing.assert_allclose(sde.square_diffusion(processes.cosine, t), np.pi * tangent, rtol=1e-12)
 
 
-def test_the_process_of_a_drift_and_a_diffusion_is_the_one_they_came_from(x64):
-  t = jnp.linspace(0.1, 0.9, 17)
-  cases = {
-      'cosine': (processes.cosine, lambda t: -np.pi / 2 * jnp.tan(np.pi / 2 * t),
-                 lambda t: np.pi * jnp.tan(np.pi / 2 * t)),
-      'variance_preserving': (rows.PROCESSES['variance_preserving'],
-                              lambda t: -(0.1 + 19.9 * t) / 2, lambda t: 0.1 + 19.9 * t),
-      'edm': (processes.edm, jnp.zeros_like, lambda t: 2 * t),
-  }
-  for name, (expected, f, g2) in cases.items():
-    found = sde.process(t, drift=f, square_diffusion=g2)
-    for a, b in zip(found, expected(t)):
-      np.testing.assert_allclose(a, b, rtol=1e-9, err_msg=name)
+# (process, f, g^2).
+DRIFTS = {
+    'cosine': (processes.cosine, lambda t: -np.pi / 2 * jnp.tan(np.pi / 2 * t),
+               lambda t: np.pi * jnp.tan(np.pi / 2 * t)),
+    'linear': (processes.linear, lambda t: -1 / (1 - t), lambda t: 2 * t / (1 - t)),
+    'variance_preserving': (rows.PROCESSES['variance_preserving'],
+                            lambda t: -(0.1 + 19.9 * t) / 2, lambda t: 0.1 + 19.9 * t),
+    'edm': (processes.edm, jnp.zeros_like, lambda t: 2 * t),
+    'constants': (lambda t: Mix(jnp.exp(-2.5 * t), jnp.sqrt(-jnp.expm1(-5 * t))), lambda t: -2.5,
+                  lambda t: 5.0),
+}
+
+
+@pytest.mark.parametrize('name', DRIFTS)
+def test_the_process_of_a_drift_and_a_diffusion_is_the_one_they_came_from(name, x64):
+  process, f, g2 = DRIFTS[name]
+  t = jnp.append(jnp.linspace(0.0, 0.9, 19), 1 - 10.0 ** -jnp.arange(2, 7))
+  found = sde.process(t, drift=f, square_diffusion=g2)
+  for a, b in zip(found, process(t)):
+    # Near 1, 1 - t itself is known to 1e-10 of it.
+    np.testing.assert_allclose(a[:-2], b[:-2], rtol=1e-12)
+    np.testing.assert_allclose(a, b, rtol=1e-9)
+  made, t = Partial(sde.process, drift=f, square_diffusion=g2), t[2:]
+  for a, b in zip(processes.rate(made, t), processes.rate(process, t)):
+    np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_the_process_of_a_drift_that_is_infinite_is_not_a_number_there(x64):
   # cos and sin of 54 degrees; without the factor alpha before the root, sigma would be 1.376.
-  at = sde.process(0.6, drift=cases['cosine'][1], square_diffusion=cases['cosine'][2])
-  assert abs(float(at.eps) - 0.809017) < 1e-6
+  _, f, g2 = DRIFTS['cosine']
+  at = sde.process(0.6, drift=f, square_diffusion=g2)
+  assert abs(float(at.x) - 0.587785) < 1e-6 and abs(float(at.eps) - 0.809017) < 1e-6
+  for name in ('cosine', 'linear'):
+    _, f, g2 = DRIFTS[name]
+    for t in (1.0, np.float32(1)):
+      assert np.isnan(tuple(sde.process(t, drift=f, square_diffusion=g2))).all()
+  _, f, g2 = DRIFTS['variance_preserving']
+  assert np.isfinite(tuple(sde.process(1.0, drift=f, square_diffusion=g2))).all()
 
 
 def test_the_noise_of_a_backward_sde_is_a_share_of_the_forward_noise(x64):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eqflow import arrays, oracles, outputs, processes, samplers, sde, times
+from eqflow.interop import conventions
 from tests import rows
 
 COSINE, LINEAR = processes.cosine, processes.linear
@@ -14,9 +15,15 @@ MEAN, STD = 0.7, 0.4
 KEYS = jax.random.split(jax.random.key(0), 64)
 
 
-def _gaussian(process, output):
-  return Partial(oracles.gaussian, process=process, output=output, mean=jnp.array([MEAN]),
-                 cov=jnp.array([[STD**2]]))
+# Mean and covariance of Gaussian data: in one dimension, and correlated in two.
+LINE = np.array([MEAN]), np.array([[STD**2]])
+PLANE = np.array([MEAN, -0.4]), np.array([[0.16, 0.09], [0.09, 0.25]])
+
+
+def _gaussian(process, output, data=LINE):
+  mean, cov = data
+  return Partial(oracles.gaussian, process=process, output=output, mean=jnp.asarray(mean),
+                 cov=jnp.asarray(cov))
 
 
 @pytest.fixture
@@ -27,31 +34,32 @@ def given_noise(monkeypatch):
   return given
 
 
-def _moments(solver, process, grid, start, given_noise):
-  """(mean, variance) of the last state, which is affine in the first and in every draw of noise."""
-  predict = _gaussian(process, outputs.v)
+def _moments(solver, process, grid, data, given_noise):
+  """(mean, covariance) of the last state, which is affine in the first and in every draw of noise."""
+  predict = _gaussian(process, outputs.v, data)
   at = lambda z, t: predict(z, jnp.full(1, t))
+  mean, cov = _exact(process, grid[0], data)
   grid = jnp.asarray(grid)
 
   def end(z, noises):
     def step(carry, interval):
       t, s, given_noise['noise'] = interval
       return solver.step(at, *carry, t, s, KEYS[:1]), None
-    z = jnp.reshape(z, (1, 1))
-    carry, _ = jax.lax.scan(step, (z, solver.init(z)), (grid[:-1], grid[1:], noises))
-    return carry[0][0, 0]
+    carry, _ = jax.lax.scan(step, (z[None], solver.init(z[None])), (grid[:-1], grid[1:], noises))
+    return carry[0][0]
 
-  noises, (mean, variance) = jnp.zeros((len(grid) - 1, 1, 1)), start
+  noises = jnp.zeros((len(grid) - 1, 1, len(mean)))
+  value, (by_z, by_noise) = end(mean, noises), jax.jacrev(end, argnums=(0, 1))(mean, noises)
+  by_noise = by_noise.reshape(len(mean), -1)
   # Checked to be affine: a second evaluation elsewhere agrees with the slopes.
-  value, (by_z, by_noise) = jax.value_and_grad(end, argnums=(0, 1))(mean, noises)
   elsewhere = end(mean + 1.0, noises + 0.5)
-  np.testing.assert_allclose(elsewhere, value + by_z + 0.5 * by_noise.sum(), rtol=1e-8)
-  return np.array([value, by_z**2 * variance + (by_noise**2).sum()])
+  np.testing.assert_allclose(elsewhere, value + by_z.sum(1) + 0.5 * by_noise.sum(1), rtol=1e-8)
+  return value, by_z @ cov @ by_z.T + by_noise @ by_noise.T
 
 
-def _exact(process, t):
-  state = process(jnp.float64(t))
-  return np.array([state.x * MEAN, (state.x * STD) ** 2 + state.eps**2])
+def _exact(process, t, data):
+  (mean, cov), state = data, process(jnp.float64(t))
+  return state.x * mean, state.x**2 * cov + state.eps**2 * jnp.eye(len(mean))
 
 
 # (process, number of steps) -> solver.
@@ -70,14 +78,14 @@ NOISY = {
 }
 
 
-def weak_order(name, process, given_noise):
-  """(the order of the larger bias of mean and variance, the biases) at 128, 256 and 512 steps."""
+def weak_order(name, process, given_noise, data=LINE):
+  """(the order of the largest bias of mean and covariance, the biases) at 128, 256 and 512 steps."""
   steps, bias = np.array([128, 256, 512]), []
   for n in steps:
     grid = np.linspace(0.95, 0.05, n + 1)
     solver = NOISY[name](process, int(n))
-    found = _moments(solver, process, grid, _exact(process, grid[0]), given_noise)
-    bias.append(abs(found - _exact(process, grid[-1])).max())
+    found, exact = _moments(solver, process, grid, data, given_noise), _exact(process, grid[-1], data)
+    bias.append(float(max(abs(a - b).max() for a, b in zip(found, exact))))
   return -np.polyfit(np.log(steps), np.log(bias), 1)[0], bias
 
 
@@ -88,19 +96,30 @@ def test_the_bias_on_gaussian_data_falls_with_the_steps(name, process, x64, give
   assert order >= 0.9 and bias[-1] < 0.02, f'{name}: weak order {order:.2f}, biases {bias}'
 
 
+@pytest.mark.parametrize('name', ['ddim churn 0.3', 'ancestral', 'edm', 'dpmpp_2m churn 0.5',
+                                  'sde sigma'])
+def test_the_bias_on_correlated_gaussian_data_falls_with_the_steps(name, x64, given_noise):
+  order, bias = weak_order(name, COSINE, given_noise, PLANE)
+  assert order >= 0.9 and bias[-1] < 0.02, f'{name}: weak order {order:.2f}, biases {bias}'
+
+
 @pytest.mark.parametrize('name,n', [('sde sigma', 10_000)] + [
-    pytest.param(name, 100_000, marks=pytest.mark.long) for name in NOISY
-    # Not finite at the start of this grid.
-    if name != 'sde sbdm'])
+    pytest.param(name, 100_000, marks=pytest.mark.long) for name in NOISY])
 def test_many_samples_of_a_mixture_have_its_moments(name, n):
   # 512 steps; of 100,000 samples the standard error of a mean is 1/316 of a standard deviation.
   means, stds, weights = np.array([-1.0, 0.8]), np.array([0.3, 0.25]), np.array([0.4, 0.6])
   predict = Partial(oracles.mixture, process=COSINE, output=outputs.v, means=means[:, None],
                     stds=stds, weights=weights)
   keys = jax.random.split(jax.random.key(1), n)
-  z = arrays.noise_like(jax.random.split(jax.random.key(2), n), jnp.zeros((n, 1)))
+  z, start = arrays.noise_like(jax.random.split(jax.random.key(2), n), jnp.zeros((n, 1))), 0.999
+  if name == 'sde sbdm':
+    # At 0.999 its w is 700, of which no step of 1/512 is stable; here the state still holds data.
+    start, rng = 0.95, np.random.default_rng(3)
+    k = rng.choice(2, size=n, p=weights)
+    data = means[k] + stds[k] * rng.normal(size=n)
+    z = np.float32(COSINE(start).x * data[:, None] + COSINE(start).eps * z)
   x = np.asarray(samplers.sample(NOISY[name](COSINE, 512), predict, z,
-                                 times.uniform_grid(512, start=0.999), keys), np.float64)[:, 0]
+                                 times.uniform_grid(512, start=start), keys), np.float64)[:, 0]
   center = (weights * means).sum()
   square = (weights * (stds**2 + means**2)).sum()
   fourth = (weights * (means**4 + 6 * means**2 * stds**2 + 3 * stds**4)).sum()
@@ -192,16 +211,35 @@ def test_edms_sampler_is_algorithm_2_of_its_paper(churn, x64):
   np.testing.assert_allclose(found, x, rtol=1e-10)
 
 
-def test_edms_sampler_is_the_same_on_every_process(x64):
-  # On the linear process z is (1 - t) times EDM's, at t = sigma/(1 + sigma).
-  grid, keys = times.karras_grid(12, sigma_max=20.0), KEYS
+GAMMAS = 2 * np.log(0.0019), 2 * np.log(40.0)
+# (process, alpha and t at EDM's sigma, the last sigma): vdm's process has noise left at t = 0.
+ELSEWHERE = {
+    'linear': (LINEAR, lambda sigma: 1 / (1 + sigma), lambda sigma: sigma / (1 + sigma), 0.0),
+    'cosine': (COSINE, lambda sigma: 1 / np.hypot(1, sigma),
+               lambda sigma: 2 / np.pi * np.arctan(sigma), 0.0),
+    'vdm': (conventions.vdm(outputs.v, gamma_min=GAMMAS[0], gamma_max=GAMMAS[1]).process,
+            lambda sigma: 1 / np.hypot(1, sigma),
+            lambda sigma: (2 * np.log(sigma) - GAMMAS[0]) / (GAMMAS[1] - GAMMAS[0]), 0.00195),
+}
+
+
+@pytest.mark.parametrize('name', ELSEWHERE)
+def test_edms_sampler_is_the_same_on_every_process(name, x64):
+  # z is alpha times EDM's, where the noise-to-signal ratio is EDM's sigma; vdm's 0.002 is at t = 0.005.
+  process, alpha, time, last = ELSEWHERE[name]
+  grid = np.append(times.karras_grid(12, sigma_max=20.0)[:-1], last)
   z = 20.0 * jax.random.normal(jax.random.key(0), (64, 1))
-  make = lambda p: samplers.edm(p, outputs.v, num_steps=12, **CHURN)
-  own = samplers.sample(make(processes.edm), _gaussian(processes.edm, outputs.v), z, grid, keys)
+  make = lambda p: samplers.edm(p, outputs.v, num_steps=12, **{**CHURN, 'sigma_min': 0.0})
+  own = samplers.sample(make(processes.edm), _gaussian(processes.edm, outputs.v), z, grid, KEYS)
+  found = samplers.sample(make(process), _gaussian(process, outputs.v), alpha(grid[0]) * z,
+                          time(grid), KEYS)
+  np.testing.assert_allclose(found, alpha(last) * own, rtol=1e-8)
+
+
+def test_karras_grid_is_edms_on_another_process(x64):
+  grid = times.karras_grid(12, sigma_max=20.0)
   there = times.karras_grid(12, process=LINEAR, sigma_max=20.0)
   np.testing.assert_allclose(there, grid / (1 + grid), rtol=1e-10)
-  found = samplers.sample(make(LINEAR), _gaussian(LINEAR, outputs.v), (1 - there[0]) * z, there, keys)
-  np.testing.assert_allclose(found, own, rtol=1e-8)
 
 
 @pytest.mark.parametrize('last', ['last_mean', 'last_tweedie', 'last_euler'])

@@ -99,6 +99,9 @@ def main():
       ('Euler on the linear process against DDIM, 50 steps', euler_against_ddim(50)),
       ('DDIM of eps on a scaled process against the plain one, one step', scaled_against_plain(1)),
       ('DDIM of eps on a scaled process against the plain one, 50 steps', scaled_against_plain(50)),
+      *[(f'DDPM against DDIM over twice the log-SNR and noise forward, {name}, {steps}',
+         f'{test_samplers.ancestral_against_ddim(name, n):.1e}')
+        for name in ('linear', 'cosine') for n, steps in ((1, 'one step'), (50, '50 steps'))],
   ]
   print('| what | measured |\n|---|---|')
   for name, value in rows_of:

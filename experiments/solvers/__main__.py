@@ -7,12 +7,9 @@ import itertools
 from unittest import mock
 
 import jax
-from jax import numpy as jnp
-from jax.tree_util import Partial
 import numpy as np
 
-from eqflow import arrays, multistep, outputs, processes, samplers, times
-from eqflow.samplers import Solver
+from eqflow import arrays, outputs, processes, samplers, times
 from tests import rows, test_equivalence, test_multistep, test_stochastic
 
 
@@ -23,30 +20,11 @@ def orders():
     yield f'{name}, order {claimed}', f'{found[-2]:.2f}, {found[-1]:.2f} (error {errors[-1]:.1e})'
 
 
-def exact_start(make, depth):
-  """Orders where the first step already knows `depth` - 1 exact outputs before it."""
-  process, errors = processes.linear, []
-  predict = lambda output: test_multistep._mixture(process, output)
-  z = jax.random.normal(jax.random.key(0), (16, 2))
-  for n in test_multistep.STEPS:
-    grid = test_multistep._grid(process, n)
-    h = 16 / n
-    before = times.logsnr_grid(depth - 1, process=process, start=-8, end=-8 - h * (depth - 1))
-    seen, state = [], z
-    for t, s in zip(before, before[1:]):
-      values = [float(processes.logsnr(process, jnp.float64(a))) for a in (t, s)]
-      fine = times.logsnr_grid(400, process=process, start=values[0], end=values[1])
-      state = samplers.sample(samplers.unipc(process, outputs.v, order=3), predict(outputs.v), state,
-                              fine)
-      seen.append((predict(outputs.x)(state, jnp.full(16, s)), jnp.asarray(values[1] / 2)))
-    memory = multistep.Memory(
-        tuple(x for x, _ in seen) + (jnp.zeros_like(z),), tuple(at for _, at in seen)
-        + (jnp.zeros(()),), jnp.int32(depth - 1), jnp.int32(depth - 1))
-    solver = Solver(Partial(lambda z, memory: memory, memory=memory), make.step)
-    found = samplers.sample(solver, predict(outputs.v), z, grid)
-    errors.append(float(abs(found - test_multistep._end(process, z)).max()))
-  found = np.log2(np.array(errors[:-1]) / errors[1:])
-  return f'{found[-2]:.2f}, {found[-1]:.2f} (error {errors[-1]:.1e})'
+def exact_starts():
+  """Orders where the first step already knows the exact outputs before it."""
+  for name, (solver, _) in test_multistep.STARTED.items():
+    found, error = test_multistep.orders_with_the_past(solver)
+    yield f'{name}, started with exact outputs', f'{found[0]:.2f}, {found[1]:.2f} (error {error:.1e})'
 
 
 def weak_orders():
@@ -83,10 +61,8 @@ def main():
   print('| what | measured |\n|---|---|')
   for name, value in orders():
     print(f'| {name} | {value} |', flush=True)
-  linear = processes.linear
-  for name, make in (('dpmpp_3m', samplers.dpmpp_3m(linear, outputs.v)),
-                     ('dpmpp_3m as published', samplers.dpmpp_3m(linear, outputs.v, curvature=0.5))):
-    print(f'| {name}, started with exact outputs | {exact_start(make, 3)} |', flush=True)
+  for name, value in exact_starts():
+    print(f'| {name} | {value} |', flush=True)
   for name, value in weak_orders():
     print(f'| {name} | {value} |', flush=True)
   print(f'| Euler along v against ddim of x, eps, displacement: 1; 50 steps | {row_equalities()} |')
