@@ -7,6 +7,7 @@ last evaluated. A step size is a number times schedule(k), which is 1 unless ano
 """
 
 from collections.abc import Callable
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,9 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, Num
 
-from eqflow import arrays
+from eqflow import arrays, slots as queue
 from eqflow.arrays import Data, Keys, Static, combine
-from eqflow.fields import Network, Predict, bind
+from eqflow.fields import Network, Predict
 from eqflow.solver import Solver
 
 # k [b] -> the factor of the step size [b].
@@ -142,9 +143,9 @@ def from_optax(transform: Any) -> Solver:
   """
   try:
     jax.eval_shape(lambda z: transform.update(z, transform.init(z), z), jnp.zeros(1))
-  except TypeError as error:
+  except Exception as error:
     # Another error may be of this probe alone: some transforms are made for one tree of parameters.
-    if 'missing' in str(error) and 'keyword-only' in str(error):
+    if re.search('missing .* keyword-only|must be provided', str(error)):
       raise ValueError(f'from_optax: {error}: a field has no loss value to give; choose a '
                        'transformation of gradients alone, such as optax.sgd(0.01)') from error
   return Solver(Partial(_optax_init, transform=Static(transform)),
@@ -181,7 +182,7 @@ def _descend(solver, field, z, keys, *, num_steps):
   b = arrays.batch_size(z)
 
   def step(carry, k):
-    return _advance(solver, field, *carry, jnp.full(b, k), keys), None
+    return queue.advance(solver, field, *carry, jnp.full(b, k), keys), None
 
   return jax.lax.scan(step, (z, solver.init(z)), jnp.arange(num_steps))[0][0]
 
@@ -217,66 +218,11 @@ def descend_refilled(solver: Solver, network: Network, z: Data, condition: Any, 
   solver, z = _start(solver, z, keys)
   if slots < 1:
     raise ValueError(f'slots={slots}: give the number of samples to descend at a time, 1 or more')
+  if not arrays.is_traced(max_steps) and max_steps < 1:
+    raise ValueError(f'max_steps={max_steps}: give the steps after which a sample stops, 1 or more')
   slots = min(slots, arrays.batch_size(z))
-  return _refilled(solver, arrays.pytree(network), z, condition, keys, max_steps, threshold,
-                   slots=slots)
-
-
-class _Slots(NamedTuple):
-  """What each slot works on: the sample's index, n where there is none, and how far it has come."""
-  index: Any
-  z: Data
-  memory: Any
-  steps: Any
-
-
-@jax.jit(static_argnames='slots')
-def _refilled(solver, network, z, condition, keys, max_steps, threshold, *, slots):
-  n = arrays.batch_size(z)
-
-  def unfinished(carry):
-    return jnp.any(carry[0].index < n)
-
-  def step(carry):
-    at, waiting, (z, steps, norms) = carry
-    # An empty slot goes on with sample 0's condition, and is not looked at.
-    own = lambda tree: jax.tree.map(lambda a: a.at[at.index].get(mode='fill', fill_value=0), tree)
-    predict = bind(network, own(condition))
-    drawn = None if keys is None else keys[jnp.minimum(at.index, n - 1)]
-    ahead, memory = _advance(solver, predict, at.z, at.memory, at.steps, drawn)
-    seen = jnp.sqrt(arrays.square_norm(memory.slope))
-    converged, made = seen < threshold, at.steps + 1
-    stopped = (at.index < n) & (converged | (made >= max_steps))
-
-    # Those that stopped are written back; an index of n is dropped.
-    done = jnp.where(stopped, at.index, n)
-    stay = _where(converged, at.z, ahead)
-    write = lambda all, one: all.at[done].set(one, mode='drop')
-    found = jax.tree.map(write, z, stay), write(steps, made), write(norms, seen)
-
-    before = jnp.cumsum(stopped, dtype=jnp.int32)
-    index = jnp.where(stopped, jnp.minimum(waiting + before - 1, n), at.index)
-    fresh = jax.tree.map(lambda a: a[jnp.minimum(index, n - 1)], found[0])
-    now = _Slots(index, _where(stopped, fresh, ahead), _where(stopped, solver.init(fresh), memory),
-                 jnp.where(stopped, 0, made))
-    return now, waiting + before[-1], found
-
-  first = jax.tree.map(lambda a: a[:slots], z)
-  index, steps = jnp.arange(slots, dtype=jnp.int32), jnp.zeros(slots, jnp.int32)
-  at = _Slots(index, first, solver.init(first), steps)
-  norms = jnp.full(n, jnp.inf, arrays.square_norm(first).dtype)
-  start = at, jnp.int32(slots), (z, jnp.zeros(n, jnp.int32), norms)
-  return jax.lax.while_loop(unfinished, step, start)[2]
-
-
-def _where(rows, tree, other):
-  return jax.tree.map(lambda a, b: jnp.where(arrays.expand(rows, a), a, b), tree, other)
-
-
-def _advance(solver, field, z, memory, k, keys):
-  """(z, memory) after step k [b] at rest, t = 0."""
-  own = None if keys is None else arrays.fold(keys, k)
-  return solver.step(field, z, memory, jnp.zeros(arrays.batch_size(z)), k, own)
+  return queue.refilled(solver, arrays.pytree(network), z, condition, keys, max_steps, threshold,
+                        slots=slots)
 
 
 def _start(solver, z, keys):

@@ -1,7 +1,10 @@
 """Sampling by optimization: the algorithms as printed, and stopping sample by sample."""
 
+import re
+
 import jax
 from jax import numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 import pytest
@@ -52,10 +55,21 @@ def test_an_optax_transform_runs_on_each_sample_by_itself(make):
     np.testing.assert_allclose(row, z, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('transform', [optax.polyak_sgd(), optax.lbfgs()])
-def test_optimizers_that_need_a_loss_are_refused_by_name(transform):
-  with pytest.raises(ValueError, match="'value'.*a field has no loss value to give"):
+@pytest.mark.parametrize('transform,needs', [
+    (optax.polyak_sgd(), "'value'"), (optax.lbfgs(), "'value'"),
+    (optax.contrib.sophia(0.1), 'obj_fn')])
+def test_optimizers_that_need_a_loss_are_refused_by_name(transform, needs):
+  with pytest.raises(ValueError, match=f'{needs}.*a field has no loss value to give'):
     descent.from_optax(transform)
+
+
+def test_an_optimizer_of_some_leaves_leaves_the_others():
+  solver = descent.from_optax(optax.masked(optax.sgd(0.5), {'x': True, 'y': False}))
+  z = {'x': jnp.ones((2, 3)), 'y': jnp.ones((2, 1))}
+  end = descent.descend(solver, lambda z, t: jax.tree.map(jnp.zeros_like, z) | {'x': z['x']}, z,
+                        num_steps=1)
+  np.testing.assert_allclose(end['x'], 0.5)
+  np.testing.assert_allclose(end['y'], 1.0)
 
 
 def _restated(z, *, threshold, max_steps):
@@ -264,6 +278,24 @@ def test_a_slot_that_is_free_is_filled_at_once():
   for count in np.asarray(steps):
     free[int(np.argmin(free))] += int(count)
   assert set(calls) == {3} and len(calls) == max(free), (len(calls), free)
+
+
+def test_samples_that_stop_by_themselves_ask_nothing_of_other_devices():
+  mesh = Mesh(np.asarray(jax.devices()[:8]), ('data',))
+  place = lambda a: jax.device_put(a, NamedSharding(mesh, PartitionSpec('data')))
+  z, ends = place(jnp.ones((16, 4))), place(jnp.arange(16.0))
+  solver = descent.gradient_descent(0.1)
+  def stopped(z, ends):
+    return descent.descend_until(solver, lambda z, t: _toward(z, t, ends), z, max_steps=9, threshold=0.4)
+  text = jax.jit(stopped).lower(z, ends).compile().as_text()
+  found = re.findall(r'(all-gather|all-to-all|collective-permute)', text)
+  assert not found, f'{len(found)} collectives: {set(found)}'
+
+
+def test_no_step_is_refused():
+  with pytest.raises(ValueError, match='max_steps=0'):
+    descent.descend_until(descent.gradient_descent(0.1), _field, jnp.asarray(Z), max_steps=0,
+                          threshold=0.4)
 
 
 def test_no_slot_is_refused():
