@@ -47,6 +47,9 @@ def constant(k: Num[ArrayLike, '*b']) -> ArrayLike:
   return 1.0
 
 
+constant.func.told_nothing = True
+
+
 def cosine(k: Num[ArrayLike, '*b'], *, num_steps: ArrayLike) -> Float[Array, '*b']:
   """(1 + cos(pi k/num_steps))/2, from 1 at the first step to 0 after the last."""
   return (1 + jnp.cos(jnp.pi * jnp.minimum(k / num_steps, 1))) / 2

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from eqflow import arrays, descent, fields, samplers, times
 from eqflow.arrays import Data
-from eqflow.names import DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
+from eqflow.names import DESCENDED, DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
 from eqflow.outputs import Output
 from eqflow.processes import Process
 from eqflow.sections import called, naming, numbers, row_of
@@ -37,7 +37,7 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
   a threshold stops descents, and NaN elsewhere. Raises ValueError naming the key at fault.
   """
   section = config.sample
-  solver, grid = _solver(section, process, output, label_noise)
+  solver, grid = _solver(config, process, output, label_noise)
   guide = _guidance(section, config.data.num_classes, process)
 
   def noise(keys):
@@ -129,8 +129,9 @@ def _guidance(section, classes, process):
   return predictor
 
 
-def _solver(section, process, output, label_noise):
+def _solver(config, process, output, label_noise):
   """The solver of config.sample, and its grid of times, or None for a descent."""
+  section = config.sample
   path = 'sample.solver'
   row = row_of({**SOLVERS, **DESCENTS}, section.solver, path)
   name = section.solver.name
@@ -141,6 +142,11 @@ def _solver(section, process, output, label_noise):
           f'config.{path}.name={name!r} descends a field that may not depend on time, but '
           f'config.model.label_noise is {arrays.name_of(label_noise)!r}: train with \'none\' or '
           f'sample with one of {sorted(SOLVERS)}')
+    if config.output.name not in DESCENDED:
+      raise ValueError(
+          f'config.{path}.name={name!r} descends to where the field vanishes, but config.output.name='
+          f'{config.output.name!r} does not at data: train one of {list(DESCENDED)}, or sample with '
+          f'one of {sorted(SOLVERS)}')
     return row(**found), None
   if section.threshold:
     raise ValueError(f'config.sample.threshold={section.threshold}: only a descent '

@@ -45,7 +45,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, *,
         f'{evaluations.mean():.0f} evaluations each, in {seconds:.1f} s, against {len(real):,} '
         f'records of {source.name}\n')
   print(report.table(rows))
-  print(f'\n{sample.unsettled(config, norms)}', end='')
+  print(f'\n{sample.steps_taken(config, evaluations)}{sample.unsettled(config, norms)}', end='')
   if near:
     neighbours.report(config, workdir, fake)
   print(f'\n{workdir / "samples.png"}', flush=True)

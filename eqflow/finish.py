@@ -51,7 +51,7 @@ def finish(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path, *, see
   mixed = '' if noise is None else f', mixed with noise at t={noise:g},'
   print(f'{len(x):,} inputs from {x.min():.3g} to {x.max():.3g}{mixed} finished at step {asked.step:,} '
         f'in {evaluations.mean():.0f} evaluations each: {out}.png, {out}.npz\n'
-        f'{sample.unsettled(config, norms)}', end='')
+        f'{sample.steps_taken(config, evaluations)}{sample.unsettled(config, norms)}', end='')
 
 
 def _default(config, path, label, count, given, others):

@@ -121,7 +121,8 @@ def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   sample.check_finite(x)
   sample.write(path, x, **asked.columns, evaluations=evaluations, norms=norms)
   print(f'{len(x):,} samples of {config.sample.params!r} at step {asked.step:,}: {path}.png, '
-        f'{path}.npz\n{sample.unsettled(config, norms)}', end='')
+        f'{path}.npz\n{sample.steps_taken(config, evaluations)}'
+        f'{sample.unsettled(config, norms)}', end='')
   if _NEIGHBOURS.value:
     neighbours.report(config, workdir, x)
 

@@ -154,6 +154,8 @@ DESCENTS = {
     'adam': _adam,
     'momentum': _momentum,
 }
+# What is small at data, and so is descended: the others are not, and the score points the other way.
+DESCENDED = 'equilibrium', 'u', 'displacement'
 # What a step size is multiplied with.
 FACTORS = {
     'constant': descent.constant,

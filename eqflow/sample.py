@@ -34,6 +34,10 @@ def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
   return np.asarray(jax.vmap(one)(jnp.arange(count, dtype=jnp.uint32)))
 
 
+# How many times its slots a queue is long at most: its last samples keep few of them busy.
+_QUEUE = 32
+
+
 def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int,
          batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(samples [n, ...], evaluations [n], norms [n]) with the given labels [n], `batch` at a time.
@@ -44,7 +48,10 @@ def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int,
   """
   mesh, n = sharding.device_mesh(), len(jax.tree.leaves(labels)[0])
   if recipe.sampling.refill and n > batch:
-    function, batch = _on_each(mesh, recipe.sampling, batch), -(-n // mesh.size) * mesh.size
+    function = _on_each(mesh, recipe.sampling, batch)
+    # Equal queues, as few as may be: a queue stands on the device with all its noise and samples.
+    queues = -(-n // (_QUEUE * batch))
+    batch = -(-n // (queues * mesh.size)) * mesh.size
   else:
     function = recipe.draw
   parts = list(in_batches(function, params, labels, seed=seed, batch=batch))
@@ -86,6 +93,17 @@ def unsettled(config: ConfigDict, norms: np.ndarray) -> str:
           f'{section.num_steps} steps their field was not below config.sample.threshold='
           f'{section.threshold:g}, at the median it was {np.median(norms[bad]):.3g}. Give more steps, '
           'or a threshold above what the field of a trained network falls to\n')
+
+
+def steps_taken(config: ConfigDict, evaluations: np.ndarray) -> str:
+  """A histogram of evaluations [n] as lines to print, where a threshold stops samples one by one."""
+  if not config.sample.threshold:
+    return ''
+  least, most = int(evaluations.min()), int(evaluations.max())
+  counts, edges = np.histogram(evaluations, np.unique(np.linspace(least, most + 1, 11).round()))
+  return ''.join(f'{low:5.0f} to {high - 1:.0f} evaluations {count:8,} '
+                 f'{"#" * round(40 * count / counts.max())}\n'
+                 for low, high, count in zip(edges, edges[1:], counts))
 
 
 def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch: int,

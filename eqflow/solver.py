@@ -133,6 +133,10 @@ def check(solver: Solver, times: Grid) -> None:
         grids.check_grid(moving, process=bound['process'], output=outputs.x,
                          otherwise=f'take ddim or heun: each step of {_name(solver)} holds x')
   _check_num_steps(solver, times)
+  schedule = bound.get('schedule')
+  if schedule is not None and not getattr(schedule.func, 'told_nothing', False):
+    raise ValueError(f'{_name(solver)} has step sizes by {arrays.name_of(schedule)!r}, which is told '
+                     'the number of the step and no time: use descent.descend')
   if _of(solver, 'draws') and not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
     raise ValueError(f'{_name(solver)} draws noise, so it steps towards data only, but the times '
                      'rise: invert with a solver that draws none, such as ddim or heun')

@@ -286,7 +286,8 @@ def test_samples_that_stop_by_themselves_ask_nothing_of_other_devices():
   z, ends = place(jnp.ones((16, 4))), place(jnp.arange(16.0))
   solver = descent.gradient_descent(0.1)
   def stopped(z, ends):
-    return descent.descend_until(solver, lambda z, t: _toward(z, t, ends), z, max_steps=9, threshold=0.4)
+    return descent.descend_until(solver, lambda z, t: _toward(z, t, ends), z, max_steps=9,
+                                 threshold=0.4)
   text = jax.jit(stopped).lower(z, ends).compile().as_text()
   found = re.findall(r'(all-gather|all-to-all|collective-permute)', text)
   assert not found, f'{len(found)} collectives: {set(found)}'
@@ -302,3 +303,9 @@ def test_no_slot_is_refused():
   with pytest.raises(ValueError, match='slots=0'):
     descent.descend_refilled(descent.gradient_descent(0.1), _toward, STARTS, ENDS, slots=0,
                              max_steps=6, threshold=0.4)
+
+
+def test_a_schedule_of_steps_is_not_run_along_times():
+  solver = descent.gradient_descent(0.1, schedule=jax.tree_util.Partial(descent.cosine, num_steps=9))
+  with pytest.raises(ValueError, match="gradient has step sizes by 'cosine'.*use descent.descend"):
+    samplers.sample(solver, _field, jnp.asarray(Z), np.zeros(9))
