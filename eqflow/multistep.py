@@ -70,9 +70,6 @@ def _adams_bashforth_step(predict, z, memory, t, s, keys, *, process, output):
   return combine((1, z), ((s - t) * (1 + k), u), (-(s - t) * k, memory.seen[1])), memory
 
 
-_adams_bashforth_step.moves_by_rate = True
-
-
 def dpmpp_2m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: bool = False,
              num_steps: int | None = None) -> Solver:
   """DDIM with x extrapolated half a step along the line through the last two. Second order.

@@ -90,12 +90,9 @@ def transported(process: Process, t: Coef, *, output: Output, process_a: Process
                 time: Callable) -> Mix:
   """output(process_a, time(t)): the vector that a network trained on process_a gives on another.
 
-  time is that of `processes.transport`; not a number where it has none.
+  time is that of `processes.transport`.
   """
-  at = time(t)
-  out = output(process_a, at)
-  # The coordinates of x and eps do not know the time, but the network is called with it.
-  return Mix(out.x + 0 * at, out.eps + 0 * at)
+  return output(process_a, time(t))
 
 
 def constant_decay(gamma: Coef, *, gain: ArrayLike = 1.0) -> Coef:

@@ -50,8 +50,8 @@ def ddim(process: Process, output: Output, *, churn: ArrayLike = 0.0,
 
 
 def _renewing(process, output, kept, name, number):
-  if not arrays.is_traced(number) and not (jnp.ndim(number) == 0 and 0 <= number <= 1):
-    raise ValueError(f'{name}={number}: give one number from 0 (no noise) to 1')
+  if not arrays.is_traced(number) and not 0 <= number <= 1:
+    raise ValueError(f'{name}={number}: give a number from 0 (no noise) to 1')
   if _is(number, 0):
     return assemble(_ddim_step, process, output)
   return assemble(_noisy_ddim_step, process, output, kept=Partial(kept, number=number))
@@ -84,8 +84,8 @@ def ancestral(process: Process, output: Output, *, variance: ArrayLike = 0.0) ->
   DDIM over twice the log-SNR, then noise forward; 1 is the forward step's, beta_t; between, their
   logarithms are interpolated. None is added at s = 0. Draws from keys, which must be given.
   """
-  if not arrays.is_traced(variance) and not (jnp.ndim(variance) == 0 and 0 <= variance <= 1):
-    raise ValueError(f'variance={variance}: give one number from 0 (the posterior\'s) to 1 (beta_t)')
+  if not arrays.is_traced(variance) and not 0 <= variance <= 1:
+    raise ValueError(f'variance={variance}: give a number from 0 (the posterior\'s) to 1 (beta_t)')
   return assemble(_ancestral_step, process, output, variance=variance)
 
 
@@ -162,8 +162,6 @@ def _heun_along_step(predict, z, memory, t, s, keys, *, process, output, along):
 
 # They evaluate the network at s too, so a grid's last time is checked unless it is 0.
 _heun_step.looks_ahead = _heun_along_step.looks_ahead = True
-# dz/dt is infinite where the process is infinitely fast, whatever the network predicts.
-_euler_step.moves_by_rate = _heun_step.moves_by_rate = True
 
 
 def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 0.0,
@@ -178,9 +176,6 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
   """
   if num_steps < 1:
     raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid')
-  if not arrays.is_traced(sigma_min, sigma_max) and not 0 <= sigma_min <= sigma_max:
-    raise ValueError(f'sigma_min={sigma_min}, sigma_max={sigma_max}: noise is added where sigma is '
-                     'between them, so 0 <= sigma_min <= sigma_max')
   if not arrays.is_traced(churn) and not churn >= 0:
     raise ValueError(f'churn={churn}: S_churn is 0 (no noise) or more')
   if _is(churn, 0):
@@ -211,7 +206,6 @@ def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_ste
 
 
 _edm_step.draws = _edm_step.looks_ahead = True
-_edm_step.otherwise = "take heun, which needs no finite sigma/alpha"
 
 
 def _velocity(predict, z, t, process, output):

@@ -37,8 +37,7 @@ def assemble(step: Callable, process: Process, output: Output, *, init: Callable
   """Solver(init, step) with process, output and whatever else is bound to a module-level step.
 
   Attributes of the step say what `sample` must know: `draws`, it needs keys; `looks_ahead`, it
-  evaluates the network at s too; `moves_by_rate`, it takes dz/dt; `counts`, its memory holds how
-  many `evaluations` it made; `otherwise`, what to do where it cannot step.
+  evaluates the network at s too; `counts`, its memory holds how many `evaluations` it made.
   """
   return Solver(arrays.pytree(init), Partial(
       step, process=arrays.pytree(process), output=arrays.pytree(output), **bound))
@@ -121,18 +120,16 @@ def check(solver: Solver, times: Grid) -> None:
   bound = solver.step.keywords
   if 'process' in bound and 'output' in bound:
     grids.check_grid(times, process=bound['process'], output=bound['output'],
-                     diffusion=bound.get('diffusion'), last=_of(solver, 'looks_ahead'),
-                     rate=_of(solver, 'moves_by_rate'))
+                     diffusion=bound.get('diffusion'), last=_of(solver, 'looks_ahead'))
     if bound.get('along') is not None:
       grids.check_grid(times, process=bound['process'], output=bound['along'],
-                       otherwise=_of(solver, 'otherwise') or 'step along another vector')
+                       otherwise='step along another vector')
     if _of(solver, 'holds_x') and not arrays.is_traced(times):
       times = np.asarray(times)
       moving = np.append(times[:-1][np.diff(times) != 0], times[-1:])
       if len(moving) > 1:
         grids.check_grid(moving, process=bound['process'], output=outputs.x,
                          otherwise=f'take ddim or heun: each step of {_name(solver)} holds x')
-  _check_num_steps(solver, times)
   schedule = bound.get('schedule')
   if schedule is not None and not getattr(schedule.func, 'told_nothing', False):
     raise ValueError(f'{_name(solver)} has step sizes by {arrays.name_of(schedule)!r}, which is told '
@@ -140,17 +137,6 @@ def check(solver: Solver, times: Grid) -> None:
   if _of(solver, 'draws') and not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
     raise ValueError(f'{_name(solver)} draws noise, so it steps towards data only, but the times '
                      'rise: invert with a solver that draws none, such as ddim or heun')
-
-
-def _check_num_steps(solver, times):
-  told = solver.step.keywords.get('num_steps')
-  if told is None or arrays.is_traced(told, times):
-    return
-  # Repeated times are padding. A larger number says that the end is not near.
-  moving = int((np.diff(np.asarray(times)) != 0).sum())
-  if told < moving:
-    raise ValueError(f'{_name(solver)} was told num_steps={float(told):g}, but the grid has {moving} '
-                     'steps: give that number')
 
 
 def _of(solver, attribute):

@@ -76,7 +76,7 @@ def _sde_step(predict, z, memory, t, s, keys, *, process, output, diffusion, las
   return jax.tree.map(lambda a, b: jnp.where(s > 0, a, b), noisy, end), memory
 
 
-_sde_step.draws = _sde_step.moves_by_rate = True
+_sde_step.draws = True
 
 
 def last_mean(drifted: Data, x: Data, flowed: Data) -> Data:

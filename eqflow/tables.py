@@ -35,7 +35,7 @@ def cosine(num: int = 1000, *, offset: Number = 0.008, max_beta: Number = 0.999)
 def _cumulated(betas):
   if not ((betas > 0) & (betas < 1)).all():
     raise ValueError(f'betas from {betas.min():.4g} to {betas.max():.4g}: each step keeps a part '
-                     'of the state; choose 0 < beta < 1')
+                     'of the state, so 0 < beta < 1')
   return np.cumprod(1 - betas)
 
 
@@ -49,22 +49,19 @@ def zero_terminal_snr(alphas_cumprod: Table) -> Table:
   return np.square((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1]))
 
 
-_GIVE = 'give the cumulated product of 1 - beta, 0 < beta < 1'
-
-
 def check(alphas_cumprod: Table) -> Table:
   """The table as float64. Raises ValueError unless it falls from at most 1 to no less than 0."""
   table = np.asarray(alphas_cumprod, np.float64)
   if table.ndim != 1 or len(table) < 2:
     raise ValueError(f'a table of shape {table.shape}: give alphas_cumprod, two or more numbers')
   if not np.isfinite(table).all():
-    raise ValueError(f'alphas_cumprod[{int(np.argmin(np.isfinite(table)))}] is not finite, of '
-                     f'{int((~np.isfinite(table)).sum())} such entries: {_GIVE}')
+    raise ValueError(f'alphas_cumprod[{int(np.argmin(np.isfinite(table)))}] and '
+                     f'{int((~np.isfinite(table)).sum()) - 1} more are not finite')
   if (np.diff(table) >= 0).any():
     at = int(np.argmax(np.diff(table) >= 0))
     raise ValueError(f'alphas_cumprod[{at}]={table[at]:.6g} is followed by {table[at + 1]:.6g}: a '
-                     f'table falls, as each step adds noise; {_GIVE}')
+                     'table falls, as each step adds noise; give the cumulated product of 1 - beta')
   if table[0] > 1 or table[-1] < 0:
     raise ValueError(f'alphas_cumprod from {table[0]:.6g} to {table[-1]:.6g}: squares of alpha lie '
-                     f'in [0, 1]; {_GIVE}')
+                     'in [0, 1]')
   return table

@@ -110,16 +110,13 @@ BLIND = 1e-6
 
 def check_grid(times: Grid, *, process: Process, output: Output,
                label_noise: Callable | None = None, diffusion: Callable | None = None,
-               last: bool = False, rate: bool = False, otherwise: str = "train 'v'") -> None:
+               last: bool = False, otherwise: str = "train 'v'") -> None:
   """Raises ValueError where `output` is blind, or a function not finite, on a sampling grid.
 
   Blind means |det(state, out)| < 1e-6 |state| |out|, or coordinates that are not finite, at a time
   at which the network is evaluated: every one but the last; with `last` that too, unless it is 0.
-  Also refuses a grid that is not finite, turns back, or leaves the process, a process that is none
-  (numbers that are not finite, noise that falls as t rises), a negative diffusion, with `rate` a
-  time at which the process moves infinitely fast, and on a table of zero terminal SNR an output that
-  is blind at its end. Computed in float64 on the host; says nothing where a number of the process or
-  the output is traced.
+  Also refuses a grid that is not finite, turns back, or leaves the process. Computed in float64 on
+  the host; says nothing where a number of the process or the output is traced.
   """
   given = process, output, label_noise, diffusion
   if arrays.is_traced(times, given):
@@ -128,18 +125,18 @@ def check_grid(times: Grid, *, process: Process, output: Output,
   leaves, structure = jax.tree.flatten(given)
   try:
     if all(isinstance(leaf, (int, float, np.ndarray)) for leaf in leaves):
-      _check_once(_frozen(times), structure, tuple(map(_frozen, leaves)), last, rate, otherwise)
+      _check_once(_frozen(times), structure, tuple(map(_frozen, leaves)), last, otherwise)
     else:
-      _check_grid(times, *given, last, rate, otherwise)
+      _check_grid(times, *given, last, otherwise)
   except jax.errors.TracerArrayConversionError:
     pass  # A function may have closed over a number that is traced.
 
 
 # Sampling again on a grid that has passed should cost nothing; a refusal is not remembered.
 @functools.lru_cache(maxsize=1024)
-def _check_once(times, structure, leaves, last, rate, otherwise):
+def _check_once(times, structure, leaves, last, otherwise):
   given = jax.tree.unflatten(structure, map(_thawed, leaves))
-  _check_grid(_thawed(times), *given, last, rate, otherwise)
+  _check_grid(_thawed(times), *given, last, otherwise)
 
 
 def _frozen(leaf):
@@ -153,17 +150,20 @@ def _thawed(frozen):
   return np.frombuffer(content, kind).reshape(shape)
 
 
-def _check_grid(times, process, output, label_noise, diffusion, last, rate, otherwise):
+def _check_grid(times, process, output, label_noise, diffusion, last, otherwise):
   if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
-    raise ValueError(f'times {times} of shape {times.shape}: a grid is at least two finite '
-                     'times, such as times.uniform_grid(50)')
+    raise ValueError(f'times {times} of shape {times.shape}: a grid is at least two finite times')
   steps = np.diff(times)
   if (steps > 0).any() and (steps < 0).any():
     falls, rises = int(np.argmax(steps < 0)), int(np.argmax(steps > 0))
     raise ValueError(f'times fall from {times[falls]:.6g} to {times[falls + 1]:.6g} and rise from '
                      f'{times[rises]:.6g} to {times[rises + 1]:.6g}: a grid falls from noise '
                      '(t = 1) to data (t = 0), or rises all the way to invert')
-  _check_process(process, output, times)
+  state = _host(process, times)
+  if not (np.isfinite(state).all() and (state >= 0).all()):
+    at = times[~(np.isfinite(state) & (state >= 0)).all(axis=0)][0]
+    raise ValueError(f'process {arrays.name_of(process)!r} at t={at:.6g} is not a mix of data and '
+                     'noise (alpha, sigma >= 0): keep the grid within [0, 1], or sigma >= 0 for edm')
   evaluated = times if last and times[-1] > 0 else times[:-1]
   sight = _sight(process, output, evaluated)
   if (sight < BLIND).any():
@@ -171,49 +171,14 @@ def _check_grid(times, process, output, label_noise, diffusion, last, rate, othe
     raise ValueError(f'output {arrays.name_of(output)!r} cannot give x at t={at:.6g}: '
                      f'{_remedy(process, output, at, evaluated)} or {otherwise}')
   for kind, function, remedy in (('noise label', label_noise, ' or label the noise by \'time\''),
-                                 ('diffusion', diffusion, ' or choose another, such as \'sigma\''),
-                                 ('velocity', processes.rate if rate else None, ' or take ddim')):
+                                 ('diffusion', diffusion, ' or choose another, such as \'sigma\'')):
     if function is None:
       continue
-    value = _host(lambda t: function(process, t), evaluated)
+    value = _host(lambda t: function(process, t), evaluated)[0]
     if not np.isfinite(value).all():
-      at = evaluated[~np.isfinite(value).all(axis=0)][0]
-      raise ValueError(f'{kind} {arrays.name_of(function)!r} is not finite at t={at:.6g} on '
-                       f'{arrays.name_of(process)!r}: keep the grid off that time{remedy}')
-    if kind == 'diffusion' and (value < 0).any():
-      at = evaluated[(value < 0).any(axis=0)][0]
-      raise ValueError(f'diffusion {arrays.name_of(function)!r} is negative at t={at:.6g}: noise is '
-                       'only added; give a norm >= 0')
-
-
-def _check_process(process, output, times):
-  """Raises ValueError where process is no mix of data and ever more noise, or hides x at its end."""
-  name = arrays.name_of(process)
-  for leaf in map(np.ravel, jax.tree.leaves(process)):
-    if not np.isfinite(leaf).all():
-      at = int(np.argmin(np.isfinite(leaf)))
-      raise ValueError(f'process {name!r} is not a mix of data and noise everywhere: of its numbers '
-                       f'number {at} is {leaf[at]}; give finite ones')
-  state = _host(process, times)
-  good = (np.isfinite(state) & (state >= 0)).all(axis=0)
-  if not good.all():
-    at = times[~good][0]
-    remedy = ('give it numbers that make a schedule' if 0 <= at <= 1 else
-              'keep the grid within [0, 1], or sigma >= 0 for edm')
-    raise ValueError(f'process {name!r} at t={at:.6g} is not a mix of data and noise '
-                     f'(alpha, sigma >= 0): {remedy}')
-  order = np.argsort(times)
-  falling = np.diff(np.arctan2(state[1], state[0])[order]) < -1e-9
-  if falling.any():
-    at = order[np.argmax(falling):][:2]
-    raise ValueError(f'process {name!r} has less noise at t={times[at[1]]:.6g} than at '
-                     f't={times[at[0]]:.6g}: noise grows with t here, 0 is data and 1 is noise; give '
-                     'it 1 - t, or a table that falls')
-  end = np.array([1.0])
-  table = getattr(process, 'func', None) is processes.discrete
-  if table and _host(process, end)[0] == 0 and _sight(process, output, end) < BLIND:
-    raise ValueError(f'output {arrays.name_of(output)!r} cannot give x at t=1, where this table is '
-                     "pure noise (zero terminal SNR): train 'v' or 'x', or take the table as it was")
+      at = evaluated[~np.isfinite(value)][0]
+      raise ValueError(f'{kind} {arrays.name_of(function)!r} is not finite at t={at:.6g}: '
+                       f'keep the grid off that time{remedy}')
 
 
 def _host(function, times):
@@ -233,10 +198,10 @@ def check_training(density: Density, *, process: Process, output: Output, space:
   if arrays.is_traced(density, process, output, space, weight, label_noise):
     return
   ends = _host(density.quantile, np.array([2.0**-24, 1 - 2.0**-24]))[0]
-  try:
-    _check_process(process, output, ends)
-  except ValueError as error:
-    raise ValueError(f'the density draws t from {ends[0]:.3g} to {ends[1]:.3g}: {error}') from error
+  state = _host(process, ends)
+  if not ((state >= 0) & np.isfinite(state)).all():
+    raise ValueError(f'the density draws t from {ends[0]:.3g} to {ends[1]:.3g}, where process '
+                     f'{arrays.name_of(process)!r} is not a mix of data and noise (alpha, sigma >= 0)')
   size = np.abs(_host(lambda t: output(process, t), ends)).max(axis=0)
   blind = ~(size < 1 / BLIND)
   if space is not None and space is not output:
@@ -280,10 +245,9 @@ def _remedy(process, output, blind, times):
     seen = _sight(process, output, np.array([half]))[0] >= BLIND
     limit, middle = (limit, half) if seen else (half, middle)
   # Rounded towards the times that see, so that the number printed is one that passes.
-  first, final = ('end', 'start') if times[-1] > times[0] else ('start', 'end')
   if middle < blind:
-    return f'{first} the grid at t<={_rounded(middle, 6, np.floor):.6g}'
-  return f'{final} the grid at t>={_rounded(middle, 2, np.ceil):.2g}'
+    return f'start the grid at t<={_rounded(middle, 6, np.floor):.6g}'
+  return f'end the grid at t>={_rounded(middle, 2, np.ceil):.2g}'
 
 
 def _rounded(value, digits, towards):

@@ -266,7 +266,7 @@ def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
     ('sample.solver', {'name': 'heun', 'along': {'name': 'z'}}, '.along.name=.z.: choose'),
     ('sample.solver', {'name': 'heun', 'along': {'name': 'eps'}}, "output 'eps' cannot give x"),
     ('sample.solver', {'name': 'dpmpp_2m', 'heun': 1.0}, 'solver.heun=1.0: give True or False'),
-    ('sample.solver', {'name': 'ddim', 'churn': 2.0}, 'sample.solver: churn=2.0: give one number'),
+    ('sample.solver', {'name': 'ddim', 'churn': 2.0}, 'sample.solver: churn=2.0: give a number from 0'),
     ('sample.solver', {'name': 'sde', 'diffusion': {'name': 'sbdm'}},
      "sample.solver: diffusion 'sbdm' is not finite at t=1"),
     ('process', {'name': 'discrete', 'angles': {'name': 'cosine', 'num': 1}},

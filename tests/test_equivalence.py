@@ -162,7 +162,7 @@ def test_the_same_samples_come_of_both_processes_where_their_noise_is_the_same(x
 def test_pure_noise_under_zero_terminal_snr_is_refused_to_eps():
   process = rows.PROCESSES['discrete']
   for make in (samplers.ddim, samplers.dpmpp_2m):
-    with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1, where .* train 'v'"):
+    with pytest.raises(ValueError, match=r"output 'eps' cannot give x at t=1: start the grid at t<="):
       samplers.sample(make(process, outputs.eps), _field, Z, times.trailing_grid(10))
   end = samplers.sample(samplers.ddim(process, outputs.v), _field, Z, times.trailing_grid(10))
   assert jnp.isfinite(end).all()
@@ -181,5 +181,5 @@ def test_a_grid_that_turns_back_or_leaves_the_process_is_refused(grid, refusal, 
 
 def test_a_schedule_that_is_not_a_number_is_refused():
   broken = Partial(processes.discrete, angles=np.array([0.0, 0.5, np.nan, 1.5]))
-  with pytest.raises(ValueError, match="process 'discrete' is not a mix .* number 2 is nan"):
+  with pytest.raises(ValueError, match="process 'discrete' at t=1 is not a mix"):
     samplers.sample(samplers.ddim(broken, outputs.v), _field, Z, times.uniform_grid(4))
