@@ -90,9 +90,13 @@ def transported(process: Process, t: Coef, *, output: Output, process_a: Process
                 time: Callable) -> Mix:
   """output(process_a, time(t)): the vector that a network trained on process_a gives on another.
 
-  time is that of `processes.transport`.
+  time is that of `processes.transport`; where it is not a number, neither is the vector.
   """
-  return output(process_a, time(t))
+  at = time(t)
+  out = output(process_a, at)
+  # x and eps are the same at every time, but no network is asked for them at none.
+  lost = jnp.isnan(at)
+  return Mix(jnp.where(lost, jnp.nan, out.x), jnp.where(lost, jnp.nan, out.eps))
 
 
 def constant_decay(gamma: Coef, *, gain: ArrayLike = 1.0) -> Coef:

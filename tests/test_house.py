@@ -17,6 +17,7 @@ FILES = sorted((ROOT / 'eqflow').rglob('*.py'))
 
 RANKS = {
     'arrays': 0, 'mix': 1, 'tables': 1, 'processes': 2, 'sde': 2.5, 'outputs': 3, 'densities': 3.2,
+    'checks': 3.3,
     'times': 3.5, 'weights': 4, 'fields': 4, 'energies': 4.2, 'oracles': 4, 'solver': 4.5,
     'stochastic': 4.7, 'multistep': 4.8, 'adaptive': 4.8, 'couplings': 4.8, 'slots': 4.8, 'losses': 5,
     'samplers': 5, 'descent': 5, 'scores': 5, 'likelihood': 5, 'ema': 1, 'models': 1, 'data': 1,
