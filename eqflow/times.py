@@ -5,6 +5,8 @@ numpy float64, falling from noise to data (or rising, to invert); the predictor 
 entry but the last.
 """
 
+import operator
+
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -98,6 +100,10 @@ def logsnr_grid(num_steps: int, *, process: Process, start: Number, end: Number,
 
 
 def _positive(num_steps):
-  if num_steps < 1:
+  try:
+    whole = operator.index(num_steps)
+  except TypeError:
+    raise ValueError(f'num_steps={num_steps}: give a whole number, 1 or more') from None
+  if whole < 1:
     raise ValueError(f'num_steps={num_steps}: a grid has at least one step')
-  return num_steps
+  return whole

@@ -161,9 +161,14 @@ def test_the_same_samples_come_of_both_processes_where_their_noise_is_the_same(x
 
 def test_pure_noise_under_zero_terminal_snr_is_refused_to_eps():
   process = rows.PROCESSES['discrete']
-  for make in (samplers.ddim, samplers.dpmpp_2m):
-    with pytest.raises(ValueError, match=r"output 'eps' cannot give x at t=1: start the grid at t<="):
-      samplers.sample(make(process, outputs.eps), _field, Z, times.trailing_grid(10))
+  # Whatever the grid: none that begins later makes the network one that could be trained there.
+  for make, grid in ((samplers.ddim, times.trailing_grid(10)), (samplers.ddim, times.leading_grid(10)),
+                     (samplers.dpmpp_2m, times.leading_grid(10))):
+    with pytest.raises(ValueError, match=r"output 'eps' cannot give x at t=1, where this table is pure "
+                       "noise: train 'v' or 'x', or take a table without zero terminal SNR"):
+      samplers.sample(make(process, outputs.eps), _field, Z, grid)
+  # What a solver goes along is asked of no network.
+  samplers.check(samplers.heun(process, outputs.v, along=outputs.eps), times.leading_grid(10))
   end = samplers.sample(samplers.ddim(process, outputs.v), _field, Z, times.trailing_grid(10))
   assert jnp.isfinite(end).all()
 
@@ -181,5 +186,9 @@ def test_a_grid_that_turns_back_or_leaves_the_process_is_refused(grid, refusal, 
 
 def test_a_schedule_that_is_not_a_number_is_refused():
   broken = Partial(processes.discrete, angles=np.array([0.0, 0.5, np.nan, 1.5]))
-  with pytest.raises(ValueError, match="process 'discrete' at t=1 is not a mix"):
-    samplers.sample(samplers.ddim(broken, outputs.v), _field, Z, times.uniform_grid(4))
+  # The grids of the last two do not meet the entry.
+  for make, grid in ((samplers.ddim, times.uniform_grid(4)), (samplers.ddim, np.array([1.0, 0.2, 0.0])),
+                     (samplers.adaptive, np.array([1.0, 0.0]))):
+    with pytest.raises(ValueError, match=r"'discrete' is bound to an array of shape \(4,\), not finite "
+                       'at 2: give finite numbers'):
+      samplers.sample(make(broken, outputs.v), _field, Z, grid)

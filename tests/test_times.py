@@ -1,8 +1,10 @@
 """Densities are what they claim, grids are those of the papers, blind spots are refused."""
 
+import inspect
 import re
 
 import jax
+from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 import pytest
@@ -25,6 +27,9 @@ def test_the_log_snr_grid_is_even_in_log_snr_in_float64():
   np.testing.assert_allclose(2 * np.log((1 - grid) / grid), np.linspace(-8, 8, 17), atol=1e-12)
   with pytest.raises(ValueError, match='num_steps=0'):
     times.uniform_grid(0)
+  # Without the shapes that tests alone check, which refuse it first.
+  with pytest.raises(ValueError, match='num_steps=2.5: give a whole number, 1 or more'):
+    inspect.unwrap(times.uniform_grid)(2.5)
 
 
 @pytest.mark.parametrize('process,output,grid,message', [
@@ -61,6 +66,72 @@ def test_the_time_that_a_refusal_names_is_accepted(process, output, grid):
   limit = (np.maximum(grid[:-1], float(low.group(1))) if low else
            np.minimum(grid[:-1], float(high.group(1))))
   times.check_grid(np.append(limit, 0.0), **given)
+
+
+@pytest.mark.parametrize('output,grid,remedy', [
+    ('x', [1e-9, 0.5, 1.0], 'start the grid at t>=1e-06'),
+    ('x', [0.0, 0.5], 'start the grid at t>=1e-06'),
+    ('eps', [0.1, 0.5, 1.0, 1.0], 'end the grid at t<=0.999999')])
+def test_of_a_grid_that_rises_the_right_end_is_moved(output, grid, remedy):
+  with pytest.raises(ValueError, match=re.escape(remedy)):
+    times.check_grid(np.array(grid), process=processes.linear, output=rows.OUTPUTS[output])
+
+
+def test_a_schedule_of_numbers_that_make_none_is_not_blamed_on_the_grid():
+  # Bound in a closure, so that the schedule alone shows it.
+  broken = lambda t: processes.Mix(1 - t, jnp.nan * t)
+  with pytest.raises(ValueError, match='at t=0.9 is not a mix .*: the numbers bound to it make no '
+                     'schedule, so give finite ones'):
+    times.check_grid([0.9, 0.1], process=broken, output=outputs.v)
+
+
+def test_a_table_with_an_entry_that_is_not_finite_is_not_trained_on():
+  angles = np.array([0.0, 0.5, np.nan, 1.5])
+  with pytest.raises(ValueError, match=r"bound to an array of shape \(4,\), not finite at 2: give"):
+    times.check_training(times.uniform, process=Partial(processes.discrete, angles=angles),
+                         output=outputs.v)
+
+
+def test_eps_is_not_trained_on_a_table_that_ends_in_pure_noise():
+  rescaled = processes.table(tables.zero_terminal_snr(tables.linear()))
+  shifted = Partial(processes.shifted, process=rescaled, shift=2.0)
+  for process in (rescaled, shifted):
+    with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1, where this table is pure "
+                       "noise: train 'v' or 'x'"):
+      times.check_training(times.uniform, process=process, output=outputs.eps)
+    for output in (outputs.v, outputs.x):
+      times.check_training(times.uniform, process=process, output=output)
+  for process in (processes.table(tables.linear()), processes.cosine, processes.linear):
+    times.check_training(times.uniform, process=process, output=outputs.eps)
+
+
+@pytest.mark.parametrize('process', [
+    lambda t: processes.Mix(t, 1 - t),
+    Partial(processes.discrete, angles=processes.table_angles(tables.linear(100))[::-1].copy())])
+def test_noise_that_falls_as_t_rises_is_refused(process):
+  refusal = 'holds less noise at t=.* than at t=.*: noise grows with t here, so give 1 - t'
+  for grid in ([1.0, 0.5, 0.1], [0.1, 0.5, 1.0]):
+    with pytest.raises(ValueError, match=refusal):
+      times.check_grid(np.array(grid), process=process, output=outputs.v)
+  with pytest.raises(ValueError, match=refusal):
+    times.check_training(times.uniform, process=process, output=outputs.v)
+
+
+@pytest.mark.parametrize('name', rows.PROCESSES)
+def test_noise_of_every_process_grows_with_t(name):
+  grid = np.asarray(rows.times(name, 50, 'float32'), float)[::-1]
+  times.check_grid(grid, process=rows.PROCESSES[name], output=outputs.v)
+
+
+@pytest.mark.parametrize('output', ['x', 'eps', 'displacement', 'v'])
+def test_a_transported_output_is_refused_where_the_other_process_has_no_such_noise(output, x64):
+  # EDM up to 80 is as noisy as the linear process at 80/81.
+  time = processes.transport(processes.edm, processes.linear, high=80.0).time
+  moved = Partial(outputs.transported, output=rows.OUTPUTS[output], process_a=processes.edm, time=time)
+  with pytest.raises(ValueError, match=r"'transported' cannot give x at t=1: start the grid at "
+                     r't<=0\.9876\d* or give a process_a that is as noisy there'):
+    times.check_grid(times.uniform_grid(4), process=processes.linear, output=moved)
+  times.check_grid(times.uniform_grid(4, start=0.98), process=processes.linear, output=moved)
 
 
 def test_a_solver_that_looks_ahead_has_its_last_time_checked():
