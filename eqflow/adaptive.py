@@ -71,7 +71,7 @@ def _adaptive_step(predict, z, memory, t, s, keys, *, process, output, rtol, ato
   return z, Count(memory.evaluations + count + (s <= 0))
 
 
-_adaptive_step.looks_ahead = _adaptive_step.counts = True
+_adaptive_step.looks_ahead = _adaptive_step.counts = _adaptive_step.moves_by_rate = True
 
 
 def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: Coef, end: Coef, *,

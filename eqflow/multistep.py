@@ -19,7 +19,7 @@ from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
 from eqflow.solver import Solver, assemble
-from eqflow.stochastic import kept_by_churn, renewed, step_ratio
+from eqflow.stochastic import kept_by_churn, one_number, renewed, step_ratio
 
 
 class Memory(NamedTuple):
@@ -94,6 +94,7 @@ def dpmpp_3m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: 
 
 
 def _dpmpp(process, output, order, churn, heun, num_steps, taper, curvature=1.0):
+  one_number('churn', churn)
   if not arrays.is_traced(churn) and not 0 <= churn <= 1:
     raise ValueError(f'churn={churn}: give a number from 0 (no noise) to 1')
   _check_num_steps(num_steps)
@@ -124,7 +125,7 @@ def _noisy_dpmpp_step(predict, z, memory, t, s, keys, *, process, output, churn,
   return renewed(_where(s != t, mean, z), there.eps, r, keys), memory
 
 
-_noisy_dpmpp_step.draws = True
+_noisy_dpmpp_step.draws = _adams_bashforth_step.moves_by_rate = True
 # Every step is a remix of z and x, which are parallel at data: the grid may end there, not start.
 _dpmpp_step.holds_x = _noisy_dpmpp_step.holds_x = True
 

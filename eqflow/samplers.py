@@ -21,7 +21,7 @@ from eqflow.outputs import Output
 from eqflow.processes import Process
 from eqflow.solver import Solver, assemble, check, contributions, sample, sample_path
 from eqflow.stochastic import (
-    kept_by_churn, kept_by_eta, last_euler, last_mean, last_tweedie, renewed, root, sde,
+    kept_by_churn, kept_by_eta, last_euler, last_mean, last_tweedie, one_number, renewed, root, sde,
     step_ratio)
 
 __all__ = [
@@ -50,6 +50,7 @@ def ddim(process: Process, output: Output, *, churn: ArrayLike = 0.0,
 
 
 def _renewing(process, output, kept, name, number):
+  one_number(name, number)
   if not arrays.is_traced(number) and not 0 <= number <= 1:
     raise ValueError(f'{name}={number}: give a number from 0 (no noise) to 1')
   if _is(number, 0):
@@ -84,6 +85,7 @@ def ancestral(process: Process, output: Output, *, variance: ArrayLike = 0.0) ->
   DDIM over twice the log-SNR, then noise forward; 1 is the forward step's, beta_t; between, their
   logarithms are interpolated. None is added at s = 0. Draws from keys, which must be given.
   """
+  one_number('variance', variance)
   if not arrays.is_traced(variance) and not 0 <= variance <= 1:
     raise ValueError(f'variance={variance}: give a number from 0 (the posterior\'s) to 1 (beta_t)')
   return assemble(_ancestral_step, process, output, variance=variance)
@@ -162,6 +164,8 @@ def _heun_along_step(predict, z, memory, t, s, keys, *, process, output, along):
 
 # They evaluate the network at s too, so a grid's last time is checked unless it is 0.
 _heun_step.looks_ahead = _heun_along_step.looks_ahead = True
+# Which a process may not have at data: variance_preserving's is infinite there.
+_euler_step.moves_by_rate = _heun_step.moves_by_rate = True
 
 
 def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 0.0,
@@ -176,8 +180,12 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
   """
   if num_steps < 1:
     raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid')
+  one_number('churn', churn)
   if not arrays.is_traced(churn) and not churn >= 0:
     raise ValueError(f'churn={churn}: S_churn is 0 (no noise) or more')
+  if not arrays.is_traced(sigma_min, sigma_max) and not sigma_min <= sigma_max:
+    raise ValueError(f'sigma_min={sigma_min}, sigma_max={sigma_max}: no sigma is between them, so none '
+                     'would be given noise; give sigma_min <= sigma_max')
   if _is(churn, 0):
     return heun(process, output, along=outputs.eps)
   return assemble(_edm_step, process, output, churn=churn, num_steps=float(num_steps),
@@ -205,7 +213,7 @@ def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_ste
                           along=along)
 
 
-_edm_step.draws = _edm_step.looks_ahead = True
+_edm_step.draws = _edm_step.looks_ahead = _edm_step.goes_along = _edm_step.shares_churn = True
 
 
 def _velocity(predict, z, t, process, output):

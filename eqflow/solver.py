@@ -37,7 +37,9 @@ def assemble(step: Callable, process: Process, output: Output, *, init: Callable
   """Solver(init, step) with process, output and whatever else is bound to a module-level step.
 
   Attributes of the step say what `sample` must know: `draws`, it needs keys; `looks_ahead`, it
-  evaluates the network at s too; `counts`, its memory holds how many `evaluations` it made.
+  evaluates the network at s too; `counts`, its memory holds how many `evaluations` it made;
+  `moves_by_rate`, it needs the process's velocity; `holds_x` and `goes_along`, that its caller has
+  not chosen what it steps along; `shares_churn`, that it divides by num_steps.
   """
   return Solver(arrays.pytree(init), Partial(
       step, process=arrays.pytree(process), output=arrays.pytree(output), **bound))
@@ -120,16 +122,21 @@ def check(solver: Solver, times: Grid) -> None:
   bound = solver.step.keywords
   if 'process' in bound and 'output' in bound:
     grids.check_grid(times, process=bound['process'], output=bound['output'],
-                     diffusion=bound.get('diffusion'), last=_of(solver, 'looks_ahead'))
+                     diffusion=bound.get('diffusion'), last=_of(solver, 'looks_ahead'),
+                     moved_by=_name(solver) if _of(solver, 'moves_by_rate') else None)
     if bound.get('along') is not None:
-      grids.check_grid(times, process=bound['process'], output=bound['along'],
-                       otherwise='step along another vector')
+      name, along = _name(solver), arrays.name_of(bound['along'])
+      grids.check_grid(
+          times, process=bound['process'], output=bound['along'],
+          otherwise=f'take heun: each step of {name} goes along {along}' if _of(solver, 'goes_along')
+          else f"give {name.removesuffix('_along')} another `along`, or none")
     if _of(solver, 'holds_x') and not arrays.is_traced(times):
       times = np.asarray(times)
       moving = np.append(times[:-1][np.diff(times) != 0], times[-1:])
       if len(moving) > 1:
         grids.check_grid(moving, process=bound['process'], output=outputs.x,
                          otherwise=f'take ddim or heun: each step of {_name(solver)} holds x')
+    _check_num_steps(solver, times, bound.get('num_steps'))
   schedule = bound.get('schedule')
   if schedule is not None and not getattr(schedule.func, 'told_nothing', False):
     raise ValueError(f'{_name(solver)} has step sizes by {arrays.name_of(schedule)!r}, which is told '
@@ -137,6 +144,17 @@ def check(solver: Solver, times: Grid) -> None:
   if _of(solver, 'draws') and not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
     raise ValueError(f'{_name(solver)} draws noise, so it steps towards data only, but the times '
                      'rise: invert with a solver that draws none, such as ddim or heun')
+
+
+def _check_num_steps(solver, times, num_steps):
+  if num_steps is None or arrays.is_traced(times, num_steps):
+    return
+  moving = int((np.diff(np.asarray(times)) != 0).sum())
+  # More are an end that is never reached; a step that repeats a time counts where it adds noise too.
+  exact = _of(solver, 'shares_churn') and num_steps not in (moving, len(times) - 1)
+  if exact or num_steps < moving:
+    raise ValueError(f'{_name(solver)} of num_steps={num_steps:g}, but the grid has {moving} steps: '
+                     f'give that number{"" if _of(solver, "shares_churn") else ", or None"}')
 
 
 def _of(solver, attribute):

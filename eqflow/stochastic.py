@@ -36,6 +36,12 @@ def kept_by_eta(ratio: Coef, *, number: ArrayLike) -> Coef:
   return jnp.sqrt(1 - jnp.square(number) * (1 - ratio) * (1 + ratio))
 
 
+def one_number(name: str, number: ArrayLike) -> None:
+  """Raises ValueError for an array: how much noise is put back is the same for all examples."""
+  if not arrays.is_traced(number) and jnp.ndim(number):
+    raise ValueError(f'{name} of shape {jnp.shape(number)}: give one number, for all examples')
+
+
 def renewed(mean: Data, sigma: Coef, kept: Coef, keys: Keys) -> Data:
   """mean + sigma sqrt(1 - kept^2) fresh noise."""
   # Where s = t, rounding can leave kept above 1.
@@ -76,7 +82,7 @@ def _sde_step(predict, z, memory, t, s, keys, *, process, output, diffusion, las
   return jax.tree.map(lambda a, b: jnp.where(s > 0, a, b), noisy, end), memory
 
 
-_sde_step.draws = True
+_sde_step.draws = _sde_step.moves_by_rate = True
 
 
 def last_mean(drifted: Data, x: Data, flowed: Data) -> Data:

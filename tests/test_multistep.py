@@ -268,6 +268,16 @@ def test_solvers_that_hold_x_do_not_start_at_data(make):
                     np.array([0.0, 0.3, 0.6]))
 
 
+@pytest.mark.parametrize('make', [samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc])
+def test_steps_that_the_grid_has_and_the_solver_does_not_know_of_are_refused(make):
+  refusal = 'of num_steps=3, but the grid has 10 steps: give that number, or None'
+  with pytest.raises(ValueError, match=refusal):
+    samplers.check(make(LINEAR, outputs.v, num_steps=3), times.uniform_grid(10))
+  padded = np.append(np.ones(5), times.uniform_grid(3))
+  for num_steps, grid in ((3, padded), (10**6, times.uniform_grid(10)), (None, times.uniform_grid(10))):
+    samplers.check(make(LINEAR, outputs.v, num_steps=num_steps), grid)
+
+
 def test_the_slope_in_a_time_is_finite_though_the_grid_ends_at_data(x64):
   z = jnp.ones((1, 2))
   for make in (samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):

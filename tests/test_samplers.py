@@ -274,6 +274,34 @@ def test_a_blind_output_is_refused_before_compiling():
                     times.uniform_grid(4))
 
 
+BY_RATE = [samplers.euler, samplers.heun, samplers.adams_bashforth, samplers.adaptive, samplers.sde]
+
+
+@pytest.mark.parametrize('make', BY_RATE)
+@pytest.mark.parametrize('output', ['v', 'eps'])
+def test_a_step_by_a_rate_that_is_infinite_at_data_is_refused(make, output):
+  process, out = rows.PROCESSES['variance_preserving'], rows.OUTPUTS[output]
+  # An SDE does not rise, but may repeat a time.
+  grid = [0.6, 0.0, 0.0] if make is samplers.sde else [0.0, 0.3, 0.6]
+  refusal = (f"{make.__name__} steps by the rate of process 'variance_preserving', which is not finite "
+             'at t=0: begin at t > 0, or take ddim')
+  with pytest.raises(ValueError, match=refusal):
+    samplers.check(make(process, out), np.array(grid))
+  # Neither a last step to data, where none is needed, nor DDIM, nor a process of a finite rate.
+  samplers.check(make(process, out), np.array([0.6, 0.3, 0.0]))
+  samplers.check(samplers.ddim(process, out), np.array([0.0, 0.3, 0.6]))
+  samplers.check(samplers.heun(process, out, along=outputs.displacement), np.array([0.0, 0.3, 0.6]))
+  samplers.check(make(COSINE, out), np.array(grid))
+
+
+@pytest.mark.parametrize('make', BY_RATE)
+def test_a_step_to_data_needs_no_rate_there(make):
+  process = rows.PROCESSES['variance_preserving']
+  end = samplers.sample(make(process, outputs.v), _gaussian(process, outputs.v), jnp.ones((2, 1)),
+                        np.array([0.6, 0.3, 0.0]), jax.random.split(jax.random.key(0), 2))
+  assert jnp.isfinite(end).all()
+
+
 def test_solvers_that_draw_ask_for_keys():
   with pytest.raises(ValueError, match='ancestral draws noise: give sample'):
     samplers.sample(samplers.ancestral(LINEAR, outputs.u), _field, jnp.ones((2, 2)),

@@ -277,6 +277,36 @@ def test_a_diffusion_that_is_infinite_on_the_grid_is_refused():
     samplers.sample(solver, lambda z, t: z, jnp.ones((2, 1)), times.uniform_grid(4), KEYS[:2])
 
 
+def test_a_diffusion_that_is_negative_on_the_grid_is_refused():
+  solver = samplers.sde(LINEAR, outputs.u, diffusion=Partial(sde.sigma, norm=-0.5))
+  with pytest.raises(ValueError, match="diffusion 'sigma' is negative at t=1: give norm >= 0"):
+    samplers.check(solver, times.uniform_grid(4))
+
+
+@pytest.mark.parametrize('name', [name for name in NOISY if name.startswith('sde')])
+@pytest.mark.parametrize('process', [LINEAR, COSINE])
+def test_no_known_diffusion_is_taken_for_negative(name, process):
+  samplers.check(NOISY[name](process, 50), times.uniform_grid(50, start=0.999))
+
+
+@pytest.mark.parametrize('num_steps', [3, 30])
+def test_edms_churn_is_shared_by_the_steps_of_the_grid(num_steps):
+  with pytest.raises(ValueError, match=f'edm of num_steps={num_steps}, but the grid has 10 steps: give '
+                     'that number$'):
+    samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=num_steps, churn=4.0),
+                   times.uniform_grid(10, start=0.9))
+  for grid in (times.uniform_grid(10, start=0.9), [0.9, *times.uniform_grid(9, start=0.9)]):
+    samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=10, churn=4.0), np.asarray(grid))
+
+
+def test_edm_says_that_it_goes_along_eps():
+  with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1: start the grid at "
+                     't<=0.999999 or take heun: each step of edm goes along eps'):
+    samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=4, churn=1.0), times.uniform_grid(4))
+  with pytest.raises(ValueError, match='or give heun another `along`, or none'):
+    samplers.check(samplers.heun(LINEAR, outputs.v, along=outputs.eps), times.uniform_grid(4))
+
+
 @pytest.mark.parametrize('make', [
     lambda: samplers.ddim(LINEAR, outputs.u, churn=0.5), lambda: samplers.sde(LINEAR, outputs.u),
     lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=1.0),
@@ -289,10 +319,20 @@ def test_solvers_that_draw_ask_for_keys_and_do_not_invert(make):
     samplers.sample(make(), lambda z, t: z, z, times.uniform_grid(4, start=0.1, end=0.9), KEYS[:2])
 
 
+TWO = np.array([0.1, 0.2])
+
+
 def test_numbers_that_no_solver_can_have_are_refused():
   for make, refusal in (
       (lambda: samplers.ancestral(LINEAR, outputs.u, variance=1.5), 'variance=1.5: give a number'),
       (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=float('nan')), 'churn=nan: S_churn'),
+      (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=1.0, sigma_min=2.0, sigma_max=1.0),
+       'sigma_min=2.0, sigma_max=1.0: .* give sigma_min <= sigma_max'),
+      (lambda: samplers.ddim(LINEAR, outputs.u, churn=TWO), r'churn of shape \(2,\): give one number'),
+      (lambda: samplers.ddim(LINEAR, outputs.u, eta=TWO), r'eta of shape \(2,\): give one number'),
+      (lambda: samplers.ancestral(LINEAR, outputs.u, variance=TWO), r'variance of shape \(2,\): give'),
+      (lambda: samplers.dpmpp_2m(LINEAR, outputs.u, churn=TWO), r'churn of shape \(2,\): give one'),
+      (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=TWO), r'churn of shape \(2,\): give'),
       (lambda: samplers.dpmpp_2m(LINEAR, outputs.u, num_steps=0), 'num_steps=0: give the number'),
       (lambda: samplers.adaptive(LINEAR, outputs.u, rtol=0.0, atol=0.0), 'tolerances are 0 or more')):
     with pytest.raises(ValueError, match=refusal):
