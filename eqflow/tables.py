@@ -35,7 +35,7 @@ def cosine(num: int = 1000, *, offset: Number = 0.008, max_beta: Number = 0.999)
 def _cumulated(betas):
   if not ((betas > 0) & (betas < 1)).all():
     raise ValueError(f'betas from {betas.min():.4g} to {betas.max():.4g}: each step keeps a part '
-                     'of the state, so 0 < beta < 1')
+                     'of the state, so 0 < beta < 1; give beta_min and beta_max, or max_beta, within')
   return np.cumprod(1 - betas)
 
 
@@ -55,13 +55,13 @@ def check(alphas_cumprod: Table) -> Table:
   if table.ndim != 1 or len(table) < 2:
     raise ValueError(f'a table of shape {table.shape}: give alphas_cumprod, two or more numbers')
   if not np.isfinite(table).all():
-    raise ValueError(f'alphas_cumprod[{int(np.argmin(np.isfinite(table)))}] and '
-                     f'{int((~np.isfinite(table)).sum()) - 1} more are not finite')
+    at = int(np.argmin(np.isfinite(table)))
+    raise ValueError(f'alphas_cumprod[{at}]={table[at]} is not finite: give finite numbers that fall')
   if (np.diff(table) >= 0).any():
     at = int(np.argmax(np.diff(table) >= 0))
     raise ValueError(f'alphas_cumprod[{at}]={table[at]:.6g} is followed by {table[at + 1]:.6g}: a '
                      'table falls, as each step adds noise; give the cumulated product of 1 - beta')
   if table[0] > 1 or table[-1] < 0:
     raise ValueError(f'alphas_cumprod from {table[0]:.6g} to {table[-1]:.6g}: squares of alpha lie '
-                     'in [0, 1]')
+                     'in [0, 1]; give the cumulated product of 1 - beta')
   return table

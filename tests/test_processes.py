@@ -135,14 +135,20 @@ def test_pure_noise_is_exactly_that_in_float32_too():
 @pytest.mark.parametrize('table,refusal', [
     (tables.linear()[::-1], r'alphas_cumprod\[0\]=4.03.* is followed by'),
     (np.array([0.9, 0.9]), 'a table falls'),
-    (np.array([0.9, np.nan]), r'alphas_cumprod\[1\] and 0 more are not finite'),
-    (np.array([1.2, 0.5]), r'lie in \[0, 1\]'), (np.array([0.5, -0.1]), r'lie in \[0, 1\]'),
+    (np.array([0.9, np.nan]), r'alphas_cumprod\[1\]=nan is not finite: give finite numbers that fall'),
+    (np.array([1.2, 0.5]), r'lie in \[0, 1\]; give the cumulated product of 1 - beta'),
+    (np.array([0.5, -0.1]), r'lie in \[0, 1\]; give the cumulated'),
     (np.array([0.5]), 'two or more')])
 def test_what_is_no_table_is_refused(table, refusal):
   with pytest.raises(ValueError, match=refusal):
     processes.table_angles(table)
   with pytest.raises(ValueError, match=refusal):
     tables.zero_terminal_snr(table)
+
+
+def test_betas_that_keep_nothing_are_refused_with_what_makes_them():
+  with pytest.raises(ValueError, match='0 < beta < 1; give beta_min and beta_max, or max_beta, within'):
+    tables.linear(10, beta_max=1.5)
 
 
 def test_a_log_snr_shift_moves_the_log_snr_and_keeps_the_norm(x64):
