@@ -106,7 +106,8 @@ def first_time(sampling: Sampling) -> float:
 
 def _guidance(section, classes, process):
   """(network, labels) -> Predict: guided by class at config.sample.scale, in its interval."""
-  interval = called(INTERVALS, section.interval, 'sample.interval')
+  # Half an interval is one that is open to infinity.
+  interval = called(INTERVALS, section.interval, 'sample.interval', unbounded=True)
   if interval:
     with naming('sample.interval'):
       fields.check_interval(interval['low'], interval['high'])

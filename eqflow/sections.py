@@ -50,12 +50,14 @@ def called(table: Mapping[str, Any], section: Any, path: str, **given: Any) -> A
 
 def numbers(row: Callable, section: Any, path: str, *,
             nested: Mapping[str, Mapping] | None = None,
-            made: Mapping[str, Mapping] | None = None, **given: Any) -> dict[str, Any]:
+            made: Mapping[str, Mapping] | None = None, unbounded: bool = False,
+            **given: Any) -> dict[str, Any]:
   """The numbers that `row` takes, from the section, or from `given` where the config has none.
 
   A number that is itself a function is a section of its own, its table found in `nested` by key;
   arrays that a function returns by name, in `made`. Raises ValueError naming the key that is
-  unknown, missing or no finite number (a whole one, True or False where the row's default is one).
+  unknown, missing or no finite number (a whole one, True or False where the row's default is one;
+  with `unbounded` infinite too).
   """
   needs, nested, made = needed(row), nested or {}, made or {}
   found = {key: value for key, value in given.items() if key in needs}
@@ -78,7 +80,8 @@ def numbers(row: Callable, section: Any, path: str, *,
     elif isinstance(_default(row, key), int) and not isinstance(value, int):
       raise ValueError(f'config.{path}.{key}={value!r}: give a whole number')
     else:
-      found[key] = finite(value, f'{path}.{key}')
+      infinite = unbounded and isinstance(value, float) and math.isinf(value)
+      found[key] = value if infinite else finite(value, f'{path}.{key}')
   missing = [key for key, required in needs.items() if required and key not in found]
   if missing:
     raise ValueError(f'config.{path}: {section.name!r} also needs {missing}; give the whole section, '

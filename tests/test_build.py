@@ -125,6 +125,8 @@ REFUSED = [
     ('sample.interval', dict(name='time', low=0.1), r"interval: 'time' also needs \['high'\]"),
     ('sample.interval', dict(name='time', low=0.5, high=0.1),
      r"config.sample.interval: an interval from 0.5 to 0.1 is empty"),
+    ('sample.interval', dict(name='time', low=0.1, high=float('nan')),
+     r"config.sample.interval.high=nan: give a finite number"),
     ('sample.interval', dict(name='time', low=0.1, high=0.5),
      r"config.sample.interval.name='time': a descent has no time"),
     ('train.drop_label', 2.0, r"config.train.drop_label=2.0: give a finite number from 0 to 1"),
@@ -209,6 +211,7 @@ def test_guidance_acts_in_its_interval_and_is_rescaled():
     return np.asarray(jax.jit(run)(jax.random.key(3)))
   plain, guided, rescaled = drawn(1.0), drawn(4.0), drawn(4.0, 0.7)
   np.testing.assert_allclose(drawn(4.0, name='time', low=0.0, high=1.0), guided, rtol=1e-4)
+  np.testing.assert_allclose(drawn(4.0, name='logsnr', low=-np.inf, high=np.inf), guided, rtol=1e-4)
   np.testing.assert_allclose(drawn(4.0, name='logsnr', low=50.0, high=60.0), plain, rtol=1e-4)
   early = drawn(4.0, name='noise_to_signal', low=2.0, high=1e9)
   for one, other in ((plain, guided), (early, guided), (early, plain), (rescaled, guided)):
