@@ -17,13 +17,12 @@ FILES = sorted((ROOT / 'eqflow').rglob('*.py'))
 
 RANKS = {
     'arrays': 0, 'mix': 1, 'tables': 1, 'processes': 2, 'sde': 2.5, 'outputs': 3, 'densities': 3.2,
-    'checks': 3.3,
-    'times': 3.5, 'weights': 4, 'fields': 4, 'energies': 4.2, 'oracles': 4, 'solver': 4.5,
-    'stochastic': 4.7, 'multistep': 4.8, 'adaptive': 4.8, 'couplings': 4.8, 'slots': 4.8, 'losses': 5,
-    'samplers': 5, 'descent': 5, 'scores': 5, 'likelihood': 5, 'ema': 1, 'models': 1, 'data': 1,
-    'evaluation': 1, 'training': 2, 'interop': 5.5, 'sections': 5.5, 'names': 5.8, 'draws': 5.9,
-    'build': 6, 'run': 6.5, 'sample': 6.5, 'compose': 6.7, 'neighbours': 6.7, 'evaluate': 7, 'finish': 7,
-    'outliers': 7, 'train': 7, 'main': 8,
+    'checks': 3.3, 'times': 3.5, 'weights': 4, 'fields': 4, 'energies': 4.2, 'oracles': 4,
+    'solver': 4.5, 'stochastic': 4.7, 'multistep': 4.8, 'adaptive': 4.8, 'couplings': 4.8,
+    'slots': 4.8, 'losses': 5, 'samplers': 5, 'descent': 5, 'scores': 5, 'likelihood': 5, 'ema': 1,
+    'models': 1, 'data': 1, 'evaluation': 1, 'training': 2, 'interop': 5.5, 'sections': 5.5,
+    'names': 5.8, 'draws': 5.9, 'build': 6, 'run': 6.5, 'sample': 6.5, 'compose': 6.7,
+    'neighbours': 6.7, 'evaluate': 7, 'finish': 7, 'outliers': 7, 'train': 7, 'main': 8,
 }
 CORE = [name for name, rank in RANKS.items() if rank <= 5 and (ROOT / f'eqflow/{name}.py').exists()]
 LIBRARIES = {'adaptive': {'diffrax'}, 'couplings': {'ot'}}
