@@ -88,7 +88,7 @@ def composed(model: measure.Model, row: str) -> dict:
         norms={name: {y: float(scores.gradient_norm(field, end).mean()) for y, field in of.items()}
                for name, end in ends.items()},
         pictures={name: pack(end[:10]) for name, end in ends.items()})
-    energy = getattr(model.recipe, 'energy', None)
+    energy = model.recipe.energy
     energy = energy and energy(model.params)
     if energy:
       found[f'{a}+{b}']['energies'] = {
@@ -107,7 +107,8 @@ def pictured(model: measure.Model, row: str) -> dict:
     z = ((1 - level) * clean + level * few.noise).astype(np.float32)
     if row == 'eqm':
       ends = dict(threshold=descent.descend_until(
-          descent.gradient_descent(descents.STEP), predict, z, max_steps=250, threshold=3.5)[0])
+          descent.gradient_descent(descents.STEP), predict, z, max_steps=250,
+          threshold=descents.threshold_of(model))[0])
     else:
       solver = samplers.ddim(*flows.vectors(model))
       ends = {name: samplers.sample(solver, predict, z, times.uniform_grid(50, start=start))
@@ -139,18 +140,18 @@ def timed(model: measure.Model, row: str) -> dict:
   z = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((n, *model.config.data.shape)))
   labels = jnp.asarray(np.resize(model.labels, n))
   network = model.recipe.network(model.params)
-  solver = descent.gradient_descent(descents.STEP)
+  solver, threshold = descent.gradient_descent(descents.STEP), descents.threshold_of(model)
 
   def refilled(max_steps):
     return np.asarray(descent.descend_refilled(
-        solver, network, z, labels, slots=slots, max_steps=max_steps, threshold=3.5)[1])
+        solver, network, z, labels, slots=slots, max_steps=max_steps, threshold=threshold)[1])
 
   def slowest(max_steps):
     # The last batch is filled up: one shape.
     parts = [np.arange(i, i + slots) % n for i in range(0, n, slots)]
     return np.concatenate([np.asarray(descent.descend_until(
         solver, fields.bind(network, labels[rows]), z[rows], max_steps=max_steps,
-        threshold=3.5)[1]) for rows in parts])[:n]
+        threshold=threshold)[1]) for rows in parts])[:n]
 
   found = {}
   for name, function in (('refilled', refilled), ('slowest', slowest)):

@@ -6,6 +6,7 @@ import optax
 from eqflow import descent
 from experiments.equilibrium_matching import measure, models
 
+# Of norms over 64 coordinates; longer fields are longer by the root of how many they have.
 THRESHOLDS = (10, 9, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2)
 STEP = 0.003
 
@@ -73,16 +74,21 @@ def adaptive(model: measure.Model, row: str) -> dict:
   rows = by_threshold(model, states, norms)
   return dict(step_size=size, fixed_250=curve[250], best_steps=measure.best(curve),
               best_distance=curve[measure.best(curve)], rows=rows,
-              steps_at_3_5=_counts(np.minimum(first_below(norms, 3.5) + 1, 250)),
+              steps_at_3_5=_counts(np.minimum(first_below(norms, threshold_of(model)) + 1, 250)),
               norms={k: np.quantile(norms[k], (0.05, 0.5, 0.95)) for k in range(0, 250, 10)},
-              checked=stopped(model, 3.5, model.noise))
+              checked=stopped(model, threshold_of(model), model.noise))
+
+
+def threshold_of(model: measure.Model, threshold: float = 3.5) -> float:
+  """The norm over all coordinates of this data that is `threshold` over the 64 of the digits."""
+  return threshold * float(np.sqrt(np.prod(model.config.data.shape) / 64))
 
 
 def by_threshold(model: measure.Model, states: np.ndarray, norms: np.ndarray) -> dict:
   """{threshold: evaluations, distance, that of as many fixed steps, samples unfinished}."""
   rows = {}
   for threshold in THRESHOLDS:
-    at = first_below(norms, threshold)
+    at = first_below(norms, threshold_of(model, threshold))
     cost = float(np.minimum(at + 1, len(norms)).mean())
     rows[threshold] = dict(
         evaluations=cost, distance=measure.distance(model.data, picked(states, at)),

@@ -53,7 +53,8 @@ EXAMPLES = {'digits': 192_000, 'fashion_mnist': 256_000}
 # Of 28x28 only what two cores train in two hours.
 ROWS_OF = {
     'digits': list(ROWS),
-    'fashion_mnist': ['eqm', 'flow', 'blind_flow', 'eqm_time', 'linear', 'start_.5', 'start_.9'],
+    'fashion_mnist': ['eqm', 'flow', 'blind_flow', 'eqm_time', 'linear', 'start_.5', 'start_.9',
+                      'constant', 'height_1.4'],
 }
 
 
