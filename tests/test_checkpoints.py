@@ -253,6 +253,47 @@ def test_numbers_and_names_that_do_not_fit_are_refused(sizes, options, said, sav
     interop.load(saved(_state(**sizes)), **{**TINY, **options})
 
 
+@pytest.mark.parametrize('changes, said', [
+    ({'blocks.1.': None}, ['missing'] * 10),
+    ({'blocks.x': (3,), 'blocks.999999.mlp.fc1.bias': (3,), 'blocks.7.x': (3,)},
+     ['unknown blocks.x', 'unknown blocks.999999.mlp.fc1.bias', 'unknown blocks.7.x']),
+    ({'blocks.0.mlp.fc1.weight': (63, 16)}, ['misshapen blocks.0.mlp.fc1.weight']),
+    ({'blocks.0.mlp.fc1.bias': (63,)}, ['misshapen blocks.0.mlp.fc1.bias'])])
+def test_what_is_wrong_in_a_block_is_named_alone(changes, said, saved):
+  state = _state(depth=3)
+  for name, shape in changes.items():
+    if shape is None:
+      state = {key: a for key, a in state.items() if not key.startswith(name)}
+    else:
+      state[name] = np.zeros(shape, np.float32)
+  with pytest.raises(ValueError, match='width 16 and depth 3') as error:
+    interop.load(saved(state), **TINY)
+  lines = str(error.value).splitlines()[1:]
+  assert len(lines) == len(said)
+  for name in said:
+    assert any(line.startswith(f'  {name} ') for line in lines), (name, lines)
+
+
+def test_a_width_that_the_ratio_rounds_down_is_read(saved):
+  assert int(122 / 28 * 28) == 121
+  apply, params = interop.load(saved(_state(width=28, hidden=122)), **TINY)
+  assert jax.eval_shape(apply, params, Z, T, LABEL).shape == Z.shape
+
+
+@pytest.mark.parametrize('t, label, said', [
+    (T, jnp.array([0, 6, 2]), r'label holds \[6\], the class table has the rows 0 to 5'),
+    (T, np.array([-1, 4, 9]), r'label holds \[-1, 9\]'),
+    (T, jnp.array([1]), r'label has the shape \(1,\), z holds 3 images.*of shape \(3,\)'),
+    (T, 1, r'label has the shape \(\), z holds 3'),
+    (T[:1], LABEL, r't has the shape \(1,\), z holds 3'),
+    (0.5, LABEL, r't has the shape \(\), z holds 3'), (0.5, None, r't has the shape \(\)')])
+def test_times_and_labels_that_are_not_one_for_each_image_are_refused(t, label, said, saved):
+  apply, params = interop.load(saved(_state()), **TINY)
+  # Abstract z: what is refused is refused before anything is computed.
+  with pytest.raises(ValueError, match=said):
+    jax.eval_shape(lambda z: apply(params, z, t, label), Z)
+
+
 def test_images_of_another_layout_are_refused(saved):
   apply, params = interop.load(saved(_state()), **TINY)
   with pytest.raises(ValueError, match=r'\(3, 3, 4, 4\).*\(4, 4, 3\)'):
@@ -284,6 +325,61 @@ def test_a_pickle_is_not_opened(start, tmp_path):
 def test_a_file_of_no_tensors_is_refused(saved):
   with pytest.raises(ValueError, match='holds no tensors'):
     interop.load(saved({}), **TINY)
+
+
+def test_a_directory_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='is a directory: name the safetensors file'):
+    interop.load(tmp_path, **TINY)
+
+
+class _Tensor:
+  """What `convert` asks of a tensor of torch."""
+
+  def __init__(self, pointer):
+    self.pointer = pointer
+
+  def detach(self):
+    return self
+
+  contiguous = detach
+
+  def clone(self):
+    return _Tensor(self.pointer + 100)
+
+  def untyped_storage(self):
+    return types.SimpleNamespace(data_ptr=lambda: self.pointer)
+
+
+def _converting(monkeypatch, save_file):
+  """`convert` of tensors of which two share memory, with a torch that is not there."""
+  state = {'a': _Tensor(1), 'tied to a': _Tensor(1), 'b': _Tensor(2)}
+  torch = types.SimpleNamespace(is_tensor=lambda a: isinstance(a, _Tensor))
+  monkeypatch.setattr(convert, '_torch', lambda: torch)
+  monkeypatch.setattr(convert, '_loaded', lambda torch, source: state)
+  monkeypatch.setitem(sys.modules, 'safetensors.torch', types.SimpleNamespace(save_file=save_file))
+
+
+def test_tensors_that_share_memory_are_converted_each_in_full(monkeypatch, tmp_path):
+  def save_file(state, path):
+    assert {name: a.pointer for name, a in state.items()} == {'a': 1, 'tied to a': 101, 'b': 2}
+    pathlib.Path(path).write_text('whole')
+
+  _converting(monkeypatch, save_file)
+  convert.convert('in.pt', tmp_path / 'out')
+  assert [path.read_text() for path in tmp_path.iterdir()] == ['whole']
+  assert (tmp_path / 'out').exists()
+
+
+def test_a_conversion_that_is_interrupted_leaves_no_file(monkeypatch, tmp_path):
+  def save_file(state, path):
+    pathlib.Path(path).write_text('ha')
+    assert not (tmp_path / 'out').exists()
+    raise KeyboardInterrupt
+
+  _converting(monkeypatch, save_file)
+  with pytest.raises(KeyboardInterrupt):
+    convert.convert('in.pt', tmp_path / 'out')
+  assert not list(tmp_path.iterdir())
 
 
 def test_converting_without_a_torch_that_is_safe_is_refused(monkeypatch, tmp_path, capsys):
@@ -331,3 +427,15 @@ def test_a_network_of_ours_is_exported(tmp_path):
   chex.assert_trees_all_equal(again, params)
   y = _raw({'params': params}, Z, 0 * T, LABEL)
   np.testing.assert_allclose(_run(apply, again, Z, T, LABEL), y, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_exists_is_not_written_over(tmp_path):
+  (tmp_path / 'out').write_text('kept')
+  with pytest.raises(ValueError, match='out exists: remove it, or name another file'):
+    interop.export(_started(num_classes=5), tmp_path / 'out', channels=3)
+  assert (tmp_path / 'out').read_text() == 'kept'
+
+
+def test_the_experiment_says_its_own_name():
+  from experiments import checkpoints
+  assert checkpoints.__doc__.startswith('python -m experiments.checkpoints: ')

@@ -14,12 +14,13 @@ import collections
 from collections.abc import Callable
 import math
 import os
+import re
 from typing import Any, NamedTuple
 
 from flax import traverse_util
 from jax import numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 import numpy as np
 import safetensors
 from safetensors import numpy as files
@@ -60,8 +61,8 @@ def load(path: Path, family: str = 'dit', *, input_size: int, num_heads: int, fi
   input_size is the side of z (a 256x256 image has latents of 32), num_heads what shapes do not tell;
   `Partial(apply, params)` is a Network. The last row of the class table is taken for the null label,
   which label None stands for; a table that was trained without one has as many rows as num_classes,
-  and then None is refused. Params keep the file's dtype; apply computes in float32. Tensors are read
-  one at a time.
+  and then None is refused. Labels beyond the table are refused too, unless they are traced. Params
+  keep the file's dtype; apply computes in float32. Tensors are read one at a time.
 
   Raises ValueError where path is no safetensors file (a pickle is never opened), where tensors are
   missing, unknown or misshapen, with all of them, and where a number or name does not fit.
@@ -82,27 +83,45 @@ def load(path: Path, family: str = 'dit', *, input_size: int, num_heads: int, fi
   return apply, traverse_util.unflatten_dict(params)
 
 
-def _apply(params: PyTree, z: Float[Array, 'b h w c'], t: Float[Array, 'b'],
-           label: Int[Array, 'b'] | None = None, *, network: Any, label_noise: Any, shape: Any,
+# That t and label are [b] is checked inside, to be said with what to do.
+def _apply(params: PyTree, z: Float[Array, 'b h w c'], t: Float[ArrayLike, '...'],
+           label: Int[ArrayLike, '...'] | None = None, *, network: Any, label_noise: Any, shape: Any,
            null: Any) -> Float[Array, 'b h w c']:
   if z.shape[1:] != shape.value:
     raise ValueError(f'z has the shape {z.shape}, the checkpoint is of [b, h, w, c] with '
                      f'{shape.value}: load it with another input_size, or transpose z')
   if label is None and not null.value:
     raise ValueError('label=None is the null label, and this class table has no row for it')
+  _check_examples(len(z), t, label, network.value.num_classes + 1)
   bound = Partial(network.value.apply, {'params': params})
   return fields.conditioned(bound, processes.linear, scale_input=fields.unit,
                             label_noise=label_noise)(z, t, label)
+
+
+def _check_examples(b, t, label, rows):
+  for name, a in (('t', t), ('label', label)):
+    if a is not None and jnp.shape(a) != (b,):
+      raise ValueError(f'{name} has the shape {jnp.shape(a)}, z holds {b} images: give one number for '
+                       f'each, of shape ({b},), such as jnp.full({b}, {name})')
+  if label is None or arrays.is_traced(label):
+    return
+  # A row beyond the table is read as NaN, and a negative one from its end.
+  label = np.asarray(label)
+  if (wrong := label[(label < 0) | (label >= rows)]).size:
+    raise ValueError(f'label holds {sorted(set(wrong.tolist()))}, the class table has the rows 0 to '
+                     f'{rows - 1}: give labels of these, or None for the null label')
 
 
 def export(params: PyTree, path: Path, *, channels: int, field: str = 'eqm') -> None:
   """Writes the params of a DiT as `load` reads them, bit for bit: the inverse, for images of channels.
 
   field says which sign they have and which noise label they were trained with. Raises ValueError
-  where params have no place in the layout (learned positions, no classes), with all such names, and
-  where channels do not fit.
+  where params have no place in the layout (learned positions, no classes), with all such names,
+  where channels do not fit, and where path exists.
   """
   _one_of('field', field, FIELDS)
+  if os.path.exists(path):
+    raise ValueError(f'{path} exists: remove it, or name another file')
   flat = traverse_util.flatten_dict(params)
   depth = sum(name.startswith('block_') for name in params) or 1
   names = {ours for ours, _ in _layout(Sizes(1, depth)).values()}
@@ -156,9 +175,13 @@ def _sizes(path, shapes, num_classes):
     raise ValueError(f'{path} holds no tensors')
   # Most tensors of a block lead with the width, so that a misshapen one does not make it another.
   width = leading.most_common(1)[0][0]
-  depth = len({key.split('.')[1] for key in shapes if key.startswith('blocks.')}) or 1
+  depth = _depth(shapes)
   axis = lambda key, rank: shapes[key] if len(shapes.get(key, ())) == rank else (None,) * rank
-  hidden, _ = axis('blocks.0.mlp.fc1.weight', 2)
+  # What most tensors of most blocks say, for the same reason.
+  told = collections.Counter(n for i in range(depth) for n in (
+      axis(f'blocks.{i}.mlp.fc1.weight', 2)[0], axis(f'blocks.{i}.mlp.fc1.bias', 1)[0],
+      axis(f'blocks.{i}.mlp.fc2.weight', 2)[1]) if n is not None)
+  hidden = told.most_common(1)[0][0] if told else None
   _, channels, patch, _ = axis('x_embedder.proj.weight', 4)
   made, _ = axis('final_layer.linear.weight', 2)
   rows, _ = axis('y_embedder.embedding_table.weight', 2)
@@ -168,6 +191,16 @@ def _sizes(path, shapes, num_classes):
   if num_classes is not None and rows != num_classes:
     rows = num_classes + 1
   return Sizes(width, depth, hidden, patch, channels, made, rows, positions)
+
+
+def _depth(shapes):
+  """One more than the last block: one that is missing before it is missing, not another depth."""
+  names = '|'.join(re.escape(key.removeprefix('blocks.0.')) for key in _layout(Sizes(1, 1))
+                   if key.startswith('blocks.0.'))
+  found = (re.fullmatch(rf'blocks\.([0-9]{{1,6}})\.(?:{names})', key) for key in shapes)
+  # A stray name of a far block is unknown; as the depth it would make a report without end.
+  return max((1 + int(match[1]) for match in found if match and int(match[1]) < len(shapes)),
+             default=1)
 
 
 def _layout(sizes):
@@ -223,6 +256,8 @@ def _signed(a, ours, sign):
 
 
 def _open(path):
+  if os.path.isdir(path):
+    raise ValueError(f'{path} is a directory: name the safetensors file itself')
   try:
     return safetensors.safe_open(path, framework='numpy')
   except safetensors.SafetensorError as error:

@@ -21,8 +21,9 @@ def convert(source: Path, target: Path, *, key: str | None = None) -> str | None
   """Writes the state dict of the torch file `source` to `target`; returns the key it was found under.
 
   key None takes 'ema' before 'model', and a file that is a state dict as it is. Tensors are mapped,
-  so that what is not asked for is not read. Raises ImportError without torch >= 2.6 and ValueError
-  where the file asks for anything but tensors and a Namespace, or holds no state dict there.
+  so that what is not asked for is not read; those that share memory are written each in full. Raises
+  ImportError without torch >= 2.6 and ValueError where the target exists, and where the file asks
+  for anything but tensors and a Namespace, or holds no state dict there.
   """
   torch = _torch()
   from safetensors.torch import save_file
@@ -30,8 +31,26 @@ def convert(source: Path, target: Path, *, key: str | None = None) -> str | None
     raise ValueError(f'{target} exists: remove it, or name another file')
   loaded = _loaded(torch, source)
   state, key = _state(torch, source, loaded, key)
-  save_file({name: a.detach().contiguous() for name, a in state.items()}, target)
+  # Under another name until it is whole, so that what is interrupted is not taken for a checkpoint.
+  partial = pathlib.Path(f'{os.fspath(target)}.partial')
+  try:
+    save_file(_apart(state), partial)
+    os.replace(partial, target)
+  finally:
+    partial.unlink(missing_ok=True)
   return key
+
+
+def _apart(state):
+  """The tensors, contiguous, no two of them in one storage: safetensors refuses to write those."""
+  apart, seen = {}, set()
+  for name, a in state.items():
+    a = a.detach().contiguous()
+    if a.untyped_storage().data_ptr() in seen:
+      a = a.clone()
+    seen.add(a.untyped_storage().data_ptr())
+    apart[name] = a
+  return apart
 
 
 def _torch() -> Any:

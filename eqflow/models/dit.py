@@ -114,7 +114,8 @@ class Block(nn.Module):
     attended = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
     x = x + gate_a * dense(d, name='attended')(attended)
 
-    h = dense(int(self.mlp_ratio * d), name='up')(modulate(x, shift_m, scale_m))
+    # A ratio that was once hidden/d gives back hidden, from just below it too.
+    h = dense(int(self.mlp_ratio * d + 1e-6), name='up')(modulate(x, shift_m, scale_m))
     return x + gate_m * dense(d, name='down')(gelu(h))
 
 

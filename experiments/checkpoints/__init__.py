@@ -1,1 +1,1 @@
-"""python -m experiments.laws: how exactly the plane's laws hold in floating point."""
+"""python -m experiments.checkpoints: the memory in which published weights are read and written."""
