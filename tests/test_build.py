@@ -117,7 +117,7 @@ REFUSED = [
     ('loss.weight', dict(name='on_logsnr', w=dict(name='sigmoid', bias='a')),
      r"config.loss.weight.w.bias='a': give a finite number"),
     ('output', dict(name='score'), r"descends to where the field vanishes, but "
-     r"config.output.name='score' does not at data: train one of \['equilibrium', 'u', 'displacement'\]"),
+     r"config.output.name='score' does not at data: train one of \['equilibrium', 'u'"),
     ('optimizer.rate', -1.0, r"config.optimizer.rate=-1.0: give a finite number of 0 or more"),
     ('optimizer.schedule.name', 'linear', r"config.optimizer.schedule.name='linear': choose from"),
     ('sample.rescale', 1.5, r"config.sample.rescale=1.5: give a finite number from 0 to 1"),

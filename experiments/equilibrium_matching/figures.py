@@ -105,8 +105,8 @@ def adaptive(data: str):
     right.plot([row['evaluations'] for row in rows], [row['distance'] for row in rows], 'o',
                color=colour, markersize=4, label=f'stopped by norm, seed {found.index(one)}')
   left.axvline(250, color='#000000', linewidth=0.8, linestyle=':')
-  left.set(title='evaluations until the field is shorter than 3.5 (of 64 coordinates)', xlabel='evaluations',
-           ylabel='samples')
+  left.set(title='evaluations until the field is shorter than 3.5 of 64 coordinates',
+           xlabel='evaluations', ylabel='samples')
   left.legend(frameon=False, fontsize=8)
   left.grid(alpha=0.25)
   for i, one in enumerate(results.read(data, 'descended', 'eqm')):
