@@ -36,11 +36,12 @@ def asked(config: ConfigDict, workdir: pathlib.Path, labels: list[str] | None,
   """
   folders = [workdir, *(pathlib.Path(other).expanduser() for other in others or [])]
   configs = [config, *map(_config_of, folders[1:])]
+  recipes = [build.recipe(config)]
   for other, folder in zip(configs[1:], folders[1:]):
-    _check_alike(config, other, folder)
-  recipes = [build.recipe(each) for each in configs]
+    recipes.append(_recipe_beside(config, recipes[0], other, folder))
   classes, single = [each.data.num_classes for each in configs], len(configs) == 1
-  if labels is None and len({count for count in classes if count}) > 1:
+  # `default` has classes of the first model: without any it is zeros, which are a class to another.
+  if labels is None and any(count not in (0, classes[0]) for count in classes):
     raise ValueError(f'the models have {classes} classes: give --labels, a class for each joined by +')
   terms = _terms(labels, default, classes)
   scales = _weights(weights, terms)
@@ -78,17 +79,48 @@ def joined(recipes: list[build.Recipe]) -> build.Recipe:
 
 def _config_of(folder):
   try:
-    return ConfigDict(json.loads((folder / 'config.json').read_text()))
+    config = json.loads((folder / 'config.json').read_text())
   except (OSError, ValueError) as error:
     raise ValueError(f'--with={folder}: there is no run ({error}): give the --workdir of '
                      'one') from error
+  # What a run did before its config had the key, as in run.check_config.
+  try:
+    for key, value in run.SINCE.items():
+      *sections, last = key.split('.')
+      section = config
+      for name in sections:
+        section = section.setdefault(name, {})
+      section.setdefault(last, value)
+    return ConfigDict(config)
+  except (AttributeError, TypeError) as error:
+    raise _unreadable(folder, error) from error
 
 
-def _check_alike(config, other, folder):
+def _recipe_beside(config, recipe, other, folder):
+  """The recipe of another config, checked against that of --workdir; its errors name the folder."""
+  try:
+    _check_alike(config, other, folder, timed=recipe.sampling.grid is not None)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise _unreadable(folder, error) from error
+  try:
+    return build.recipe(other)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise _unreadable(folder, error) from error
+  except ValueError as error:
+    raise ValueError(f'--with={folder}: {error}') from error
+
+
+def _unreadable(folder, error):
+  return ValueError(f'--with={folder}: its config.json is not as this version writes one ({error}): '
+                    'write into it what is missing, or give the --workdir of a newer run')
+
+
+def _check_alike(config, other, folder, timed):
   if tuple(config.data.shape) != tuple(other.data.shape):
     raise ValueError(f'--with={folder}: its data have the shape {tuple(other.data.shape)}, those of '
                      f'--workdir {tuple(config.data.shape)}: fields are added in one space')
-  for key in ('process', 'model.label_noise', 'output.name'):
+  # Solvers along times read a field by the numbers of its output, as its decay; a descent by none.
+  for key in ('process', 'model.label_noise', 'output' if timed else 'output.name'):
     ours, theirs = (json.dumps(_at(each, key), sort_keys=True) for each in (config, other))
     if ours != theirs:
       raise ValueError(f'--with={folder}: its config.{key} is {theirs}, that of --workdir {ours}: only '

@@ -7,14 +7,14 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import build, neighbours, run, sample, scores
+from eqflow import build, names, neighbours, run, sample, scores
 from eqflow.data import inputs, pipeline
 from eqflow.evaluation import detection, distances, features, report
 
 # The cost of the drop: as many evaluations, and one more, for each class.
 _STEPS = 10
-# Whose field vanishes, or is least, at data.
-_FIELDS = 'equilibrium', 'u', 'displacement'
+# The descents that step by step_size times the field, as the drop does: Adam's is another size.
+_STEPPING = 'gradient_descent', 'nesterov', 'heun_descent'
 
 
 def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict[str, dict[str, float]]:
@@ -34,12 +34,13 @@ def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict
 
   both, n = np.concatenate([inside, outside]), len(inside)
   found = _model_scores(config, recipe, params, both)
-  # Records that it was trained on would lie at no distance from themselves.
-  trained = config.evaluate.split == config.data.split and config.data.name != 'pairs'
-  near = distances.nearest(features.pixels(outside), features.pixels(train))[1]
-  own = neighbours.among_themselves(train, np.arange(n)) if trained else distances.nearest(
-      features.pixels(inside), features.pixels(train))[1]
-  found['nearest_record'] = np.concatenate([own, near])
+  nearest, near = distances.nearest(features.pixels(both), features.pixels(train))
+  # Splits may overlap, so no name of one tells which records the model was trained on: those lie at
+  # no distance from themselves, and are as far out as the nearest other record is.
+  trained = np.flatnonzero(near[:n] == 0)
+  if len(trained):
+    near[trained] = neighbours.among_themselves(train, nearest[trained], flip=config.data.flip)
+  found['nearest_record'] = near
 
   rows = {name: _row(values[:n], values[n:]) for name, values in found.items() if name != 'class'}
   out = workdir / f'scores-{path.stem}'
@@ -47,9 +48,11 @@ def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict
               **{f'inside_{name}': values[:n] for name, values in found.items()})
   told = dict(inputs=str(path), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
   out.with_suffix('.json').write_text(json.dumps(told, indent=2) + '\n')
+  some = '' if len(trained) == n else f'{len(trained):,} of '
+  known = f', on {some}which the model was trained' if len(trained) else ''
   print(f'{len(outside):,} inputs of {path} against {n:,} records of {config.data.name!r}, split '
-        f'{config.evaluate.split!r}' + (', on which the model was trained' if trained else '')
-        + f', at step {step:,}; higher is further out\n\n{report.table(rows)}\n\n{out}.npz, {out}.json')
+        f'{config.evaluate.split!r}{known}, at step {step:,}; higher is further out\n\n'
+        f'{report.table(rows)}\n\n{out}.npz, {out}.json')
   return rows
 
 
@@ -59,19 +62,18 @@ def _check(config):
         f'--mode=score: config.model.label_noise.name={config.model.label_noise.name!r}, but the time '
         "of an input is unknown: scores are those of a model trained with 'none', such as "
         'configs/digits.py:eqm')
-  if config.output.name not in _FIELDS:
+  if config.output.name not in names.DESCENDED:
     raise ValueError(f'--mode=score: config.output.name={config.output.name!r} is not small at data: '
-                     f'take a model of one of {list(_FIELDS)}')
+                     f'take a model of one of {list(names.DESCENDED)}')
 
 
 def _model_scores(config, recipe, params, x):
   """{name: [n]}: every score of the model, the least over classes, and the class of the least."""
   classes, solver = config.data.num_classes, config.sample.solver
   kinds = {'gradient_norm': scores.gradient_norm}
-  if isinstance(solver.get('step_size'), float):
+  if solver.name in _STEPPING:
     kinds['descent_drop'] = Partial(scores.descent_drop, step_size=solver.step_size, num_steps=_STEPS)
-  energy = getattr(recipe, 'energy', None)
-  energy = energy and energy(params)
+  energy = recipe.energy and recipe.energy(params)
 
   def all_scores(params, keys, z):
     network = recipe.network(params)

@@ -287,6 +287,60 @@ def test_models_of_another_kind_are_not_added(eqm, other, flow):
     ask(flow, ['1+2'], weights=['1', '1'])
 
 
+def beside(place, name, change):
+  """A folder with the config of a run, changed, and no checkpoint."""
+  folder, config = place / name, json.loads((place / 'eqm' / 'config.json').read_text())
+  folder.mkdir(exist_ok=True)
+  change(config)
+  (folder / 'config.json').write_text(json.dumps(config))
+  return str(folder)
+
+
+def test_along_times_models_of_other_decays_are_not_added(eqm, place, tmp_path, monkeypatch):
+  eased = beside(place, 'eased', lambda config: config['output']['decay'].update(start=0.5))
+  along = eqm.config.copy_and_resolve_references().unlock()
+  along.sample.solver, along.sample.grid = (
+      dict(name='ddim'), dict(name='uniform', start=0.999, end=0.001))
+  with pytest.raises(ValueError, match='--with=.*eased: its config.output is .*0.5.*0.8'):
+    compose.asked(along, eqm.workdir, ['3'], np.zeros(4, int), others=[eased])
+  monkeypatch.setattr(run, 'restore', lambda config, recipe, workdir: (7, eqm.params))
+  assert len(ask(eqm, ['3'], others=[eased]).params) == 2, 'a descent needs no decay'
+
+
+def test_no_class_is_asked_of_a_model_that_was_not_named(eqm, place, monkeypatch):
+  monkeypatch.setattr(run, 'restore', lambda config, recipe, workdir: (7, {}))
+  without = eqm.config.copy_and_resolve_references().unlock()
+  without.data.num_classes = 0
+  with pytest.raises(ValueError, match=r'the models have \[0, 10\] classes: give --labels'):
+    compose.asked(without, eqm.workdir, None, np.zeros(4, int), others=[str(eqm.workdir)])
+  asked = compose.asked(without, eqm.workdir, ['0+7'], np.zeros(4, int), others=[str(eqm.workdir)])
+  np.testing.assert_array_equal(asked.columns['labels'], [[0, 7]] * 4)
+  plain = beside(place, 'plain', lambda config: config['data'].update(num_classes=0))
+  assert len(ask(eqm, None, others=[plain]).params) == 2, 'a model without classes is asked for none'
+
+
+def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
+  def older(config):
+    del config['energy'], config['model']['final_scale']
+    for key in ('coupling', 'at_data', 'dispersive'):
+      del config['loss'][key]
+  folder, seen = beside(place, 'older', older), []
+  monkeypatch.setattr(run, 'restore', lambda config, *_: (seen.append(run.flat(config)), (7, {}))[1])
+  ask(eqm, ['3'], others=[folder])
+  assert {key: seen[1][key] for key in run.SINCE} == run.SINCE
+
+
+@pytest.mark.parametrize('change,message', [
+    (lambda config: config['model'].update(name='unet'), "config.model.name='unet'"),
+    (lambda config: config['sample'].pop('threshold'), '.*threshold'),
+    (lambda config: config.pop('output'), 'not as this version writes one .*output'),
+    (lambda config: config.update(loss=0), 'not as this version writes one'),
+])
+def test_what_is_wrong_with_another_run_names_its_folder(eqm, place, change, message):
+  with pytest.raises(ValueError, match='--with=.*broken: .*' + message):
+    ask(eqm, ['3'], others=[beside(place, 'broken', change)])
+
+
 def test_scores_of_every_input_are_the_least_over_classes(eqm, tmp_path, capsys):
   x = 3 * noisy(4)
   rows = score(eqm.config, eqm.workdir, saved(tmp_path / 'far.npz', x=x))
@@ -305,6 +359,35 @@ def test_scores_of_every_input_are_the_least_over_classes(eqm, tmp_path, capsys)
   told = json.loads((eqm.workdir / 'scores-far.json').read_text())
   assert told['rows'] == rows and (told['num_inputs'], told['num_inside']) == (4, 12)
   assert 'on which the model was trained' in capsys.readouterr().out
+
+
+def test_records_of_splits_that_overlap_are_not_near_to_themselves(eqm, tmp_path, capsys):
+  config = eqm.config.copy_and_resolve_references().unlock()
+  config.data.split, config.evaluate.num_samples = 'train', 1_797
+  # Few evaluations: what is looked at needs no model.
+  config.sample.solver = dict(name='adam', step_size=0.003)
+  config.sample.batch = 600
+  score(config, eqm.workdir, saved(tmp_path / 'all.npz', x=noisy(3)))
+  train, everything = neighbours.records(config), neighbours.records(eqm.config)
+  found = loaded(eqm.workdir / 'scores-all.npz')['inside_nearest_record']
+  space = train.reshape(len(train), -1).astype(np.float64)
+  for i in (0, len(train) - 1, len(train), len(everything) - 1):
+    far = np.square(space - everything[i].reshape(-1)).sum(1)
+    np.testing.assert_allclose(found[i], np.min(far[far > 0]), rtol=1e-6)
+  assert found.min() > 0
+  assert f'on {len(train):,} of which the model was trained' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('solver,drops', [
+    (dict(name='adam', step_size=0.003), False),
+    (dict(name='momentum', step_size=0.003, momentum=0.9), False),
+    (dict(name='langevin', step_size=0.003, temperature=0.0), False),
+    (dict(name='nesterov', step_size=0.003, momentum=0.3), True)], ids=lambda each: str(each)[:20])
+def test_only_steps_along_the_field_drop(eqm, tmp_path, solver, drops):
+  config = eqm.config.copy_and_resolve_references().unlock()
+  config.sample.solver = solver
+  rows = score(config, eqm.workdir, saved(tmp_path / 'few.npz', x=noisy(3)))
+  assert ('descent_drop' in rows) == drops
 
 
 def test_only_a_blind_field_that_is_small_at_data_scores(flow, place, tmp_path):
@@ -329,3 +412,29 @@ def test_copies_of_training_records_are_found_out(eqm, tmp_path, capsys):
   np.testing.assert_array_equal(picture[1:33], picture[34:66], err_msg='a copy stands above itself')
   neighbours.report(eqm.config, tmp_path, noisy(3))
   assert ' 0% of the samples' in capsys.readouterr().out
+
+
+def test_each_samples_neighbour_is_saved(eqm, tmp_path):
+  train = neighbours.records(eqm.config)
+  x = train[[5, 700, 3]] + np.float32([0, 0.01, 0]).reshape(3, 1, 1, 1) * (train[[5, 700, 3]] < 0)
+  neighbours.report(eqm.config, tmp_path, x)
+  found = loaded(tmp_path / 'neighbours.npz')
+  np.testing.assert_array_equal(found['index'], [5, 700, 3])
+  np.testing.assert_allclose(found['squared'], np.square(x - train[[5, 700, 3]]).sum((1, 2, 3)))
+  assert not found['mirrored'].any() and (found['squared'] > 0).tolist() == [False, True, False]
+
+
+def test_mirrored_records_are_training_records_where_they_are_trained_on(eqm, tmp_path, capsys):
+  plain, config = neighbours.records(eqm.config), eqm.config.copy_and_resolve_references().unlock()
+  config.data.flip = True
+  neighbours.report(config, tmp_path, plain[[5, 700, 3]][:, :, ::-1])
+  found = loaded(tmp_path / 'neighbours.npz')
+  np.testing.assert_array_equal(found['squared'], 0)
+  np.testing.assert_array_equal(found['index'], [5, 700, 3])
+  assert found['mirrored'].all()
+  assert 'nearest of 3,594 training records, half of them mirrored' in capsys.readouterr().out
+  # Nearly its own image: 0.02 from it, 8 from the other record.
+  x = np.zeros((2, 1, 2, 1), np.float32)
+  x[0, 0, 0], x[1] = 0.1, 2
+  own = neighbours.among_themselves(np.concatenate([x, x[:, :, ::-1]]), np.arange(4), flip=True)
+  np.testing.assert_allclose(own, 1.9 ** 2 + 4, rtol=1e-6)
