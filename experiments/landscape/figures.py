@@ -1,6 +1,6 @@
 """An equilibrium field in the plane, exactly, and on the digits: its zeros, and ways down to them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
-from eqflow import descent, fields, outputs, processes, times
+from eqflow import arrays, descent, energies, fields, outputs, processes, scores, times
 from eqflow.evaluation import images
 from eqflow.mix import mix
 from eqflow.models.mlp import MLP
@@ -99,6 +99,59 @@ def draw_landscapes(ends: dict[float, np.ndarray]) -> plt.Figure:
                xticks=[0.2, 0.5, 1, 2, 4], xticklabels=['0.2', '0.5', '1', '2', '4'])
   axes[-1].minorticks_off()
   return figure
+
+
+class Gradient(NamedTuple):
+  """A model (z, t) -> y as `fit` takes one, what it gives being the gradient of E = z . y."""
+  model: Any
+
+  def init(self, *given: Any) -> Any:
+    """The parameters of y."""
+    return self.model.init(*given)
+
+  def energy(self, variables: Any) -> Any:
+    """(z, t, condition) -> E [b], blind to time."""
+    return energies.dot(Partial(_product, variables=variables, apply=arrays.Static(self.model.apply)))
+
+  def apply(self, variables: Any, z: Any, t: Any) -> Any:
+    """grad_z E."""
+    return energies.energy_gradient(self.energy(variables))(z, t, None)
+
+
+def _product(z, t, condition, *, variables, apply):
+  return apply.value(variables, z, jnp.zeros_like(t))
+
+
+def with_energy(data: jax.Array, num_steps: int) -> tuple[Any, Any, Any]:
+  """(E, its gradient, the network f it is made of), each (z, t) -> ..., trained on data [n, 2]."""
+  model = Gradient(MLP(width=96, depth=3))
+  predict, _ = fit(model, data, process=PROCESS, output=OUTPUT, density=times.uniform,
+                   num_steps=num_steps, batch=256)
+  variables = predict.args[0]
+  energy = fields.bind(model.energy(variables), None)
+  return energy, predict, fields.bind(model.energy(variables).keywords['network'], None)
+
+
+def draw_energy(energy: Any, field: Any, data: jax.Array, num_steps: int) -> tuple[plt.Figure, Any]:
+  """The energy in the plane with the ways down, and E along them; and E [k, n] itself."""
+  z, every = jax.random.normal(jax.random.key(3), (40, 2)), num_steps // 20
+  states = [z]
+  for _ in range(20):
+    states.append(descent.descend(descent.gradient_descent(STEP), field, states[-1], num_steps=every))
+  values = np.stack([np.asarray(scores.energy_at(energy, state)) for state in states])
+  figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout='constrained')
+  side = np.linspace(-3.2, 3.2, 81, dtype=np.float32)
+  grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+  surface = np.asarray(scores.energy_at(energy, jnp.asarray(grid))).reshape(81, 81)
+  axes[0].contourf(side, side, surface, 30, cmap='viridis')
+  for way in np.stack(states, axis=1):
+    axes[0].plot(*way.T, color='white', linewidth=0.6)
+  axes[0].plot(*np.asarray(states[-1]).T, '.', color='#d55e00')
+  axes[0].plot(*np.asarray(data).T, 'o', markerfacecolor='none', color='white')
+  axes[0].set(title='E = z · g(z), and the ways down', aspect='equal')
+  axes[1].plot(np.arange(21) * every, values, color='#0072b2', linewidth=0.7, alpha=0.6)
+  axes[1].set(title='E on the way down', xlabel='step', ylabel='E')
+  return figure, values
 
 
 class Blind(nn.Module):
