@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
   couple: Callable | None   # batch -> its eps [b, ...], on the host; None: drawn in the loss, or data
   sampling: draws.Sampling
   draw: Callable        # (params, keys, labels) -> (x [b, ...], evaluations [b], norms [b])
-  pair: Callable        # (params, keys, labels) -> (eps, x [b, ...]), x a function of eps and label
+  pair: Callable        # (params, keys, labels) -> (eps, x [b, ...], norms [b]), x by eps and label
   histogram: Any        # what an adaptive density starts from, and the state carries; or ()
   measure: Any          # (histogram, t [b], losses [b]) -> histogram, or None
 

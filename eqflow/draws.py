@@ -85,13 +85,14 @@ def _predicted(z, t, condition, *, params, predictor):
   return predictor.value(params, condition)(z, t)
 
 
-def pair(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any]:
-  """(eps, x [b, ...]): noise and the sample that it becomes."""
+def pair(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
+  """(eps, x [b, ...], norms [b]): noise and the sample that it becomes, with the norms of `carry`."""
   # Noise of its own: who trains on pairs is judged by samples from noise that is not among them.
   eps = sampling.noise(arrays.fold(keys, 3))
   # No keys: a solver that draws, and so makes no map of noise to data, refuses.
   predict = sampling.predictor(params, labels)
-  return eps, sampling.carry(predict, pure_noise(sampling, eps), None, sampling.grid)[0]
+  x, _, norms = sampling.carry(predict, pure_noise(sampling, eps), None, sampling.grid)
+  return eps, x, norms
 
 
 def pure_noise(sampling: Sampling, eps: Data) -> Data:
@@ -104,15 +105,24 @@ def first_time(sampling: Sampling) -> float:
   return 1.0 if sampling.grid is None else float(sampling.grid[0])
 
 
+def scale_of(section: ConfigDict) -> fields.Scale:
+  """config.sample.scale: a number, or one for each entry of the last axis; 1 where all are 1."""
+  if not isinstance(section.scale, (tuple, list)):
+    return section.scale
+  scale = tuple(map(float, section.scale))
+  return 1 if set(scale) == {1.0} else scale
+
+
 def _guidance(section, classes, process):
   """(network, labels) -> Predict: guided by class at config.sample.scale, in its interval."""
+  scale = scale_of(section)
   # Half an interval is one that is open to infinity.
   interval = called(INTERVALS, section.interval, 'sample.interval', unbounded=True)
   if interval:
     with naming('sample.interval'):
       fields.check_interval(interval['low'], interval['high'])
-  if section.scale != 1 and not classes:
-    raise ValueError(f'config.sample.scale={section.scale} guides by class, but '
+  if scale != 1 and not classes:
+    raise ValueError(f'config.sample.scale={scale} guides by class, but '
                      'config.data.num_classes=0: set it to 1')
   if interval and section.solver.name in DESCENTS:
     raise ValueError(f'config.sample.interval.name={section.interval.name!r}: a descent has no time '
@@ -121,9 +131,9 @@ def _guidance(section, classes, process):
   def predictor(network, labels):
     if not classes:
       return fields.bind(network, None)
-    guided = fields.guided(network, labels, jnp.full_like(labels, classes), scale=section.scale,
+    guided = fields.guided(network, labels, jnp.full_like(labels, classes), scale=scale,
                            rescale=section.rescale)
-    if not interval or section.scale == 1:
+    if not interval or scale == 1:
       return guided
     return fields.on_interval(guided, fields.bind(network, labels), process=process, **interval)
 

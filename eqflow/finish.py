@@ -64,7 +64,7 @@ def _default(config, path, label, count, given, others):
       raise ValueError(f"{path}: 'labels' go from {label.min()} to {label.max()}, those of the model "
                        f'from 0 to {classes - 1}')
     return label
-  if config.train.drop_label and not others and config.sample.scale == 1:
+  if config.train.drop_label and not others and draws.scale_of(config.sample) == 1:
     return np.full(count, classes, np.int32)
   raise ValueError('--mode=finish: the model is told a class, and was not trained to do without: give '
                    f"--labels, one or more in turn, or {path} as .npz with 'labels' [n] "

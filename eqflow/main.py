@@ -141,8 +141,12 @@ def draw_pairs(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, 
   made = {'config': json.loads(config.to_json_best_effort()), 'step': step, 'num_classes': classes,
           'shape': config.data.shape}
   with run.held(out, 'writing to', '--out'):
-    sample.write_pairs(recipe, params, out, labels, seed=seed, batch=config.sample.batch, made=made)
-  print(f'{len(labels):,} pairs of {config.sample.params!r} at step {step:,}: {out}')
+    norms = sample.write_pairs(recipe, params, out, labels, seed=seed, batch=config.sample.batch,
+                               made=made)
+  there = len(labels) - len(norms)
+  print(f'{len(labels):,} pairs of {config.sample.params!r} at step {step:,}: {out}'
+        f'{f", {there:,} of which were there" if there else ""}\n'
+        f'{sample.unsettled(config, norms)}', end='')
 
 
 def refuse(error: Exception | str) -> NoReturn:

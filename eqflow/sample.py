@@ -138,19 +138,25 @@ def check_pairs(recipe: Recipe) -> None:
 
 
 def write_pairs(recipe: Recipe, params: Any, folder: pathlib.Path, labels: Int[np.ndarray, 'n'], *,
-                seed: int, batch: int, made: dict[str, Any]) -> None:
+                seed: int, batch: int, made: dict[str, Any]) -> np.ndarray:
   """(eps, x, label) of pairs 0 to n - 1 into `folder`, going on where it was broken off.
 
+  Returns the norms [m] of those drawn now: the last m, for those that were there stand no norms.
   `made` tells the model, and stands beside the pairs. Raises ValueError where the folder holds
   other pairs, FloatingPointError where a sample is not finite.
   """
+  norms = [np.zeros(0, np.float32)]
+
   def blocks(first):
     found = in_batches(recipe.pair, params, labels, seed=seed, batch=batch, first=first)
-    for eps, x in found:
+    for eps, x, seen in found:
       check_finite(x)
+      norms.append(seen)
       yield eps, x, labels[first:first + len(x)]
       first += len(x)
+
   pairs.write(folder, made | {'count': len(labels), 'seed': seed}, blocks)
+  return np.concatenate(norms)
 
 
 def picture(x: np.ndarray, label: np.ndarray, *, most: int = 100) -> np.ndarray:

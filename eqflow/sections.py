@@ -142,9 +142,11 @@ def check_ranges(config: ConfigDict) -> None:
     section = config[name] if name else config
     if key not in section:
       raise ValueError(f'config.{path} is missing: a config is complete; see configs/digits.py')
-    finite(section[key], path, **limits)
+    if path != 'sample.scale':
+      finite(section[key], path, **limits)
   for size in config.data.shape:
     finite(size, 'data.shape', **positive)
+  _check_scale(config.sample.scale, tuple(config.data.shape))
   for key in ('patch', 'width', 'depth', 'heads'):
     if key in config.model:
       finite(config.model[key], f'model.{key}', **positive)
@@ -157,6 +159,18 @@ def check_ranges(config: ConfigDict) -> None:
   if config.data.flip and config.data.name == 'pairs':
     raise ValueError("config.data.flip=True mirrors data, but in config.data.name='pairs' each "
                      'belongs to its noise: set it to False')
+
+
+def _check_scale(scale, shape):
+  if not isinstance(scale, (tuple, list)):
+    finite(scale, 'sample.scale')
+    return
+  for i, number in enumerate(scale):
+    finite(number, f'sample.scale[{i}]')
+  if (len(scale),) != shape[-1:]:
+    raise ValueError(f'config.sample.scale={tuple(scale)} has {len(scale)} numbers, but '
+                     f'config.data.shape={shape}: give one for each entry of its last axis, or a '
+                     'single number for all')
 
 
 @contextlib.contextmanager

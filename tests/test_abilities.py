@@ -175,6 +175,20 @@ def test_a_class_is_needed_where_the_model_was_not_trained_without(eqm, place, t
     finish(eqm.config, eqm.workdir, saved(path, x=noisy(2), labels=np.array([3, 12])), seed=0)
 
 
+def test_no_class_is_needed_where_a_scale_of_ones_guides_nothing(eqm, tmp_path):
+  path = saved(tmp_path / 'x.npz', x=noisy(3))
+  config = eqm.config.copy_and_resolve_references().unlock()
+  config.train.drop_label = 0.1
+  with config.ignore_type():
+    config.sample.scale = (1.0,)
+  finish(config, eqm.workdir, path, seed=4)
+  np.testing.assert_array_equal(loaded(eqm.workdir / 'finished-seed4.npz')['labels'], 10)
+  with config.ignore_type():
+    config.sample.scale = (2.0,)
+  with pytest.raises(ValueError, match='was not trained to do without: give --labels'):
+    finish(config, eqm.workdir, path, seed=4)
+
+
 BAD = [
     (dict(x=np.zeros((3, 8, 8), np.float32)), r'shape \(3, 8, 8\), but config.data.shape=\(8, 8, 1\)'),
     (dict(x=np.zeros((0, *SHAPE), np.float32)), 'n of 1 or more'),

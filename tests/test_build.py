@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from eqflow import build, names
+from eqflow import build, draws, fields, names, outputs, processes, sections
 from eqflow.training import sharding, step as steps
 from experiments import ROOT, config_file as load
 from tests import rows
@@ -53,7 +53,8 @@ def _changed(path, value, name='digits', variant=None):
   section = config
   for parent in parents:
     section = section[parent]
-  with section.unlocked():
+  # A number for each channel stands where the config has one for all.
+  with section.unlocked(), section.ignore_type():
     section[key] = value
   return config
 
@@ -120,6 +121,12 @@ REFUSED = [
      r"config.output.name='score' does not at data: train one of \['equilibrium', 'u'"),
     ('optimizer.rate', -1.0, r"config.optimizer.rate=-1.0: give a finite number of 0 or more"),
     ('optimizer.schedule.name', 'linear', r"config.optimizer.schedule.name='linear': choose from"),
+    ('sample.scale', float('inf'), r"config.sample.scale=inf: give a finite number"),
+    ('sample.scale', 'strong', r"config.sample.scale='strong': give a finite number"),
+    ('sample.scale', (float('nan'),), r"config.sample.scale\[0\]=nan: give a finite number"),
+    ('sample.scale', (2.0, 1.0), r"config.sample.scale=\(2.0, 1.0\) has 2 numbers, but "
+     r"config.data.shape=\(8, 8, 1\): give one for each entry of its last axis"),
+    ('sample.scale', (), r"config.sample.scale=\(\) has 0 numbers, but config.data.shape"),
     ('sample.rescale', 1.5, r"config.sample.rescale=1.5: give a finite number from 0 to 1"),
     ('sample.interval', dict(name='sigma'), r"interval.name='sigma': choose from \['always', 'logsnr'"),
     ('sample.interval', dict(name='time', low=0.1), r"interval: 'time' also needs \['high'\]"),
@@ -195,6 +202,42 @@ def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():
     build.recipe(_changed('sample.threshold', 1.0, variant='flow'))
   with pytest.raises(ValueError, match='config.sample.scale=2.0 guides by class'):
     build.recipe(_changed('sample.scale', 2.0, name='toy'))
+  with pytest.raises(ValueError, match=r'config.sample.scale=\(2.0, 1.0\) guides by class'):
+    build.recipe(_changed('sample.scale', [2, 1], name='toy'))
+  build.recipe(_changed('sample.scale', (1, 1.0), name='toy'))
+
+
+class Asked:
+  """A closed-form network, (z, t, label) -> z - centre[label], that notes how many it is asked of."""
+  CENTRES = np.array([[1.0, 2.0], [-3.0, 5.0], [0.5, -1.0]])
+
+  def __init__(self):
+    self.counts = []
+
+  def __call__(self, params):
+    return self.predict
+
+  def predict(self, z, t, label):
+    self.counts.append(len(z))
+    return z - jnp.asarray(self.CENTRES, z.dtype)[label]
+
+
+@pytest.mark.parametrize('scale,counts', [
+    ((4.0, 1.0), [4]), ([4, 1], [4]), ((1.0, 1.0), [2]), ([1, 1], [2]), (4.0, [4])], ids=str)
+def test_a_scale_for_each_channel_guides_each_by_its_own(scale, counts):
+  config = load('toy').get_config('eqm')
+  config.data.num_classes = 2
+  with config.ignore_type():
+    config.sample.scale = scale
+  sections.check_ranges(config)
+  network = Asked()
+  sampling = draws.sampling_of(config, network, processes.linear, outputs.u, fields.none)
+  z, labels = np.array([[0.5, 0.25], [-1.0, 3.0]]), np.array([0, 1])
+  found = sampling.predictor({}, jnp.asarray(labels))(jnp.asarray(z, jnp.float32), jnp.zeros(2))
+  # y_null + w (y - y_null), entry by entry, the null class the one after the last.
+  y, null = z - network.CENTRES[labels], z - network.CENTRES[2]
+  np.testing.assert_allclose(found, null + np.array(scale) * (y - null), rtol=1e-6)
+  assert network.counts == counts, 'a null branch costs as much as another sample'
 
 
 def test_guidance_acts_in_its_interval_and_is_rescaled():

@@ -1,6 +1,7 @@
 """Pairs of noise and sample are a data set: whole or refused, in order, and a reflow trains on them."""
 
 import contextlib
+import functools
 import json
 import pickle
 
@@ -9,7 +10,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import build, main, run, sample
+from eqflow import build, draws, fields, main, outputs, processes, run, sample
 from eqflow import train as training
 from eqflow.data import pairs, pipeline, sources
 from eqflow.evaluate import evaluate
@@ -103,8 +104,8 @@ def test_pairs_broken_off_go_on_and_end_as_if_drawn_in_one_go(flow, tmp_path):
 
 def test_samples_that_are_not_finite_make_no_pairs(flow, tmp_path):
   def broken(*args):
-    eps, x = flow.recipe.pair(*args)
-    return eps, x.at[3].set(jnp.nan)
+    eps, x, norms = flow.recipe.pair(*args)
+    return eps, x.at[3].set(jnp.nan), norms
   with pytest.raises(FloatingPointError, match='1 of 24 samples are not finite'):
     flow.write(tmp_path / 'pairs', recipe=flow.recipe._replace(pair=broken))
   assert pairs.record(tmp_path / 'pairs')['written'] == 0
@@ -209,6 +210,34 @@ def test_the_command_draws_pairs(flow, tmp_path, capsys):
   with run.held(tmp_path / 'pairs', 'writing to', '--out'):
     with pytest.raises(ValueError, match='another process is writing to .*give another --out'):
       draw()
+
+
+def test_the_command_says_how_many_pairs_did_not_converge(flow, tmp_path, capsys, monkeypatch):
+  config = tiny('toy', 'eqm')
+  with config.unlocked():
+    config.sample.update(dict(threshold=0.5, num_steps=7))
+    config.sample.solver = dict(name='gradient_descent', step_size=0.1)
+  field = lambda z, t, condition: z
+  recipe = build.recipe(config)
+  sampling = draws.sampling_of(config, lambda params: field, processes.linear, outputs.u, fields.none)
+  recipe = recipe._replace(sampling=sampling, pair=functools.partial(draws.pair, sampling))
+  monkeypatch.setattr(build, 'recipe', lambda config: recipe)
+  monkeypatch.setattr(run, 'restore', lambda *_: (10, {}))
+  draw = lambda: main.draw_pairs(config, tmp_path, tmp_path / 'pairs', count=100, seed=2)
+  draw()
+  found = files(tmp_path / 'pairs')
+  # On f(z) = z step k is told |eps| 0.9^k, the seventh k = 6.
+  norms = 0.9**6 * np.linalg.norm(found['eps'], axis=1)
+  bad = norms >= 0.5
+  assert 10 < bad.sum() < 90 and abs(norms - 0.5).min() > 1e-4
+  out = capsys.readouterr().out
+  assert f'{bad.sum()} of 100 did not converge: after config.sample.num_steps=7 steps' in out
+  assert f'at the median it was {np.median(norms[bad]):.3g}' in out and 'were there' not in out
+  # Of pairs that were there nothing is known but that they are there.
+  pairs._tell(tmp_path / 'pairs/pairs.json', pairs.record(tmp_path / 'pairs') | {'written': 48})
+  draw()
+  out = capsys.readouterr().out
+  assert '48 of which were there' in out and f'{bad[48:].sum()} of 52 did not converge' in out
 
 
 def test_pairs_have_the_labels_of_the_model(tmp_path):

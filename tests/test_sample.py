@@ -1,9 +1,16 @@
-"""What is told of samples that stopped one by one."""
+"""Samples that stop one by one: each is what it would be alone, and what is told of them."""
 
+import functools
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
+import pytest
 
-from eqflow import sample
+from eqflow import build, compose, descent, draws, energies, fields, outputs, processes, sample
+from experiments import config_file as load
 
 
 def test_the_histogram_of_steps_counts_every_sample():
@@ -21,3 +28,88 @@ def test_the_histogram_of_steps_counts_every_sample():
 
 def test_there_is_no_histogram_where_nothing_stops():
   assert not sample.steps_taken(ConfigDict(dict(sample=dict(threshold=0.0))), np.full(9, 130))
+
+
+COUNT, SLOTS, SEED, STEP, MOST, THRESHOLD = 40, 16, 3, 0.1, 60, 0.4
+# Of three classes, and of none.
+CENTRES = np.array([[0.0, 0.5], [4.0, 1.0], [-3.0, 6.0], [1.0, -1.0]])
+
+
+def _toward(z, t, label):
+  """z - centre[label]."""
+  return z - jnp.asarray(CENTRES, z.dtype)[label]
+
+
+def _half(z, t, label):
+  """z/2 - centre[label], whose product with z has the gradient z - centre[label]."""
+  return z / 2 - jnp.asarray(CENTRES, z.dtype)[label]
+
+
+def _recipe(network, scale=1.0):
+  """mode=sample's recipe, its descents stopping at a threshold, with that network for its own."""
+  config = load('toy').get_config('eqm')
+  config.data.num_classes = 3
+  with config.ignore_type():
+    config.sample.update(dict(
+        solver=dict(name='gradient_descent', step_size=STEP), num_steps=MOST, threshold=THRESHOLD,
+        scale=scale))
+  sampling = draws.sampling_of(
+      config, lambda params: network, processes.linear, outputs.u, fields.none)
+  return build.recipe(config)._replace(sampling=sampling, draw=Partial(draws.draw, sampling))
+
+
+LABELS = np.arange(COUNT, dtype=np.int32) % 3
+
+
+def _guided(scale):
+  null = CENTRES[3]
+  centre = null + np.array(scale) * (CENTRES[LABELS] - null)
+  return _recipe(Partial(_toward), scale), LABELS, 1.0, centre
+
+
+def _composed():
+  # Two classes of equal weights, one class alone, and weights that make steps longer.
+  terms = np.resize(np.array([[0, 2], [1, 0], [2, 1]], np.int32), (COUNT, 2))
+  weights = np.resize(np.array([[0.5, 0.5], [1, 0], [0.5, 1.5]], np.float32), (COUNT, 2))
+  slope = weights.sum(1)
+  centre = np.einsum('nk,nkd->nd', weights, CENTRES[terms]) / slope[:, np.newaxis]
+  return compose.joined([_recipe(Partial(_toward))]), (terms, weights), slope, centre
+
+
+def _energy():
+  network = energies.energy_gradient(energies.dot(Partial(_half)))
+  return _recipe(network), LABELS, 1.0, CENTRES[LABELS]
+
+
+@pytest.mark.parametrize('case', [
+    functools.partial(_guided, 2.5), functools.partial(_guided, (2.5, 1.0)), _composed, _energy],
+                         ids=['guided', 'guided by channel', 'composed', 'energy'])
+def test_a_sample_from_a_refilled_slot_is_the_one_it_is_alone(case):
+  recipe, labels, slope, centre = case()
+  params = [{}] if isinstance(labels, tuple) else {}
+  found = sample.draw(recipe, params, labels, seed=SEED, batch=SLOTS)
+  # The noise of sample i, as its docstrings say: folded from (seed, i), then 0, then 0 for the leaf.
+  key = lambda i: jax.random.fold_in(jax.random.fold_in(sample.key_of(SEED, np.uint32(i)), 0), 0)
+  z = np.array([jax.random.normal(key(i), (2,)) for i in range(COUNT)])
+  slope = np.broadcast_to(slope, COUNT)
+
+  # Of f = a (z - centre): step k starts from centre + (1 - STEP a)^k (z - centre).
+  k = np.arange(MOST)[:, np.newaxis]
+  norms = slope * (1 - STEP * slope) ** k * np.linalg.norm(z - centre, axis=1)
+  steps = (norms < THRESHOLD).argmax(0)
+  shrunk = (1 - STEP * slope) ** steps
+  want = (centre + shrunk[:, np.newaxis] * (z - centre), steps + 1, norms[steps, np.arange(COUNT)])
+  assert (norms[-1] < THRESHOLD).all() and len(set(steps)) > 6, 'the samples should differ in steps'
+  for name, a, b in zip(('samples', 'evaluations', 'norms'), found, want):
+    np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+
+  for i in range(0, COUNT, 7):
+    pull = Partial(_pull, slope=np.float32(slope[i]), centre=np.float32(centre[i]))
+    alone = descent.descend_until(descent.gradient_descent(STEP), pull, np.float32(z[i:i + 1]),
+                                  max_steps=MOST, threshold=THRESHOLD)
+    for name, a, b in zip(('sample', 'steps', 'norm'), found, alone):
+      np.testing.assert_allclose(a[i], b[0], atol=1e-4, err_msg=f'{name} {i}')
+
+
+def _pull(z, t, *, slope, centre):
+  return slope * (z - centre)
