@@ -246,7 +246,7 @@ def test_all_that_differs_is_said_at_once(saved):
     ({}, dict(input_size=8), 'input_size=8: pos_embed has 4 .* of 2x2, an image of side 4'),
     ({}, dict(input_size=5), 'input_size=5: pos_embed has 4'),
     ({}, dict(field='score'), r"field='score': choose from \['eqm', 'velocity', 'eps'\]"),
-    ({}, dict(family='unet'), r"family='unet': choose from \['dit'\]"),
+    ({}, dict(family='unet'), r"family='unet': choose from \['dit', 'edm2'\]"),
 ])
 def test_numbers_and_names_that_do_not_fit_are_refused(sizes, options, said, saved):
   with pytest.raises(ValueError, match=said):

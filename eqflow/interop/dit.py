@@ -13,7 +13,6 @@ safetensors; `convert` makes them of torch's own.
 import collections
 from collections.abc import Callable
 import math
-import os
 import re
 from typing import Any, NamedTuple
 
@@ -22,17 +21,12 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 import numpy as np
-import safetensors
-from safetensors import numpy as files
 
 from eqflow import arrays, fields, processes
+from eqflow.interop import files
 from eqflow.models.dit import DiT
 
-Path = str | os.PathLike
 Apply = Callable[[PyTree, Array, Array, Array | None], Array]
-
-FAMILIES = 'dit',
-DTYPES = 'F32', 'BF16', 'F16'
 
 
 class Field(NamedTuple):
@@ -54,7 +48,7 @@ FIELDS = {
 }
 
 
-def load(path: Path, family: str = 'dit', *, input_size: int, num_heads: int, field: str = 'eqm',
+def load(path: files.Path, *, input_size: int, num_heads: int, field: str = 'eqm',
          num_classes: int | None = None) -> tuple[Apply, PyTree]:
   """(apply, params), apply(params, z [b, h, w, c], t [b], label [b]) -> y as z: our time, our sign.
 
@@ -67,12 +61,11 @@ def load(path: Path, family: str = 'dit', *, input_size: int, num_heads: int, fi
   Raises ValueError where path is no safetensors file (a pickle is never opened), where tensors are
   missing, unknown or misshapen, with all of them, and where a number or name does not fit.
   """
-  _one_of('family', family, FAMILIES)
-  _one_of('field', field, FIELDS)
+  files.one_of('field', field, FIELDS)
   sign, label_noise = FIELDS[field]
   sizes = _described(path, num_classes)
   _check(sizes, input_size, num_heads)
-  params = {ours: jnp.asarray(_signed(_to_ours(_read(path, key), ours), ours, sign))
+  params = {ours: jnp.asarray(_signed(_to_ours(files.read(path, key), ours), ours, sign))
             for key, (ours, _) in _layout(sizes).items()}
   network = DiT(patch=sizes.patch, width=sizes.width, depth=sizes.depth, heads=num_heads,
                 mlp_ratio=sizes.hidden / sizes.width, num_classes=sizes.rows - 1,
@@ -112,16 +105,14 @@ def _check_examples(b, t, label, rows):
                      f'{rows - 1}: give labels of these, or None for the null label')
 
 
-def export(params: PyTree, path: Path, *, channels: int, field: str = 'eqm') -> None:
+def export(params: PyTree, path: files.Path, *, channels: int, field: str = 'eqm') -> None:
   """Writes the params of a DiT as `load` reads them, bit for bit: the inverse, for images of channels.
 
   field says which sign they have and which noise label they were trained with. Raises ValueError
   where params have no place in the layout (learned positions, no classes), with all such names,
   where channels do not fit, and where path exists.
   """
-  _one_of('field', field, FIELDS)
-  if os.path.exists(path):
-    raise ValueError(f'{path} exists: remove it, or name another file')
+  files.one_of('field', field, FIELDS)
   flat = traverse_util.flatten_dict(params)
   depth = sum(name.startswith('block_') for name in params) or 1
   names = {ours for ours, _ in _layout(Sizes(1, depth)).values()}
@@ -137,8 +128,9 @@ def export(params: PyTree, path: Path, *, channels: int, field: str = 'eqm') -> 
                 len(flat['final', 'bias']), len(flat['classes', 'table', 'embedding']),
                 len(flat['fixed_positions',]))
   sign = FIELDS[field].sign
-  files.save_file({key: _to_theirs(_signed(np.asarray(flat[ours]), ours, sign), ours, shape)
-                   for key, (ours, shape) in _layout(sizes).items()}, path)
+  files.write(path, {
+      key: _to_theirs(_signed(np.asarray(flat[ours]), ours, sign), ours, shape)
+      for key, (ours, shape) in _layout(sizes).items()})
 
 
 class Sizes(NamedTuple):
@@ -155,14 +147,9 @@ class Sizes(NamedTuple):
 
 def _described(path, num_classes):
   """The sizes of a file that has the layout, nothing of which is read but its header."""
-  with _open(path) as file:
-    pieces = {key: file.get_slice(key) for key in file.keys()}
-    shapes = {key: tuple(piece.get_shape()) for key, piece in pieces.items()}
-    dtypes = {key: piece.get_dtype() for key, piece in pieces.items()}
+  shapes, dtypes = files.described(path)
   sizes = _sizes(path, shapes, num_classes)
-  wrong = _differences({key: shape for key, (_, shape) in _layout(sizes).items()}, shapes)
-  wrong += [f'{key} of dtype {dtype}, expected one of {", ".join(DTYPES)}'
-            for key, dtype in dtypes.items() if dtype not in DTYPES]
+  wrong = files.differences({key: shape for key, (_, shape) in _layout(sizes).items()}, shapes, dtypes)
   if wrong:
     raise ValueError(f'{path}: of EqM, SiT or DiT at width {sizes.width} and depth {sizes.depth} it '
                      f'would differ in {len(wrong)} tensors:\n  ' + '\n  '.join(wrong))
@@ -255,33 +242,6 @@ def _signed(a, ours, sign):
   return -a if ours[0] == 'final' and sign < 0 else a
 
 
-def _open(path):
-  if os.path.isdir(path):
-    raise ValueError(f'{path} is a directory: name the safetensors file itself')
-  try:
-    return safetensors.safe_open(path, framework='numpy')
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'{path} is no safetensors file ({error}). A pickle, such as torch writes, is '
-                     'not opened here, since opening it runs what it says: convert it with '
-                     'python -m eqflow.interop in.pt out.safetensors') from error
-
-
-def _read(path, key):
-  # Opened for each tensor anew: the pages of a mapped file stay in memory until it is closed.
-  with _open(path) as file:
-    return file.get_tensor(key)
-
-
-def _differences(expected, found):
-  text = lambda shape: '[' + ', '.join('?' if n is None else str(n) for n in shape) + ']'
-  fits = lambda shape, other: len(shape) == len(other) and all(
-      n in (None, m) for n, m in zip(shape, other))
-  return ([f'missing {key} {text(shape)}' for key, shape in expected.items() if key not in found]
-          + [f'unknown {key} {text(shape)}' for key, shape in found.items() if key not in expected]
-          + [f'misshapen {key} {text(found[key])}, expected {text(shape)}'
-             for key, shape in expected.items() if key in found and not fits(shape, found[key])])
-
-
 def _check(sizes, input_size, num_heads):
   if num_heads < 1 or sizes.width % num_heads:
     raise ValueError(f'num_heads={num_heads} does not divide the width {sizes.width}: the published '
@@ -290,8 +250,3 @@ def _check(sizes, input_size, num_heads):
   if input_size % patch or (input_size // patch) ** 2 != positions:
     raise ValueError(f'input_size={input_size}: pos_embed has {positions} positions of patches of '
                      f'{patch}x{patch}, an image of side {math.sqrt(positions) * patch:g}')
-
-
-def _one_of(name, given, known):
-  if given not in known:
-    raise ValueError(f'{name}={given!r}: choose from {list(known)}')

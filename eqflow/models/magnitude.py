@@ -1,0 +1,152 @@
+"""Layers that keep the magnitude of what flows through them: unit RMS in, unit RMS out.
+
+EDM2's [Karras+ 2312.02696]. No biases and no learned norms: every weight is a direction of fixed
+length, and what is learned of lengths are a few scalars, the gains. A parameter called `weight` is
+such a weight, its output filters along the last axis; `normalized` is for these alone.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from eqflow.arrays import Number
+
+
+def normalize(x: Float[Array, '...'], axis: int | Sequence[int] = -1,
+              eps: float = 1e-4) -> Float[Array, '...']:
+  """x/(eps + rms(x)), the RMS over axis: in float32 or wider, typed as x."""
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  rms = jnp.sqrt(jnp.square(wide).mean(axis, keepdims=True))
+  return (wide / (eps + rms)).astype(x.dtype)
+
+
+def normalized(params: PyTree) -> PyTree:
+  """params with every `weight` at unit RMS per output filter: forced weight normalization.
+
+  For the start of a training step, before the gradient is taken: weights that are not held would
+  grow, and their learning rate shrink with them. Layers normalize what they are given once more, so
+  that gradients are orthogonal to each filter, and so that averages need no normalizing of their own.
+  """
+  def leaf(path, a):
+    if not _is_weight(path):
+      return a
+    return normalize(a, tuple(range(a.ndim - 1)))
+  return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _is_weight(path):
+  return jax.tree_util.keystr(path[-1:], simple=True) == 'weight'
+
+
+def silu(x: Float[Array, '...']) -> Float[Array, '...']:
+  """silu(x)/0.596: of unit RMS where x is N(0, 1)."""
+  return nn.silu(x) / 0.596
+
+
+def lerp(a: Float[Array, '...'], b: Float[Array, '...'], t: Number = 0.5) -> Float[Array, '...']:
+  """((1 - t) a + t b)/sqrt((1 - t)^2 + t^2): the sum of two that are uncorrelated, a share t of b."""
+  return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
+
+
+def cat(a: Float[Array, '... m'], b: Float[Array, '... n'], t: Number = 0.5) -> Float[Array, '... k']:
+  """[a (1 - t)/sqrt(m), b t/sqrt(n)] sqrt((m + n)/((1 - t)^2 + t^2)): b contributes t, however wide."""
+  m, n = a.shape[-1], b.shape[-1]
+  scale = math.sqrt(m + n) / math.hypot(1 - t, t)
+  return jnp.concatenate([a * (scale * (1 - t) / math.sqrt(m)), b * (scale * t / math.sqrt(n))], -1)
+
+
+def resample(x: Float[Array, 'b h w c'], *, up: bool = False,
+             taps: Sequence[Number] = (1, 1)) -> Float[Array, 'b i j c']:
+  """Half the size, or twice: filtered by the outer product of the taps with themselves.
+
+  (1, 1) is the mean of 2x2 pixels, and each pixel four times. Raises ValueError where the taps are
+  odd in number, or sum to zero; ValueError where a side does not halve.
+  """
+  if len(taps) % 2 or not sum(taps):
+    raise ValueError(f'resample_filter={tuple(taps)}: give an even number of taps whose sum is not 0')
+  b, h, w, c = x.shape
+  if not up and (h % 2 or w % 2):
+    raise ValueError(f'an image of {h}x{w} does not halve: sides must be even at every level but the '
+                     'last')
+  if len(set(taps)) == 1 and len(taps) == 2:
+    if up:
+      return x.repeat(2, axis=1).repeat(2, axis=2)
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+  row = jnp.asarray(taps, x.dtype) / sum(taps)
+  kernel = jnp.outer(row, row)
+  pad = (len(taps) - 1) // 2
+  if up:
+    # The transpose of the other: zeros between pixels, the filter mirrored.
+    kernel, pad, strides, dilation = 4 * kernel[::-1, ::-1], len(taps) - 1 - pad, (1, 1), (2, 2)
+  else:
+    strides, dilation = (2, 2), (1, 1)
+  return jax.lax.conv_general_dilated(
+      x, jnp.tile(kernel[:, :, None, None], (1, 1, 1, c)), strides, [(pad, pad)] * 2,
+      lhs_dilation=dilation, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=c)
+
+
+def dropout(x: Float[Array, 'b ...'], rate: Number, keys: Array | None) -> Float[Array, 'b ...']:
+  """x/(1 - rate) where a coin of each example's own key says so, 0 elsewhere; x without keys."""
+  if not rate or keys is None:
+    return x
+  kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+  return jnp.where(kept, x / (1 - rate), 0)
+
+
+class Linear(nn.Module):
+  """gain W x/sqrt(fan in), W's filters at unit RMS: a product, or a convolution of `kernel` x `kernel`.
+
+  Stride 1, zeros around the image. Weights start as N(0, 1), are kept in param_dtype, normalized in
+  float32 and used as x is typed.
+  """
+  features: int
+  kernel: int = 0
+  param_dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b ... c'], gain: ArrayLike = 1.0) -> Float[Array, 'b ... f']:
+    """x [..., c] -> [..., features]; images [b, h, w, c] where kernel is set."""
+    side = (self.kernel,) * 2 if self.kernel else ()
+    shape = (*side, x.shape[-1], self.features)
+    weight = self.param('weight', nn.initializers.normal(1.0), shape, self.param_dtype)
+    weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    fan_in = math.prod(shape[:-1])
+    weight = normalize(weight, tuple(range(len(shape) - 1))) * (gain / math.sqrt(fan_in))
+    weight = weight.astype(x.dtype)
+    if self.kernel in (0, 1):
+      return x @ weight.reshape(shape[-2:])
+    return jax.lax.conv_general_dilated(x, weight, (1, 1), 'SAME',
+                                        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+class Fourier(nn.Module):
+  """sqrt(2) cos(2 pi (f label + p)), f ~ N(0, 1), p ~ U(0, 1), fixed: [b] -> [b, features], float32."""
+  features: int
+
+  @nn.compact
+  def __call__(self, label: Float[Array, 'b']) -> Float[Array, 'b f']:
+    """The features of the label of noise, each of unit RMS over its phases."""
+    shape, wide = (self.features,), jnp.promote_types(label.dtype, jnp.float32)
+    table = lambda name, draw: jax.lax.stop_gradient(
+        self.param(name, lambda key: 2 * math.pi * draw(key, shape))).astype(wide)
+    freqs = table('fixed_freqs', jax.random.normal)
+    phases = table('fixed_phases', jax.random.uniform)
+    return math.sqrt(2) * jnp.cos(jnp.outer(label.astype(wide), freqs) + phases)
+
+
+class LogVariance(nn.Module):
+  """u(sigma): the log variance of a network's error at each level of noise, linear in features.
+
+  The loss exp(-u) loss + u learns it [Karras+ 2312.02696, section 2.1].
+  """
+  features: int = 128
+
+  @nn.compact
+  def __call__(self, label: Float[Array, 'b']) -> Float[Array, 'b']:
+    """u [b] of the label of noise [b]."""
+    return Linear(1, name='linear')(Fourier(self.features, name='fourier')(label))[:, 0]

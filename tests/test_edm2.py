@@ -1,0 +1,305 @@
+"""EDM2's network: magnitudes that are kept, the published numbers, the golden example, what is refused."""
+
+import os
+import pathlib
+
+import chex
+from flax import traverse_util
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from eqflow import fields, interop, outputs, processes
+from eqflow.models import edm2, embed, magnitude
+
+N = 4096
+GOLDEN = dict(img_resolution=16, img_channels=3, label_dim=10, model_channels=32, channel_mult=[1, 2],
+              num_blocks=1, attn_resolutions=[8])
+TINY = edm2.EDM2(width=16, multipliers=(1, 2), blocks=1, attention=(4,), head_width=16, num_classes=3)
+Z = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+LABEL = jnp.array([0.3, -0.7])
+
+
+def _params(module, *given, gain=0.0):
+  """What init draws, by numpy: to compile a draw for every tensor takes longer than all tests here."""
+  rng = np.random.default_rng(0)
+
+  def leaf(path, a):
+    if not a.ndim:
+      return jnp.float32(gain)
+    draw = rng.random if path[-1].key == 'fixed_phases' else rng.standard_normal
+    return jnp.asarray((2 * np.pi if 'fixed' in path[-1].key else 1) * draw(a.shape), jnp.float32)
+
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *given)
+  return jax.tree_util.tree_map_with_path(leaf, shapes['params'])
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  """TINY's params with every gain at 0.7, so that nothing is zero."""
+  return _params(TINY, Z, LABEL, gain=0.7)
+
+
+_call = jax.jit(lambda function, *given: function(*given))
+_run = jax.jit(lambda network, params, *given: network.apply({'params': params}, *given),
+               static_argnums=0)
+
+
+def _golden():
+  beside = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
+  folder = pathlib.Path(os.environ.get('EQFLOW_GOLDEN', beside))
+  if not folder.is_dir():
+    pytest.skip(f'no golden examples at {folder}: set EQFLOW_GOLDEN')
+  return folder / 'edm2_a_state.safetensors', dict(np.load(folder / 'edm2_a_forward.npz'))
+
+
+def _error(found, expected):
+  expected = expected.transpose(0, 2, 3, 1) if expected.ndim == 4 else expected
+  return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+
+
+def test_golden_network_and_every_part_of_it():
+  path, arrays = _golden()
+  apply, params = interop.load(path, 'edm2', **GOLDEN)
+  network = apply.keywords['network'].value
+  y, kept = jax.jit(lambda params, *given: network.apply(
+      {'params': params}, *given, mutable=['intermediates']))(
+          params, *map(jnp.asarray, (arrays['x_in'].transpose(0, 2, 3, 1), arrays['c_noise'],
+                                     arrays['class_labels'])))
+  assert _error(y, arrays['F_x']) < 2e-5
+  parts = [key for key in arrays if key.startswith('act.')]
+  assert len(parts) == 15
+  for key in parts:
+    found = kept['intermediates']['after_' + key[4:].replace('.', '_')][0]
+    assert _error(found, arrays[key]) < 2e-5, key
+
+
+@pytest.mark.parametrize('case, sigma, labels', [
+    ('D_x', None, 'class_labels'), ('D_x_labels_none', None, None),
+    ('D_x_scalar_sigma_1.25', 1.25, 'class_labels')])
+def test_golden_denoiser_is_the_plane_s_edm_output(case, sigma, labels):
+  path, arrays = _golden()
+  apply, params = interop.load(path, 'edm2', **GOLDEN)
+  sigma = jnp.asarray(arrays['sigma'] if sigma is None else np.full(4, sigma, np.float32))
+  network = fields.conditioned(
+      Partial(apply, params), processes.edm, label_noise=fields.quarter_log_sigma,
+      scale_input=Partial(fields.unit_variance, sigma_data=0.5))
+  denoise = fields.as_output(
+      fields.bind(network, None if labels is None else jnp.asarray(arrays[labels])),
+      process=processes.edm, output=Partial(outputs.edm, sigma_data=0.5), to=outputs.x)
+  x = _call(denoise, jnp.asarray(arrays['x'].transpose(0, 2, 3, 1)), sigma)
+  assert _error(x, arrays[case]) < 2e-5
+
+
+def test_golden_uncertainty():
+  path, arrays = _golden()
+  _, params = interop.load(path, 'edm2', **GOLDEN)
+  u = magnitude.LogVariance().apply({'params': params['uncertainty']}, jnp.asarray(arrays['c_noise']))
+  assert _error(u, arrays['logvar'].ravel()) < 2e-5
+
+
+def test_golden_classes_are_one_hot_vectors_and_the_file_comes_back_bit_for_bit(tmp_path):
+  path, arrays = _golden()
+  apply, params = interop.load(path, 'edm2', **GOLDEN)
+  x, c = jnp.asarray(arrays['x_in'].transpose(0, 2, 3, 1)), jnp.asarray(arrays['c_noise'])
+  classes = jnp.array([3, 0, 9, 7])
+  np.testing.assert_allclose(_call(apply, params, x, c, classes),
+                             _call(apply, params, x, c, jnp.eye(10)[classes]), atol=1e-6)
+  interop.export(params, tmp_path / 'again', 'edm2')
+  again, theirs = safetensors.load_file(tmp_path / 'again'), safetensors.load_file(path)
+  assert set(again) == set(theirs)
+  for key in theirs:
+    assert again[key].shape == theirs[key].shape, key
+    np.testing.assert_array_equal(again[key], theirs[key], err_msg=key)
+
+
+def test_the_network_is_zero_at_the_start_and_the_denoiser_scales_its_input():
+  params = _params(TINY, Z, LABEL)
+  predict = fields.bind(fields.conditioned(
+      Partial(TINY.apply, {'params': params}), processes.edm, label_noise=fields.quarter_log_sigma,
+      scale_input=Partial(fields.unit_variance, sigma_data=0.5)), jnp.array([0, 2]))
+  sigma = jnp.array([0.4, 3.0])
+  assert not np.asarray(jax.jit(predict)(Z, sigma)).any(), 'gains start at zero, and so does the network'
+  denoise = fields.as_output(predict, process=processes.edm, to=outputs.x,
+                             output=Partial(outputs.edm, sigma_data=0.5))
+  skip = 0.25 / (np.square(sigma) + 0.25)
+  np.testing.assert_allclose(jax.jit(denoise)(Z, sigma), skip[:, None, None, None] * Z, rtol=1e-6)
+
+
+def _layer(module, x):
+  return _run(module, _params(module, x), x)
+
+
+def _started(module, x):
+  return module.apply(module.init(jax.random.key(5), x), x)
+
+
+def _image(seed=0, channels=64):
+  return jax.random.normal(jax.random.key(seed), (4, 32, 32, channels))
+
+
+@pytest.mark.parametrize('make', [
+    lambda: _layer(magnitude.Linear(64, 1), _image()),
+    lambda: _layer(magnitude.Linear(64, 3), _image())[:, 1:-1, 1:-1],
+    lambda: _started(magnitude.Linear(256), jax.random.normal(jax.random.key(0), (N, 64))),
+    lambda: magnitude.silu(_image()),
+    lambda: magnitude.lerp(_image(0), _image(1), 0.3),
+    lambda: magnitude.cat(_image(0, 48), _image(1, 16), 0.7),
+    lambda: _started(magnitude.Fourier(N), jnp.linspace(-2, 2, 16)),
+    lambda: magnitude.normalize(3 * _image()),
+], ids=['1x1', '3x3', 'linear', 'silu', 'lerp', 'cat', 'fourier', 'pixel norm'])
+def test_every_part_keeps_unit_magnitude(make):
+  rms = float(jnp.sqrt(jnp.square(make()).mean()))
+  assert abs(rms - 1) < 0.02, f'unit RMS in, {rms:.4f} out'
+
+
+def test_the_parts_of_a_concatenation_contribute_as_asked():
+  # A share t of b: the two parts' squared lengths are as (1 - t)^2 to t^2, whatever their widths.
+  y = magnitude.cat(_image(0, 48), _image(1, 16), 0.7)
+  a, b = (float(jnp.square(part).sum()) for part in (y[..., :48], y[..., 48:]))
+  assert abs(b / a / (0.7 / 0.3) ** 2 - 1) < 0.02
+
+
+@pytest.mark.parametrize('taps', [(1, 1), (1, 3, 3, 1), (1, 2)])
+def test_resampling_is_the_filter_s_product_and_up_its_transpose(taps, x64):
+  f = np.asarray(taps) / sum(taps)
+  pad, x = (len(taps) - 1) // 2, np.random.default_rng(0).standard_normal((6, 6))
+  down, up = np.zeros((3, 3)), np.zeros((12, 12))
+  for i in range(6):
+    for j in range(6):
+      for k in range(len(taps)):
+        for m in range(len(taps)):
+          # Pixel (i, j) is tap (k, m) of the output whose window starts at it minus the tap.
+          p, q = i - k + pad, j - m + pad
+          if p % 2 == 0 and q % 2 == 0 and 0 <= p < 6 and 0 <= q < 6:
+            down[p // 2, q // 2] += f[k] * f[m] * x[i, j]
+          p, q = 2 * i + k - pad, 2 * j + m - pad
+          if 0 <= p < 12 and 0 <= q < 12:
+            up[p, q] += 4 * f[k] * f[m] * x[i, j]
+  given = jnp.asarray(x)[None, :, :, None]
+  np.testing.assert_allclose(magnitude.resample(given, taps=taps)[0, ..., 0], down, atol=1e-14)
+  np.testing.assert_allclose(magnitude.resample(given, up=True, taps=taps)[0, ..., 0], up, atol=1e-14)
+
+
+def test_normalized_weights_have_unit_rms_and_nothing_else_changes(tiny):
+  flat, found = (traverse_util.flatten_dict(tree) for tree in (tiny, magnitude.normalized(tiny)))
+  weights = [path for path in flat if path[-1] == 'weight']
+  assert len(weights) > 20
+  for path, a in found.items():
+    if path in weights:
+      rms = np.sqrt(np.square(a).mean(tuple(range(a.ndim - 1))))
+      np.testing.assert_allclose(rms, 1, atol=2e-4, err_msg=str(path))
+    else:
+      np.testing.assert_array_equal(a, flat[path], err_msg=str(path))
+
+
+def test_gradients_are_orthogonal_to_every_filter(tiny):
+  params = jax.jit(magnitude.normalized)(tiny)
+  grads = jax.jit(jax.grad(lambda p: jnp.square(TINY.apply({'params': p}, Z, LABEL) - Z).sum()))(params)
+  for path, g in traverse_util.flatten_dict(grads).items():
+    if path[-1] == 'weight':
+      w, axes = traverse_util.flatten_dict(params)[path], tuple(range(g.ndim - 1))
+      along = np.abs((g * w).sum(axes)) / (np.linalg.norm(g) * np.sqrt(w.size) + 1e-30)
+      assert along.max() < 1e-3, f'{path}: a gradient along the weight would change its length'
+
+
+def test_scaling_a_weight_changes_nothing(tiny):
+  scaled = jax.tree_util.tree_map_with_path(
+      lambda path, a: 3 * a if path[-1].key == 'weight' else a, tiny)
+  np.testing.assert_allclose(_run(TINY, scaled, Z, LABEL), _run(TINY, tiny, Z, LABEL),
+                             rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize('name, millions', [
+    ('xxs', 31.3), ('xs', 124.7), ('s', 280.2), ('m', 497.8), ('l', 777.5), ('xl', 1119.3),
+    ('xxl', 1523.2)])
+def test_presets_have_the_published_numbers_of_parameters(name, millions):
+  assert abs(_count(edm2.preset(f'512-{name}', num_classes=1000), 64, 4) / 1e6 - millions) < 0.05
+
+
+def test_the_small_network_of_the_facts():
+  network = edm2.EDM2(width=32, multipliers=(1, 2), blocks=1, attention=(16,), num_classes=10)
+  assert _count(network, 32, 3) == 723_691
+
+
+def _count(network, side, channels):
+  def init():
+    uncertainty = magnitude.LogVariance().init(jax.random.key(0), jnp.zeros(1))['params']
+    z = jnp.zeros((1, side, side, channels))
+    return network.init(jax.random.key(0), z, jnp.zeros(1))['params'] | {'uncertainty': uncertainty}
+  return embed.count(jax.eval_shape(init))[1]
+
+
+def test_dropout_is_each_example_s_own(tiny):
+  network = TINY.clone(dropout=0.5)
+  run = lambda z, label, keys: _run(network, tiny, z, label, None, keys)
+  keys = jax.random.split(jax.random.key(3), 2)
+  both = run(Z, LABEL, keys)
+  alone = run(Z[::-1], LABEL[::-1], keys[::-1])[::-1]
+  np.testing.assert_allclose(both, alone, atol=1e-5)
+  assert np.abs(both - run(Z, LABEL, keys[::-1])).max() > 0.01, 'keys draw what is dropped'
+  np.testing.assert_array_equal(_run(network, tiny, Z, LABEL), _run(TINY, tiny, Z, LABEL))
+
+
+def test_dropout_keeps_the_mean():
+  x, keys = jnp.ones((2, 64, 64)), jax.random.split(jax.random.key(0), 2)
+  y = magnitude.dropout(x, 0.25, keys)
+  assert abs(float(y.mean()) - 1) < 0.02 and set(np.unique(y).round(4)) == {0.0, np.float32(1.3333)}
+
+
+@pytest.mark.parametrize('dtype, least', [
+    (jnp.bfloat16, 0.002), pytest.param(jnp.float16, 2e-4, marks=pytest.mark.long)])
+def test_half_precision_computes_the_same_network(dtype, least, tiny):
+  wide, half = (_run(network, tiny, Z, LABEL) for network in (TINY, TINY.clone(dtype=dtype)))
+  error = float(jnp.abs(half - wide).max() / jnp.abs(wide).max())
+  assert half.dtype == jnp.float32 and least < error < 0.1, f'{dtype.__name__}: {error}'
+
+
+@pytest.mark.long
+def test_recomputed_blocks_give_the_same_gradient(tiny):
+  loss = lambda network: jax.jit(jax.grad(
+      lambda p: jnp.square(network.apply({'params': p}, Z, LABEL)).sum()))(tiny)
+  chex.assert_trees_all_close(loss(TINY.clone(remat=True)), loss(TINY), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('network, z, message', [
+    (TINY.clone(head_width=64), Z, 'attention cannot make heads of head_width=64'),
+    (TINY, Z[:, :7, :7], 'an image of 7x7 does not halve'),
+    (TINY, Z[:, :4], 'EDM2 takes square ones'),
+    (TINY.clone(resample_filter=(1, 2, 1)), Z, 'an even number of taps'),
+])
+def test_networks_that_cannot_be_are_refused(network, z, message):
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(network.init, jax.random.key(0), z, LABEL)
+
+
+def test_an_unknown_preset_is_refused_with_what_there_is():
+  with pytest.raises(ValueError, match='choose from 512-xxs, .*64-xl'):
+    edm2.preset('512-tiny')
+
+
+def test_a_file_of_other_options_is_refused_with_every_tensor():
+  path, _ = _golden()
+  with pytest.raises(ValueError, match=r'differs in \d+ tensors') as caught:
+    interop.load(path, 'edm2', **GOLDEN | dict(num_blocks=2, label_dim=7))
+  assert 'missing unet.enc.16x16_block1.conv_res0.weight [32, 32, 3, 3]' in str(caught.value)
+  assert 'misshapen unet.emb_label.weight [64, 10], expected [64, 7]' in str(caught.value)
+
+
+@pytest.mark.parametrize('given, message', [
+    (dict(x_in=jnp.zeros((2, 3, 16, 16))), 'transpose x_in'),
+    (dict(label_vectors=jnp.zeros((2, 9))), r'one-hot vectors of shape \(2, 10\)')])
+def test_arrays_that_do_not_fit_the_checkpoint_are_refused(given, message):
+  path, _ = _golden()
+  apply, params = interop.load(path, 'edm2', **GOLDEN)
+  fits = dict(x_in=jnp.zeros((2, 16, 16, 3)), c_noise=jnp.zeros(2))
+  with pytest.raises(ValueError, match=message):
+    apply(params, **fits | given)
+
+
+def test_a_transformer_is_not_exported_as_edm2(tmp_path):
+  with pytest.raises(ValueError, match='no place for:\n  final/kernel'):
+    interop.export({'final': {'kernel': np.zeros(3)}}, tmp_path / 'file', 'edm2')
