@@ -1,0 +1,298 @@
+"""Snapshots of the power averages in workdir/snapshots, and the averages made of them after the run.
+
+One safetensors file for each time, `{examples:012d}.safetensors`, holds every std's tree as
+'std/path/of/leaf', its header the time, the stds and the run; `index.json` holds each file's sha256
+and size. Nothing here deletes a snapshot. A file that the index does not name was never finished.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax import numpy as jnp
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+import numpy as np
+from safetensors import safe_open
+
+from eqflow import ema
+from eqflow.models import embed
+
+INDEX = 'index.json'
+DTYPES = ('float32', 'bfloat16')
+
+
+class Snapshot(NamedTuple):
+  """One file: the time it was taken at, the stds it holds by name, the run it is of."""
+  path: pathlib.Path
+  examples: int
+  stds: tuple[str, ...]
+  run: str
+
+
+class Plan(NamedTuple):
+  """sum_i coefficients[i] average_i for each target std, and how far each sum is from its target."""
+  terms: list[tuple[pathlib.Path, str]]   # (file, std by name), rising in time
+  coefficients: np.ndarray                # float64 [terms, targets]
+  errors: dict[float, float]              # {target std: relative L2 distance of the profiles}
+
+
+def write(folder: pathlib.Path, examples: Any, averages: Mapping[str, PyTree], *, run: str,
+          dtype: str = 'float32') -> pathlib.Path:
+  """folder/{examples:012d}.safetensors <- {std by name: tree}, one leaf on the host at a time.
+
+  Floats are stored in `dtype`, fixed tables and other leaves as they are. Every process calls this;
+  the first one writes. A file of the same time is replaced: a resumed run writes it again. Raises
+  ValueError where dtype is neither float32 nor bfloat16, or a name is no std.
+  """
+  if dtype not in DTYPES:
+    raise ValueError(f'dtype={dtype!r}: snapshots are kept in one of {DTYPES}')
+  try:
+    ema.power_from_std([float(name) for name in averages])
+  except ValueError as error:
+    raise ValueError(f'averages called {sorted(averages)}: a snapshot holds power averages, each '
+                     f'called by its std as text, like "0.05" ({error})') from error
+  leaves = dict(sorted((f'{std}/{name}', (leaf, _stored(leaf, path, dtype)))
+                       for std, tree in averages.items() for name, path, leaf in _named(tree)))
+  head = _head(leaves, {'examples': str(int(examples)), 'stds': json.dumps(sorted(averages, key=float)),
+                        'run': run})
+  blocks = (_bytes(leaf, kind) for leaf, kind in leaves.values())
+  path = pathlib.Path(folder) / f'{int(examples):012d}.safetensors'
+  if jax.process_index():
+    # A leaf that is spread over processes comes to the first only where all take part.
+    for _ in blocks:
+      pass
+    return path
+  path.parent.mkdir(parents=True, exist_ok=True)
+  digest = hashlib.sha256(head)
+  with _replacing(path) as file:
+    file.write(head)
+    for block in blocks:
+      digest.update(block)
+      file.write(block)
+    size = file.tell()
+  index = _index(path.parent) | {path.name: {'sha256': digest.hexdigest(), 'bytes': size}}
+  with _replacing(path.parent / INDEX) as file:
+    file.write(json.dumps(dict(sorted(index.items())), indent=1).encode())
+  return path
+
+
+def _named(tree):
+  """[(path as text, key path, leaf)]."""
+  return [(jax.tree_util.keystr(path, simple=True, separator='/'), path, leaf)
+          for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _stored(leaf, path, dtype):
+  """The dtype a leaf is stored in: a table of frequencies rounded to bfloat16 is another table."""
+  lossy = jnp.issubdtype(leaf.dtype, jnp.floating) and not embed.is_fixed(path)
+  return jnp.dtype(dtype if lossy else leaf.dtype)
+
+
+def _head(leaves, metadata):
+  """The header of a safetensors file: its length in 8 bytes, then JSON padded to a multiple of 8."""
+  entries, end = {'__metadata__': metadata}, 0
+  for name, (leaf, dtype) in leaves.items():
+    start, end = end, end + leaf.size * dtype.itemsize
+    entries[name] = {'dtype': _kind(dtype), 'shape': list(leaf.shape),
+                     'data_offsets': [start, end]}
+  text = json.dumps(entries, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  return len(text).to_bytes(8, 'little') + text
+
+
+def _kind(dtype):
+  """What safetensors calls a dtype: float32 is F32, bfloat16 BF16, uint8 U8, bool BOOL."""
+  return re.sub('(uint|int|float|complex)', lambda m: m[0][0], dtype.name).upper()
+
+
+def _bytes(leaf, dtype):
+  """The leaf's bytes in row order, brought together where no process holds all of it."""
+  if getattr(leaf, 'is_fully_addressable', True):
+    leaf = jax.device_get(leaf)
+  else:
+    leaf = multihost_utils.process_allgather(leaf, tiled=True)
+  return np.ascontiguousarray(leaf, dtype).reshape(-1).view(np.uint8).data
+
+
+@contextlib.contextmanager
+def _replacing(path):
+  """A file that becomes `path` whole, or not at all: even where the power fails in between."""
+  partial = path.with_name(path.name + '.partial')
+  with open(partial, 'wb') as file:
+    yield file
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+  folder = os.open(path.parent, os.O_RDONLY)   # The new name is lost until its folder is safe too.
+  os.fsync(folder)
+  os.close(folder)
+
+
+def _index(folder):
+  """{file: {'sha256', 'bytes'}} of all that was written, {} before the first."""
+  path = folder / INDEX
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f'{path} cannot be read ({error}): restore it from a copy, or take the folder '
+                     'away and train anew') from error
+
+
+def listed(folder: pathlib.Path) -> list[int]:
+  """The times, in examples, of the snapshots that the index names, rising; [] where there are none."""
+  return sorted(map(_time, _index(pathlib.Path(folder))))
+
+
+def _time(name):
+  return int(name.split('.')[0])
+
+
+def check(folder: pathlib.Path, *, like: PyTree, run: str | None = None, until: int | None = None,
+          skip_damaged: bool = False) -> list[Snapshot]:
+  """The snapshots in the folder, rising in time, each read to its end and found to be whole.
+
+  Those later than `until` examples are not looked at. Raises ValueError that names all that are
+  missing, damaged, of another run (where one is given), or of a network with other leaves than
+  `like`. With skip_damaged the missing and damaged ones are left out instead. Raises ValueError
+  where none are left.
+  """
+  folder = pathlib.Path(folder)
+  whole, lost, foreign = [], [], []
+  index = _index(folder)
+  for name, entry in sorted(index.items()):
+    if until is not None and _time(name) > until:
+      continue
+    try:
+      snapshot, shapes = _opened(folder / name, entry)
+    except ValueError as reason:
+      lost.append(f'{name} {reason}')
+      continue
+    if run is not None and snapshot.run != run:
+      foreign.append(f'{name} is of run {snapshot.run!r}, not {run!r}')
+    elif difference := _difference(shapes, snapshot.stds, like):
+      foreign.append(f'{name} is of another architecture: {difference}')
+    whole.append(snapshot)
+  if foreign or lost and not skip_damaged:
+    remedy = ((['give the folder and the config of one run'] if foreign else []) +
+              (['restore what is missing or damaged from a copy, or give skip_damaged=True to go on '
+                'without, at a larger expected error'] if lost else []))
+    raise ValueError(f'snapshots in {folder}: {"; ".join(lost + foreign)}. To go on, '
+                     f'{", and ".join(remedy)}')
+  if not whole and lost:
+    raise ValueError(f'no whole snapshots in {folder}: {"; ".join(lost)}. Restore them from a copy')
+  if not whole and index:
+    raise ValueError(f'no snapshot at or before {until} examples in {folder}: the first is at '
+                     f'{min(map(_time, index))}; choose a later target')
+  if not whole:
+    raise ValueError(f'no snapshots in {folder}: give the folder of a run that has written some')
+  return whole
+
+
+def _opened(path, entry):
+  """(Snapshot, {leaf: shape}) of a file that is what was written. Raises ValueError where not."""
+  if not path.exists():
+    raise ValueError('is missing')
+  if path.stat().st_size != entry['bytes']:
+    raise ValueError(f'is damaged: {path.stat().st_size} bytes instead of {entry["bytes"]}')
+  try:
+    with open(path, 'rb') as file:
+      if hashlib.file_digest(file, 'sha256').hexdigest() != entry['sha256']:
+        raise ValueError('is damaged: its sha256 is not the one in the index')
+    with safe_open(path, 'numpy') as file:
+      head = file.metadata()
+      shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    return Snapshot(path, int(head['examples']), tuple(json.loads(head['stds'])), head['run']), shapes
+  except OSError as error:
+    raise ValueError(f'is damaged: {error}') from error
+
+
+def _difference(shapes, stds, like):
+  """The first leaf in which a file differs from {std: like} for each std, or ''."""
+  here = {f'{std}/{name}': tuple(leaf.shape) for std in stds for name, _, leaf in _named(like)}
+  for name in sorted(shapes.keys() | here.keys()):
+    if shapes.get(name) != here.get(name):
+      there, mine = (str(list(table[name])) if name in table else 'absent' for table in (shapes, here))
+      return f'{name} is {there} in the file, {mine} in the network'
+  return ''
+
+
+def read(path: pathlib.Path, std: str, like: PyTree) -> PyTree:
+  """One average of one snapshot, as numpy arrays in the file's dtypes, structured as `like`."""
+  with safe_open(path, 'numpy') as file:
+    return jax.tree.structure(like).unflatten(
+        [file.get_tensor(f'{std}/{name}') for name, _, _ in _named(like)])
+
+
+def plan(folder: pathlib.Path, out_examples: int | None, out_stds: Any, *, like: PyTree,
+         run: str | None = None, skip_damaged: bool = False) -> Plan:
+  """Which snapshots to sum, with which coefficients, for averages of out_stds at out_examples.
+
+  out_examples None: at the last snapshot. Raises ValueError as `check` and `ema.solve` do.
+  """
+  snapshots = check(folder, like=like, run=run, until=out_examples, skip_damaged=skip_damaged)
+  out_stds = list(dict.fromkeys(np.atleast_1d(np.asarray(out_stds, np.float64)).tolist()))
+  if out_examples is None:
+    out_examples = snapshots[-1].examples
+  terms = [(snapshot, std) for snapshot in snapshots for std in snapshot.stds]
+  given = ([snapshot.examples for snapshot, _ in terms], [float(std) for _, std in terms])
+  x = ema.solve(*given, out_examples, out_stds)
+  errors = ema.expected_error(x, *given, out_examples, out_stds)
+  return Plan([(snapshot.path, std) for snapshot, std in terms], x,
+              dict(zip(out_stds, errors.tolist())))
+
+
+def reconstruct(folder: pathlib.Path, out_examples: int | None, out_stds: Any, *, like: PyTree,
+                run: str | None = None, skip_damaged: bool = False,
+                sharding: Any = None) -> tuple[dict[float, PyTree], dict[float, float]]:
+  """({std: tree}, {std: expected error}) in one pass over the files, one average read at a time.
+
+  Trees are in the dtypes of `like`; numpy arrays, or placed by `sharding`, one for all leaves or a
+  tree of them. The host holds one tree for each std and one that is read. Raises as `plan` does.
+  """
+  made = plan(folder, out_examples, out_stds, like=like, run=run, skip_damaged=skip_damaged)
+  trees = (read(path, std, like) for path, std in made.terms)
+  sums = ema.reconstruct(trees, made.coefficients, averaged=embed.trainable(like))
+  return {std: _placed(sums.pop(0), like, sharding) for std in made.errors}, made.errors
+
+
+def leaf_by_leaf(made: Plan, like: PyTree, *,
+                 sharding: Any = None) -> Iterator[tuple[str, dict[float, Any]]]:
+  """(path of the leaf, {std: leaf}) for each leaf of `like`: for models larger than memory.
+
+  The host holds one leaf for each std and one that is read; each file is opened once for each leaf.
+  """
+  if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
+    places = jax.tree.structure(like).flatten_up_to(sharding)
+  else:
+    places = [sharding] * len(jax.tree.leaves(like))
+  for (name, path, leaf), place in zip(_named(like), places):
+    sums = ema.reconstruct(_terms(made, name), made.coefficients, averaged=not embed.is_fixed(path))
+    yield name, {std: _placed(sums.pop(0), leaf, place) for std in made.errors}
+
+
+def _terms(made, name):
+  """The leaf called `name` of each term of the sum, read as it is asked for."""
+  for path, std in made.terms:
+    with safe_open(path, 'numpy') as file:
+      yield file.get_tensor(f'{std}/{name}')
+
+
+def _placed(tree, like, sharding):
+  """The host's tree in the dtypes of `like`, on the devices that `sharding` names, if any."""
+  tree = jax.tree.map(lambda a, b: a.astype(b.dtype, copy=False), tree, like)
+  if sharding is None:
+    return tree
+  if isinstance(sharding, jax.sharding.Sharding):
+    sharding = jax.tree.map(lambda _: sharding, tree)
+  # Each process gives its own part: none needs devices of the others.
+  return jax.tree.map(lambda a, place: jax.make_array_from_callback(a.shape, place, lambda i: a[i]),
+                      tree, sharding)

@@ -1,0 +1,1 @@
+"""python -m experiments.posthoc_ema.profiles: how exactly averages are reconstructed after the run."""
