@@ -27,7 +27,7 @@ BASE = dict(
         name='fashion_mnist', split='train', dir='~/.cache/eqflow/data', shape=(28, 28, 1),
         num_classes=10, flip=False, workers=0),
     model=dict(
-        name='dit', patch=4, width=96, depth=4, heads=4, dtype='float32', remat=False,
+        name='dit', patch=7, width=96, depth=3, heads=4, dtype='float32', remat=False,
         final_scale=0.0, scale_input=dict(name='unit')),
     process=dict(name='linear'),
     loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,

@@ -1,14 +1,20 @@
-"""The experiment's own arithmetic: rows, stopping read off a path, sets that are no digits, tables."""
+"""The experiment's own arithmetic: rows, stopping read off a path, sets that are no digits, tables.
 
+And that what every measurement finds is what tables and figures read.
+"""
+
+import functools
 import json
+import types
 
 from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import build, descent, samplers
-from experiments.equilibrium_matching import abilities, descents, figures, models, results, tables
+from eqflow import build, descent, energies, samplers
+from experiments.equilibrium_matching import (
+    __main__ as command, abilities, descents, figures, measure, models, results, tables)
 
 Z = np.random.default_rng(0).standard_normal((9, 4)) * np.tile([[1], [3], [9]], (3, 1))
 
@@ -17,7 +23,7 @@ Z = np.random.default_rng(0).standard_normal((9, 4)) * np.tile([[1], [3], [9]], 
 def test_rows_are_configs_that_run(data, row):
   config = models.config_of(data, row, 2)
   build.recipe(config)
-  assert config.seed == 2 and models.steps_of(config) == {'digits': 3_000}.get(data, 4_000)
+  assert config.seed == 2 and models.steps_of(config) == {'digits': 3_000}.get(data, 2_000)
 
 
 def test_rows_differ_in_what_their_names_say():
@@ -94,3 +100,100 @@ def test_spread_is_the_deviation_of_a_sample():
 def test_the_readme_shows_what_is_stored():
   text = figures.README.read_text()
   assert tables.filled(text) == text, 'run python -m experiments.equilibrium_matching.figures'
+
+
+# What reads a measurement, and the rows that it needs of it.
+READERS = {
+    'adaptive':   (['eqm'], [tables.adaptive, figures.adaptive]),
+    'composed':   (['eqm', 'dot'], [tables.composed, tables.composed_energies, figures.pictures]),
+    'pictured':   (['eqm', 'flow'], [figures.pictures]),
+    'noisy':      (['eqm', 'flow', 'blind_flow'],
+                   [tables.noisy, tables.noisy_thresholds, figures.noisy]),
+    'detected':   (['heldout'], [tables.detected]),
+    'ode':        (['eqm_time'], [tables.models_table, tables.two_by_two, tables.solvers]),
+    'descended':  (['eqm', 'dot'], [tables.models_table, tables.decays, tables.energies,
+                                    tables.two_by_two, tables.descents, figures.decays]),
+    'stochastic': (['flow'], [tables.models_table, tables.solvers]),
+    'swept':      (['eqm'], [tables.models_table, tables.descents]),
+    'step_sizes': (['flow'], [figures.evaluations]),
+    'timed':      (['eqm'], [tables.timed]),
+    'optimized':  (['eqm'], [tables.descents]),
+}
+COUNT, RECORDS = 12, 30
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+  """row -> its model as measurements take it, among a few digits, its field known in closed form."""
+  x, label = measure.records('digits')
+  centre = jnp.asarray([x[label == y].mean(0) for y in range(10)])
+  few = x[:RECORDS], label[:RECORDS]
+
+  def load(data, row, seed, runs):
+    network, energy = Partial(_toward, centre=centre), None
+    if row == 'dot':
+      energy = energies.dot(network)
+      network = energies.energy_gradient(energy)
+    recipe = types.SimpleNamespace(network=lambda params: network,
+                                   energy=energy and (lambda params: energy))
+    return models.config_of(data, row, seed), recipe, {}
+
+  monkeypatch.setattr(models, 'load', load)
+  monkeypatch.setattr(measure, 'COUNT', {'digits': COUNT})
+  monkeypatch.setattr(measure, 'BATCH', {'digits': COUNT // 2})
+  monkeypatch.setattr(measure, 'records', lambda data: few)
+  monkeypatch.setattr(measure, '_moments', functools.cache(measure._moments.__wrapped__))
+  monkeypatch.setattr(abilities, 'pipeline', types.SimpleNamespace(arrays=lambda source: few))
+  monkeypatch.setattr(abilities, 'clothes', lambda n: np.full((n, 8, 8, 1), -1.0))
+  monkeypatch.setattr(results, 'FOLDER', tmp_path)
+  return lambda row: measure.load.__wrapped__('digits', row, 0, tmp_path)
+
+
+def _toward(z, t, label, *, centre):
+  return 2 * (z - centre[label])
+
+
+def test_every_measurement_has_readers():
+  assert list(READERS) == list(command.MEASUREMENTS)
+  assert {read for _, readers in READERS.values() for read in readers} == {
+      *tables.TABLES.values(), *(draw for _, draw in figures.FIGURES.values()), figures.pictures}
+
+
+SLOW = 'stochastic', 'timed'
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in READERS])
+def test_what_is_measured_is_what_tables_and_figures_read(name, small, monkeypatch):
+  function, rows = command.MEASUREMENTS[name]
+  if name == 'timed':
+    # So many samples take so many batches.
+    monkeypatch.setattr(measure, 'BATCH', {'digits': 2_000})
+  needed, readers = READERS[name]
+  assert set(needed) <= set(rows)
+  for row in needed:
+    found = function(small(row), row)
+    results.write(results.path('digits', name, row, 0), found)
+    stored, = results.read('digits', name, row)
+    numbers = list(_leaves(stored))
+    assert len(numbers) > 3 and all(np.isfinite(numbers)), f'{row}: {stored}'
+  for read in readers:
+    told = read('digits')
+    if isinstance(told, str):
+      # A head, a rule, and what was found.
+      assert told.count('\n') >= 2 and 'nan' not in told, f'{read.__name__}:\n{told}'
+    elif isinstance(told, dict):
+      assert told and all(picture.size for picture in told.values())
+    else:
+      # A line for what was found, in one of the panels.
+      assert any(axis.lines or axis.patches for axis in told.axes)
+      figures.plt.close(told)
+
+
+def _leaves(tree):
+  """The numbers of what was stored; None, which is no distance, as NaN."""
+  for value in tree.values() if isinstance(tree, dict) else tree:
+    if isinstance(value, (dict, list)):
+      yield from _leaves(value)
+    elif not isinstance(value, str):
+      yield np.nan if value is None else value

@@ -24,6 +24,8 @@ OPTIMIZERS = {
     'sgd .001 momentum .9': lambda: optax.sgd(0.001, momentum=0.9),
     'sgd .01 momentum .5': lambda: optax.sgd(0.01, momentum=0.5),
     'sgd .003 momentum .35': lambda: optax.sgd(0.003, momentum=0.35),
+    # Velocity accumulates, which the paper's own look-ahead leaves out.
+    'sgd .003 nesterov .35': lambda: optax.sgd(0.003, momentum=0.35, nesterov=True),
 }
 
 
