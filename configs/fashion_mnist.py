@@ -31,7 +31,8 @@ BASE = dict(
         final_scale=0.0, scale_input=dict(name='unit')),
     process=dict(name='linear'),
     loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
-              coupling=dict(name='independent'), at_data=0.0, dispersive=0.0),
+              coupling=dict(name='independent'), at_data=0.0, dispersive=0.0,
+              uncertainty=0),
     energy=dict(name='none'),
     train=dict(
         batch=64, accumulate=1, num_examples=256_000, drop_label=0.0,
@@ -40,7 +41,7 @@ BASE = dict(
     optimizer=dict(
         rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=6_400,
         schedule=dict(name='cosine')),
-    ema=dict(decays=(0.999,)),
+    ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),
     sample=dict(params='0.999', batch=100, threshold=0.0, scale=1.0, rescale=0.0,
                 interval=dict(name='always')),
     # Precision and recall hold every record against every other, so not all 60,000.

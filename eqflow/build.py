@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import arrays, couplings, draws, ema, energies, fields, losses, outputs, times, weights
+from eqflow.models import edm2, magnitude
 from eqflow.names import (
     COUPLINGS, DENSITIES, DTYPES, ENERGIES, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES,
     SCHEDULES, WEIGHTS)
@@ -29,7 +30,8 @@ class Recipe(NamedTuple):
   energy: Callable | None   # params -> Energy, of which the network is the gradient; None: it is none
   loss: Callable        # (keys, params, batch, histogram) -> ([b], aux)
   optimizer: Any        # optax.GradientTransformation
-  keep: Callable        # step -> {name of average: keep}
+  share: Callable       # (step, examples, added) -> {name of average: share of the new params}
+  prepare: Callable | None   # params -> params at the start of every training step; None: as they are
   couple: Callable | None   # batch -> its eps [b, ...], on the host; None: drawn in the loss, or data
   sampling: draws.Sampling
   draw: Callable        # (params, keys, labels) -> (x [b, ...], evaluations [b], norms [b])
@@ -49,17 +51,28 @@ def recipe(config: ConfigDict) -> Recipe:
   scale_input = bound(SCALES, config.model.scale_input, 'model.scale_input')
   label_noise = bound(LABELS, config.model.label_noise, 'model.label_noise')
 
+  uncertainty = magnitude.LogVariance(config.loss.uncertainty) if config.loss.uncertainty else None
+
   def init(key):
     z = jnp.zeros((1, *config.data.shape))
     label = jnp.zeros(1, jnp.int32) if config.data.num_classes else None
-    return module.init(key, z, jnp.zeros(1), label)['params']
+    params = module.init(key, z, jnp.zeros(1), label)['params']
+    if uncertainty:
+      # A network does not see what it has no layer for.
+      own = jax.random.fold_in(key, 1)
+      params = params | {'uncertainty': uncertainty.init(own, jnp.zeros(1))['params']}
+    return params
 
   with naming('model'):
     jax.eval_shape(init, jax.random.key(0))
 
-  def field(params, apply=module.apply):
-    return fields.conditioned(Partial(apply, {'params': params}), process,
+  def field(params, apply=module.apply, **given):
+    return fields.conditioned(Partial(apply, {'params': params}, **given), process,
                               scale_input=scale_input, label_noise=label_noise)
+
+  def log_variance(params):
+    label = Partial(label_noise, process)
+    return lambda t: uncertainty.apply({'params': params['uncertainty']}, label(t))
 
   def watched(variables, z, label, condition):
     y, kept = module.apply(variables, z, label, condition, mutable=['intermediates'])
@@ -70,10 +83,12 @@ def recipe(config: ConfigDict) -> Recipe:
   density = _density(config, process)
   return Recipe(
       init=init, network=network, energy=energy,
-      loss=_loss(config, network, process, output, density, label_noise,
-                 watched=lambda params: field(params, watched)),
+      loss=_loss(config, _trained(config, network, field), process, output, density, label_noise,
+                 watched=lambda params, keys: field(params, watched),
+                 log_variance=log_variance if uncertainty else None),
       optimizer=_optimizer(config),
-      keep=_keep(config), couple=_couple(config), sampling=sampling,
+      share=_share(config), prepare=magnitude.normalized if isinstance(module, edm2.EDM2) else None,
+      couple=_couple(config), sampling=sampling,
       draw=functools.partial(draws.draw, sampling), pair=functools.partial(draws.pair, sampling),
       histogram=density.start, measure=density.measure)
 
@@ -91,6 +106,18 @@ def model(section: ConfigDict, num_classes: int) -> Any:
       raise ValueError(f'config.model.{key}: {section.name!r} takes {sorted(known)}; '
                        'num_classes stands in config.data')
   return make(num_classes=num_classes, **options)
+
+
+def _trained(config, network, field):
+  """(params, keys) -> Network as it is trained: with dropout, where the model has any."""
+  dropout = config.model.get('dropout', 0.0)
+  if not dropout:
+    return lambda params, keys: network(params)
+  if config.energy.name != 'none' or config.loss.dispersive:
+    raise ValueError(f'config.model.dropout={dropout} with config.energy.name={config.energy.name!r} '
+                     f'and config.loss.dispersive={config.loss.dispersive}: neither an energy nor the '
+                     'dispersive loss is trained with dropout; set it to 0.0')
+  return lambda params, keys: field(params, keys=arrays.fold(keys, 4))
 
 
 def _energy(config, field):
@@ -132,7 +159,7 @@ def _density(config, process):
   return density
 
 
-def _loss(config, network, process, output, adaptive, label_noise, watched):
+def _loss(config, network, process, output, adaptive, label_noise, watched, log_variance):
   space = choose(OUTPUTS, config.loss.space, 'loss.space') if config.loss.space else None
   if space is not None and needed(space):
     raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
@@ -163,9 +190,9 @@ def _loss(config, network, process, output, adaptive, label_noise, watched):
       u = times.low_discrepancy(batch['index'], np.uint32(config.seed))
     coupling = couplings.independent if independent else Partial(couplings.given, eps=batch['eps'])
     return losses.matching_loss(
-        keys, fields.bind(predictor(params), label), batch['x'], process=process, output=output,
+        keys, fields.bind(predictor(params, keys), label), batch['x'], process=process, output=output,
         density=density, u=u, coupling=coupling, space=space, weight=weigh(density),
-        penalty=penalty)
+        penalty=penalty, uncertainty=log_variance(params) if log_variance else None)
 
   return loss
 
@@ -219,14 +246,36 @@ def _optimizer(config):
                           weight_decay=section.weight_decay, clip=section.clip)
 
 
-def ema_names(config: ConfigDict) -> dict[str, float]:
-  """{name: decay} of the averages that the run keeps; a name is its decay as written."""
+def ema_names(config: ConfigDict) -> list[str]:
+  """The averages that the run keeps, each called by its decay or its std as written."""
+  return [*_decays(config), *_powers(config)]
+
+
+def _decays(config):
   return {f'{decay:g}': decay for decay in config.ema.decays}
 
 
-def _keep(config):
-  decays = ema_names(config)
-  if config.sample.params not in ('params', *decays):
-    raise ValueError(f'config.sample.params={config.sample.params!r}: choose from '
-                     f'{["params", *decays]}')
-  return lambda step: {name: ema.warmed(decay, step) for name, decay in decays.items()}
+def _powers(config):
+  with naming('ema.stds'):
+    return {repr(std): float(ema.power_from_std(std)) for std in config.ema.stds}
+
+
+def _share(config):
+  decays, powers, name = _decays(config), _powers(config), config.sample.params
+  if name not in ('params', *decays, *powers) and not (powers and is_std(name)):
+    raise ValueError(f'config.sample.params={name!r}: choose from {["params", *decays, *powers]}'
+                     + (', or a std that --mode=reconstruct has made' if powers else ''))
+
+  def share(step, examples, added):
+    return ({name: 1 - ema.warmed(decay, step) for name, decay in decays.items()}
+            | {name: ema.power_share(power, examples, added) for name, power in powers.items()})
+
+  return share
+
+
+def is_std(name: str) -> bool:
+  """Whether a power average may be called so: the repr of a number in (0, 1/sqrt 12)."""
+  try:
+    return repr(float(name)) == name and 0 < float(name) < ema.WIDEST
+  except ValueError:
+    return False

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import time
+from typing import Any
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -12,19 +13,19 @@ from eqflow.data import pipeline
 from eqflow.evaluation import report
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path, *,
-             near: bool = False) -> dict[str, dict[str, float]]:
+def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
+             restored: tuple[int, Any] | None = None) -> dict[str, dict[str, float]]:
   """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
 
   Draws config.evaluate.num_samples samples with the labels of the data, clipped to [-1, 1] where
   they are images. Writes evaluation.json, samples.png and samples.npz to workdir. None of the
   distances is an FID: their spaces are pixels and fixed random features. With `near`, the samples'
-  nearest training records too.
+  nearest training records too; `restored` is (step, params) to take instead of the checkpoint's.
   """
   recipe = build.recipe(config)
   source = run.evaluation_source(config)
   real, label = pipeline.arrays(source)
-  step, params = run.restore(config, recipe, workdir)
+  step, params = restored or run.restore(config, recipe, workdir)
 
   wanted = np.resize(label, config.evaluate.num_samples)
   clock = time.perf_counter()

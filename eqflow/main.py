@@ -9,7 +9,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from eqflow import build, compose, neighbours, run, sample
+from eqflow import averages, build, compose, neighbours, run, sample
 from eqflow.evaluate import evaluate
 from eqflow.finish import finish
 from eqflow.outliers import score
@@ -18,8 +18,8 @@ from eqflow.train import train
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
                                           lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'sample', 'finish', 'score', 'pairs'],
-                          'train goes on to evaluate at its end.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'sample', 'finish', 'score', 'pairs',
+                           'reconstruct', 'sweep'], 'train goes on to evaluate at its end.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 100, 'mode=sample or pairs: how many.',
                                     lower_bound=1)
 _LABELS = flags.DEFINE_list('labels', None, 'mode=sample or finish: classes, repeated in turn; those '
@@ -34,6 +34,12 @@ _NEIGHBOURS = flags.DEFINE_bool('neighbours', False, 'mode=sample or evaluate: h
                                 'training records.')
 _INPUTS = flags.DEFINE_string('inputs', None, 'mode=finish or score: a .npy or .npz file.')
 _NOISE = flags.DEFINE_float('noise', None, 'mode=finish: the time whose noise is mixed in first.')
+_STD = flags.DEFINE_list('std', None, 'mode=reconstruct or sweep: widths of averages, as '
+                         '0.03,0.05,...,0.25.')
+_EXAMPLES = flags.DEFINE_integer('examples', None, 'mode=reconstruct or sweep: the time they are for, '
+                                 'the last snapshot if unset.', lower_bound=1)
+_SKIP_DAMAGED = flags.DEFINE_bool('skip_damaged', False, 'mode=reconstruct or sweep: go on without '
+                                  'snapshots that are damaged or missing.')
 _OUT = flags.DEFINE_string('out', None, 'mode=pairs: the folder to write them to.')
 
 # The modes that use a flag, and what the others have instead.
@@ -46,6 +52,8 @@ MODES = {
     'neighbours': (('sample', 'evaluate'), 'nothing else is a sample'),
     'inputs': (('finish', 'score'), 'nothing else has any'),
     'noise': (('finish',), 'samples start from noise, and scores are of inputs as they are'),
+    **{name: (('reconstruct', 'sweep'), 'nothing else makes averages')
+       for name in ('std', 'examples', 'skip_damaged')},
     'out': (('pairs',), 'everything else is written to --workdir'),
 }
 
@@ -71,6 +79,10 @@ def main(argv: list[str]) -> None:
              labels=_LABELS.value, weights=_WEIGHTS.value, others=_WITH.value)
     elif _MODE.value == 'score':
       score(config, workdir, pathlib.Path(_INPUTS.value))
+    elif _MODE.value in ('reconstruct', 'sweep'):
+      make = {'reconstruct': averages.reconstruct, 'sweep': averages.sweep}[_MODE.value]
+      make(config, workdir, averages.stds_of(_STD.value), examples=_EXAMPLES.value,
+           skip_damaged=_SKIP_DAMAGED.value)
     elif _MODE.value == 'pairs':
       draw_pairs(config, workdir, pathlib.Path(_OUT.value), count=_NUM_SAMPLES.value,
                  seed=_SEED.value)

@@ -7,7 +7,7 @@ import optax
 
 from eqflow import (
     couplings, descent, energies, fields, outputs, processes, samplers, sde, tables, times, weights)
-from eqflow.models import dit, mlp
+from eqflow.models import dit, edm2, mlp
 from eqflow.training import optimizer as optimizers
 
 PROCESSES = {
@@ -175,6 +175,9 @@ MODELS = {
     'dit': dit.DiT,
     **{f'DiT-{size}/{patch}': functools.partial(dit.DiT, patch=patch, **numbers)
        for size, numbers in dit.SIZES.items() for patch in (2, 4, 8)},
+    'edm2': edm2.EDM2,
+    **{f'EDM2-{name}': functools.partial(edm2.EDM2, width=row['width'], dropout=row['dropout'])
+       for name, row in edm2.PRESETS.items()},
 }
 SCHEDULES = {
     'constant': optimizers.constant,

@@ -14,15 +14,17 @@ from ml_collections import ConfigDict
 
 from eqflow import build
 from eqflow.data import pairs, sources
-from eqflow.training import checkpoint, sharding, step as steps
+from eqflow.training import checkpoint, sharding, snapshots, step as steps
 
 # Sections and keys that do not change what a run computes, only what is looked at and when.
 FREE = ('sample', 'evaluate', 'data.dir', 'data.workers', 'train.log_examples',
-        'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints')
+        'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
+        'ema.snapshot_examples', 'ema.snapshot_dtype')
 
 # What runs did before their configs had the key.
 SINCE = {'loss.coupling.name': 'independent', 'loss.at_data': 0.0, 'loss.dispersive': 0.0,
-         'energy.name': 'none', 'model.final_scale': 0.0}
+         'energy.name': 'none', 'model.final_scale': 0.0, 'loss.uncertainty': 0, 'ema.stds': [],
+         'ema.snapshot_examples': 0, 'ema.snapshot_dtype': 'float32'}
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:
@@ -163,13 +165,22 @@ def flat(config: Any, prefix: str = '') -> dict[str, Any]:
   return out
 
 
+def identity(config: ConfigDict) -> str:
+  """What a run is called in its snapshots: a digest of all in its config that decides its numbers."""
+  kept = {key: value for key, value in (SINCE | flat(config)).items()
+          if not any(key == name or key.startswith(name + '.') for name in FREE)}
+  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def restore(config: ConfigDict, recipe: build.Recipe, workdir: pathlib.Path) -> tuple[int, Any]:
   """(step, params): the parameters called config.sample.params, of the newest checkpoint.
 
-  Raises FileNotFoundError where there is none, ValueError where workdir is another config's; writes
-  nothing.
+  A std that was not kept in training is what --mode=reconstruct has made of it. Raises
+  FileNotFoundError where there is none, ValueError where workdir is another config's; writes nothing.
   """
   check_config(config, workdir)
+  if config.sample.params not in ('params', *build.ema_names(config)):
+    return reconstructed(config, recipe, workdir)
   if not checkpoint.exists(workdir):
     raise FileNotFoundError(f'{workdir} holds no checkpoint: train first, with --mode=train and the '
                             'same --config and --workdir')
@@ -179,3 +190,20 @@ def restore(config: ConfigDict, recipe: build.Recipe, workdir: pathlib.Path) -> 
   with checkpoint.open_checkpoints(workdir, keep=None) as checkpoints:
     restored = checkpoint.restore(checkpoints, state)
   return int(restored.step), steps.parameters(restored, config.sample.params)
+
+
+def reconstructed(config: ConfigDict, recipe: build.Recipe,
+                  workdir: pathlib.Path) -> tuple[int, Any]:
+  """(step, params) that --mode=reconstruct made for the std config.sample.params.
+
+  Raises FileNotFoundError where it made none, ValueError where they are damaged or another run's.
+  """
+  name, folder = config.sample.params, workdir / 'reconstructed' / config.sample.params
+  if not snapshots.listed(folder):
+    raise FileNotFoundError(f'{workdir} holds no average of std {name}: make it first, with '
+                            f'--mode=reconstruct --std={name} and the same --config and --workdir')
+  like = jax.eval_shape(recipe.init, jax.random.key(0))
+  newest = snapshots.check(folder, like=like, run=identity(config))[-1]
+  params = jax.device_put(snapshots.read(newest.path, name, like),
+                          sharding.replicated(sharding.device_mesh()))
+  return newest.examples // config.train.batch, params

@@ -127,7 +127,8 @@ def check_ranges(config: ConfigDict) -> None:
       **{f'train.{key}': positive for key in (
           'batch', 'accumulate', 'log_examples', 'sample_examples', 'checkpoint_examples',
           'keep_checkpoints')},
-      'train.drop_label': dict(least=0, most=1),
+      'train.drop_label': dict(least=0, most=1), 'loss.uncertainty': dict(least=0, most=2**20),
+      'ema.snapshot_examples': dict(least=0),
       'loss.at_data': dict(least=0, most=1 - 1e-9), 'loss.dispersive': dict(least=0),
       **{f'optimizer.{key}': dict(least=0) for key in (
           'rate', 'eps', 'weight_decay', 'clip', 'warmup_examples')},

@@ -15,18 +15,19 @@ import numpy as np
 from eqflow import build, run, sample
 from eqflow.data import pipeline, sources
 from eqflow.models import embed
-from eqflow.training import checkpoint, metrics, sharding, step as steps
+from eqflow.training import checkpoint, metrics, sharding, snapshots, step as steps
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
   """Trains until config.train.num_examples, going on from the newest checkpoint in workdir.
 
-  Writes config.json, metrics.jsonl, tensorboard/, samples-*.png and checkpoints/ there. Raises
-  ValueError for a config that cannot run, before anything compiles; FloatingPointError with the
-  step where loss or gradient is not finite: no such state is written.
+  Writes config.json, metrics.jsonl, tensorboard/, samples-*.png, checkpoints/ and snapshots/ there.
+  Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError with
+  the step where loss or gradient is not finite: no such state is written.
   """
   recipe, mesh = build.recipe(config), sharding.device_mesh()
   section = config.train
+  check_averages(config)
   sharding.check_divides(section.batch, section.accumulate, mesh)
   source = run.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
@@ -46,8 +47,9 @@ def _train(config, recipe, source, mesh, workdir):
       if source.damaged:
         print(f'{source.name}: left out {len(source.damaged)} damaged images, listed in data.json')
       describe(state, resumed=restored is not None)
-    step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh,
-                           accumulate=section.accumulate, measure=recipe.measure)
+    step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh,
+                           accumulate=section.accumulate, measure=recipe.measure,
+                           prepare=recipe.prepare)
     save = lambda state: checkpoint.save(checkpoints, state)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(section.num_examples / section.batch)
@@ -94,12 +96,37 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
         check_health(health, at)
         save(state)
 
+      if config.ema.snapshot_examples and (due(config.ema.snapshot_examples) or at == until):
+        check_health(health, at)
+        keep_snapshot(config, state, workdir)
+
       if due(section.sample_examples) and at < until and first:
         check_health(health, at)
         paused = time.perf_counter()
         preview(config, recipe, state, writer, progress, workdir)
         clock += time.perf_counter() - paused
   return state
+
+
+def check_averages(config: ConfigDict) -> None:
+  """Raises ValueError for averages that training cannot keep, sample or write snapshots of."""
+  section, names = config.ema, ['params', *build.ema_names(config)]
+  if config.sample.params not in names:
+    raise ValueError(f'config.sample.params={config.sample.params!r} is made after training, by '
+                     f'--mode=reconstruct: train with one of {names}')
+  if section.snapshot_examples and not section.stds:
+    raise ValueError(f'config.ema.snapshot_examples={section.snapshot_examples} with no '
+                     'config.ema.stds: snapshots are of power averages; set stds to (0.05, 0.1)')
+  if section.snapshot_dtype not in snapshots.DTYPES:
+    raise ValueError(f'config.ema.snapshot_dtype={section.snapshot_dtype!r}: choose from '
+                     f'{snapshots.DTYPES}')
+
+
+def keep_snapshot(config: ConfigDict, state: steps.TrainState, workdir: pathlib.Path) -> None:
+  """The power averages of the state to workdir/snapshots, where nothing is ever deleted."""
+  averages = {repr(std): state.emas[repr(std)] for std in config.ema.stds}
+  snapshots.write(workdir / 'snapshots', int(state.examples), averages, run=run.identity(config),
+                  dtype=config.ema.snapshot_dtype)
 
 
 def check_health(health: Any, step: int) -> None:

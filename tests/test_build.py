@@ -20,7 +20,7 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   config = load(name).get_config(variant).lock()
   recipe = build.recipe(config)
   mesh = sharding.device_mesh(jax.devices()[:1])
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh, measure=recipe.measure)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure)
   def run(key, batch):
     params = recipe.init(key)
     state = steps.TrainState(

@@ -246,7 +246,7 @@ def test_devices_do_not_change_a_coupled_step():
   for devices in (1, 8):
     mesh = sharding.device_mesh(jax.devices()[:devices])
     state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh)
-    step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh, accumulate=2)
+    step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, accumulate=2)
     batch = batch_of(32)
     batch['eps'] = recipe.couple(batch)
     states.append(step(state, steps.empty_metrics(mesh), sharding.place_batch(batch, mesh)))

@@ -220,7 +220,7 @@ def _updated(config, mesh, *, accumulate=1):
   recipe = build.recipe(config)
   state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh,
                        histogram=recipe.histogram)
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh, accumulate=accumulate,
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, accumulate=accumulate,
                          measure=recipe.measure)
   rng = np.random.default_rng(0)
   metrics = steps.empty_metrics(mesh)

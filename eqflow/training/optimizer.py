@@ -22,9 +22,14 @@ def cosine(examples: Any, *, num_examples: int) -> Any:
   return (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, examples / num_examples))) / 2
 
 
-def inverse_square_root(examples: Any, *, num_examples: int, decay_examples: Number) -> Any:
-  """1/sqrt(max(1, examples/decay_examples)) [Karras+ 2312.02696, section 2.3]."""
-  return 1 / jnp.sqrt(jnp.maximum(1.0, examples / decay_examples))
+def inverse_square_root(examples: Any, *, num_examples: int, decay_examples: Number,
+                        rampup_examples: Number = 0.0) -> Any:
+  """min(1, examples/rampup)/sqrt(max(1, examples/decay)) [Karras+ 2312.02696, section 2.3].
+
+  With a ramp the first update has rate 0, unlike after `warmup_examples`, which are to be 0 then.
+  """
+  ramp = jnp.minimum(1.0, examples / rampup_examples) if rampup_examples else 1.0
+  return ramp / jnp.sqrt(jnp.maximum(1.0, examples / decay_examples))
 
 
 def learning_rate(*, rate: Number, shape: Callable, warmup_examples: int,

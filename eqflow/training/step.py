@@ -45,14 +45,17 @@ def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, 
   return jax.jit(make, out_shardings=sharding.replicated(mesh))(jnp.uint32(seed))
 
 
-def make_step(loss: Callable, optimizer: optax.GradientTransformation, keep: Callable, mesh: Mesh,
-              *, accumulate: int = 1, measure: Callable | None = None) -> Callable:
+def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Callable, mesh: Mesh,
+              *, accumulate: int = 1, measure: Callable | None = None,
+              prepare: Callable | None = None) -> Callable:
   """(state, metrics, batch) -> (state, metrics, health), compiled.
 
   health is [loss, norm of the gradient, norm of the new parameters]: all finite, or the new state
   is none to keep.
 
-  loss(keys, params, batch, histogram) -> ([b], aux); keep(step) -> {name: keep} for the averages.
+  loss(keys, params, batch, histogram) -> ([b], aux); share(step, examples, added) -> {name: share} of
+  the new parameters in each average, examples counting those of this step. prepare(params) -> params
+  comes before the gradient: the averages take what the optimizer makes of it, as it is.
   measure(histogram, t, losses) -> histogram, of the whole batch, where the density adapts. The
   gradient is the mean over `accumulate` microbatches, each spread over all devices.
   """
@@ -81,14 +84,16 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, keep: Cal
 
   def step(state, metrics, batch):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
-    ((value, error), grads), seen = accumulated(state.params, state.histogram, keys, batch)
+    params = prepare(state.params) if prepare else state.params
+    ((value, error), grads), seen = accumulated(params, state.histogram, keys, batch)
     norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    added = jnp.uint32(len(batch['index']))
+    examples = state.examples + added
     state = state.replace(
-        step=state.step + 1, examples=state.examples + jnp.uint32(len(batch['index'])),
-        params=params, opt_state=opt_state,
-        emas=ema.update(state.emas, params, keep(state.step)),
+        step=state.step + 1, examples=examples, params=params, opt_state=opt_state,
+        emas=ema.move(state.emas, params, share(state.step, examples, added)),
         histogram=measure(state.histogram, *seen) if measure else state.histogram)
     means = TrainMetrics.single_from_model_output(loss=value, error=error, grad_norm=norm)
     health = jnp.stack([value, norm, optax.tree.norm(params)])

@@ -28,7 +28,7 @@ def stepping(kind):
   source = run.open_source(config)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=config.train.batch)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
   at = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), 0, mesh)
   held = [at, steps.empty_metrics(mesh)]
 

@@ -35,7 +35,7 @@ def loop_against_step(count=7, num_steps=300):
   config.lock()
   recipe, mesh = build.recipe(config), sharding.device_mesh()
   source, b = run.open_source(config), config.train.batch
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.keep, mesh)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
   fresh = lambda: steps.create(recipe.init, recipe.optimizer, build.ema_names(config), 0, mesh)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=b)) as batches:
     batch = sharding.place_batch(next(batches), mesh)

@@ -1,0 +1,98 @@
+"""--mode=reconstruct and --mode=sweep: power averages of other widths, made after the run."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from eqflow import build, run
+from eqflow.evaluate import evaluate
+from eqflow.evaluation import report
+from eqflow.training import snapshots
+
+
+def stds_of(given: list[str] | None) -> list[float]:
+  """['0.03', '0.05', '...', '0.25'] -> numbers; '...' goes on in the steps of the two before it.
+
+  Raises ValueError for what is no number in (0, 0.2887), or nothing.
+  """
+  stds, example = [], '--std=0.05,0.1 or --std=0.03,0.05,...,0.25'
+  for i, text in enumerate(given or ()):
+    if text == '...':
+      if len(stds) < 2 or i + 1 == len(given):
+        raise ValueError(f"--std={','.join(given)}: '...' stands between two numbers and a last, as "
+                         f'in {example}')
+      continue
+    try:
+      number = float(text)
+    except ValueError:
+      raise ValueError(f'--std={",".join(given)}: {text!r} is no number; write {example}') from None
+    if i and given[i - 1] == '...':
+      step = stds[-1] - stds[-2]
+      if step <= 0:
+        raise ValueError(f"--std={','.join(given)}: the two numbers before '...' must rise")
+      while (following := round(stds[-1] + step, 10)) < number - step / 2:
+        stds.append(following)
+    stds.append(number)
+  wrong = [std for std in stds if not build.is_std(repr(std))]
+  if wrong or not stds:
+    raise ValueError(f'--std={",".join(given or ())}: give widths between 0 and 0.2887 relative to the '
+                     f'time trained, such as {example}' + (f', not {wrong}' if wrong else ''))
+  return list(dict.fromkeys(stds))
+
+
+def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
+                examples: int | None = None, skip_damaged: bool = False) -> dict[float, float]:
+  """{std: expected error}: averages of these widths, from workdir/snapshots to workdir/reconstructed.
+
+  `examples` is the time they are for, the last snapshot's if None. The error is the relative distance
+  of their weighting of the training from the power average's own, printed and stored beside each.
+  They are then parameters by name: --config.sample.params=0.15. Raises as `snapshots.plan` does.
+  """
+  run.check_config(config, workdir)
+  like = jax.eval_shape(build.recipe(config).init, jax.random.key(0))
+  name = run.identity(config)
+  made = snapshots.plan(workdir / 'snapshots', examples, stds, like=like, run=name,
+                        skip_damaged=skip_damaged)
+  at = max(int(path.stem) for path, _ in made.terms)
+  # One at a time, so that the host holds two trees, however many are asked for.
+  for std, error in made.errors.items():
+    trees, _ = snapshots.reconstruct(workdir / 'snapshots', at, [std], like=like, run=name,
+                                     skip_damaged=skip_damaged)
+    folder = workdir / 'reconstructed' / repr(std)
+    snapshots.write(folder, at, {repr(std): trees[std]}, run=name)
+    told = dict(examples=at, std=std, expected_error=error, snapshots=len(made.terms))
+    (folder / 'expected_error.json').write_text(json.dumps(told, indent=2) + '\n')
+    print(f'std {std:g} at {at:,} examples: expected error {error:.1e}, of {len(made.terms)} averages '
+          f'in snapshots; --config.sample.params={std!r}', flush=True)
+  return made.errors
+
+
+def sweep(config: ConfigDict, workdir: pathlib.Path, stds: list[float], **options: Any) -> None:
+  """Evaluates the average of every width: workdir/sweep.json and sweep.png, distance by std."""
+  errors = reconstruct(config, workdir, stds, **options)
+  rows, recipe = {}, build.recipe(config)
+  for std, error in sorted(errors.items()):
+    each = config.copy_and_resolve_references()
+    with each.unlocked():
+      each.sample.params = repr(std)
+    # Also where the average was kept in training: that one stands at its end, these at `examples`.
+    found = evaluate(each, workdir, restored=run.reconstructed(each, recipe, workdir))
+    rows[repr(std)] = {'expected error': f'{error:.1e}', **next(iter(found.values()))}
+  (workdir / 'sweep.json').write_text(json.dumps(rows, indent=2) + '\n')
+  print(report.table(rows))
+  _draw(rows, workdir / 'sweep.png')
+  print(workdir / 'sweep.png', flush=True)
+
+
+def _draw(rows, path):
+  from matplotlib.figure import Figure
+  figure = Figure(figsize=(5, 3.4), layout='constrained')
+  axis, column = figure.subplots(), next(key for key in next(iter(rows.values()))
+                                         if key != 'expected error')
+  axis.plot([float(std) for std in rows], [row[column] for row in rows.values()], 'o-')
+  axis.set(xlabel='std of the average, relative to the time trained', ylabel=column)
+  axis.grid(alpha=0.3)
+  figure.savefig(path, dpi=150)
