@@ -33,7 +33,7 @@ def stds_of(given: list[str] | None) -> list[float]:
       step = stds[-1] - stds[-2]
       if step <= 0:
         raise ValueError(f"--std={','.join(given)}: the two numbers before '...' must rise")
-      while (following := round(stds[-1] + step, 10)) < number - step / 2:
+      while (following := round(stds[-1] + step, 10)) < number - 1e-9:
         stds.append(following)
     stds.append(number)
   wrong = [std for std in stds if not build.is_std(repr(std))]

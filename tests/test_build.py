@@ -11,8 +11,10 @@ from eqflow.training import sharding, step as steps
 from experiments import ROOT, config_file as load
 from tests import rows
 
-ALL = [(path.stem, variant) for path in sorted((ROOT / 'configs').glob('*.py'))
-       for variant in load(path.stem).VARIANTS]
+# Of ImageNet's, which differ in width alone, the smallest.
+ALL = [pytest.param(path.stem, variant, marks=[pytest.mark.long] * (
+    'imagenet' in path.stem and i > 0)) for path in sorted((ROOT / 'configs').glob('*.py'))
+       for i, variant in enumerate(load(path.stem).VARIANTS)]
 
 
 @pytest.mark.parametrize('name,variant', ALL)
@@ -20,7 +22,8 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   config = load(name).get_config(variant).lock()
   recipe = build.recipe(config)
   mesh = sharding.device_mesh(jax.devices()[:1])
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure,
+                         prepare=recipe.prepare)
   def run(key, batch):
     params = recipe.init(key)
     state = steps.TrainState(

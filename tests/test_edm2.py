@@ -1,4 +1,4 @@
-"""EDM2's network: magnitudes that are kept, the published numbers, the golden example, what is refused."""
+"""EDM2's network: magnitudes that are kept, published numbers, the golden example, refusals."""
 
 import os
 import pathlib
@@ -122,11 +122,11 @@ def test_the_network_is_zero_at_the_start_and_the_denoiser_scales_its_input():
       Partial(TINY.apply, {'params': params}), processes.edm, label_noise=fields.quarter_log_sigma,
       scale_input=Partial(fields.unit_variance, sigma_data=0.5)), jnp.array([0, 2]))
   sigma = jnp.array([0.4, 3.0])
-  assert not np.asarray(jax.jit(predict)(Z, sigma)).any(), 'gains start at zero, and so does the network'
+  assert not np.asarray(_call(predict, Z, sigma)).any(), 'gains start at zero, so the network does'
   denoise = fields.as_output(predict, process=processes.edm, to=outputs.x,
                              output=Partial(outputs.edm, sigma_data=0.5))
   skip = 0.25 / (np.square(sigma) + 0.25)
-  np.testing.assert_allclose(jax.jit(denoise)(Z, sigma), skip[:, None, None, None] * Z, rtol=1e-6)
+  np.testing.assert_allclose(_call(denoise, Z, sigma), skip[:, None, None, None] * Z, rtol=1e-6)
 
 
 def _layer(module, x):

@@ -1,0 +1,189 @@
+"""Power averages in a run: kept, written down, made anew afterwards, refused where they cannot be."""
+
+import json
+import shutil
+
+import chex
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eqflow import averages, build, run
+from eqflow import train as training
+from eqflow.training import optimizer, sharding, snapshots, step as steps
+from tests.test_train import Interrupted, assert_bitwise_equal, interrupt, tiny
+
+
+def config(tmp_path, **ema):
+  """24 steps of 16 with two averages, and a snapshot every 4 steps."""
+  found = tiny(tmp_path)
+  found.ema.update(dict(decays=(), stds=(0.05, 0.1), snapshot_examples=64) | ema)
+  found.sample.params = '0.1'
+  return found
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(config, workdir, last state) of one run, which tests read and do not change."""
+  tmp_path = tmp_path_factory.mktemp('averages')
+  found = config(tmp_path)
+  return found, tmp_path / 'run', training.train(found, tmp_path / 'run')
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+  found, workdir, _ = trained
+  return found, shutil.copytree(workdir, tmp_path / 'run')
+
+
+def test_snapshots_are_written_by_examples_and_outlive_every_checkpoint(trained):
+  _, workdir, state = trained
+  assert snapshots.listed(workdir / 'snapshots') == [64, 128, 192, 256, 320, 384]
+  last = snapshots.read(workdir / 'snapshots/000000000384.safetensors', '0.05', state.params)
+  chex.assert_trees_all_equal(last, state.emas['0.05'])
+
+
+def test_averages_and_snapshots_of_a_run_taken_up_again_are_bit_for_bit_those_of_an_unbroken_one(
+    trained, tmp_path, monkeypatch):
+  found, workdir, whole = trained
+  with monkeypatch.context() as patch:
+    interrupt(patch, 13)
+    with pytest.raises(Interrupted):
+      training.train(found, tmp_path / 'broken')
+  assert_bitwise_equal(training.train(found, tmp_path / 'broken'), whole)
+  for path in sorted((workdir / 'snapshots').iterdir()):
+    again = tmp_path / 'broken/snapshots' / path.name
+    assert again.read_bytes() == path.read_bytes(), f'{path.name} differs'
+
+
+def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(copied, trained, capsys):
+  found, workdir = copied
+  errors = averages.reconstruct(found, workdir, [0.05, 0.12])
+  assert errors[0.05] < 1e-6 < errors[0.12]
+  with found.unlocked():
+    found = found.copy_and_resolve_references()
+    found.sample.params = '0.12'
+  recipe = build.recipe(found)
+  step, params = run.restore(found, recipe, workdir)
+  assert step == 24 and 'expected error' in capsys.readouterr().out
+  stored = json.loads((workdir / 'reconstructed/0.12/expected_error.json').read_text())
+  assert stored['expected_error'] == errors[0.12] and stored['examples'] == 384
+
+  like, kept = trained[2].params, trained[2].emas['0.05']
+  exact = snapshots.read(workdir / 'reconstructed/0.05/000000000384.safetensors', '0.05', like)
+  chex.assert_trees_all_close(exact, kept, atol=1e-5)
+  apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).sum()), trained[2].emas['0.1'], params)
+  assert sum(jax.tree.leaves(apart)) > 0, 'an average of another width is another average'
+
+
+def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):
+  found, workdir = copied
+  averages.sweep(found, workdir, [0.05, 0.12])
+  rows = json.loads((workdir / 'sweep.json').read_text())
+  assert list(rows) == ['0.05', '0.12'] and (workdir / 'sweep.png').stat().st_size > 5_000
+  assert all(np.isfinite(row['frechet_pixels']) for row in rows.values())
+
+
+def test_a_damaged_snapshot_is_named_and_left_out_only_when_told(copied):
+  found, workdir = copied
+  whole = averages.reconstruct(found, workdir, [0.12])
+  path = workdir / 'snapshots/000000000256.safetensors'
+  data = bytearray(path.read_bytes())
+  data[-1] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match='000000000256.safetensors is damaged'):
+    averages.reconstruct(found, workdir, [0.12])
+  without = averages.reconstruct(found, workdir, [0.12], skip_damaged=True)
+  assert without[0.12] > whole[0.12], 'fewer snapshots are further from the average'
+
+
+def test_snapshots_of_another_run_are_refused(copied):
+  found, workdir = copied
+  with found.unlocked():
+    found = found.copy_and_resolve_references()
+    found.seed = 5
+  (workdir / 'config.json').unlink()
+  with pytest.raises(ValueError, match='is of run .*give the folder and the config of one run'):
+    averages.reconstruct(found, workdir, [0.12])
+
+
+def test_an_average_that_was_not_made_is_asked_for(trained):
+  found, workdir, _ = trained
+  with found.unlocked():
+    found = found.copy_and_resolve_references()
+    found.sample.params = '0.2'
+  with pytest.raises(FileNotFoundError, match='make it first, with --mode=reconstruct --std=0.2'):
+    run.restore(found, build.recipe(found), workdir)
+  with pytest.raises(ValueError, match='is made after training, by --mode=reconstruct'):
+    training.train(found, workdir)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(stds=(0.3,)), r'config.ema.stds: std=0.3 is outside \(0, 0.288675\)'),
+    (dict(stds=(), decays=(0.999,)), "config.sample.params='0.1': choose from"),
+    (dict(snapshot_dtype='float16'), r"config.ema.snapshot_dtype='float16': choose from"),
+])
+def test_averages_that_cannot_be_are_refused_before_anything_compiles(changes, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    training.train(config(tmp_path, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_snapshots_without_power_averages_are_refused(tmp_path):
+  found = config(tmp_path, stds=(), decays=(0.999,))
+  found.sample.params = '0.999'
+  with pytest.raises(ValueError, match='with no config.ema.stds: snapshots are of power averages'):
+    training.train(found, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('given, expected', [
+    ('0.1', [0.1]), ('0.03,0.05,...,0.11', [0.03, 0.05, 0.07, 0.09, 0.11]),
+    ('0.1,0.1,0.2', [0.1, 0.2]), ('0.05,0.1,...,0.22', [0.05, 0.1, 0.15, 0.2, 0.22])])
+def test_widths_are_listed_or_go_on_in_steps(given, expected):
+  assert averages.stds_of(given.split(',')) == expected
+
+
+@pytest.mark.parametrize('given, message', [
+    ('', 'give widths between 0 and 0.2887'), ('0.1,0.3', r'not \[0.3\]'),
+    ('0.1,wide', "'wide' is no number"), ('0.1,...,0.2', "'...' stands between two numbers"),
+    ('0.1,0.2,...', "'...' stands between two numbers"), ('0.2,0.1,...,0.05', 'must rise')])
+def test_widths_that_are_none_are_refused(given, message):
+  with pytest.raises(ValueError, match=message):
+    averages.stds_of(given.split(',') if given else None)
+
+
+def test_a_step_starts_from_the_prepared_parameters_and_averages_what_the_optimizer_makes():
+  mesh = sharding.device_mesh()
+  loss = lambda keys, params, batch, histogram: (
+      params['w'] * batch['x'], {'error': batch['x'], 't': batch['x']})
+  step = steps.make_step(loss, optax.sgd(0.5), lambda step, examples, added: {'mean': 0.25}, mesh,
+                         prepare=lambda params: jax.tree.map(lambda a: 10 * a, params))
+  state = steps.create(lambda key: {'w': jnp.float32(2)}, optax.sgd(0.5), ['mean'], 0, mesh)
+  batch = {'index': np.arange(8, dtype=np.uint32), 'x': np.full(8, 4, np.float32)}
+  state, *_ = step(state, steps.empty_metrics(mesh), sharding.place_batch(batch, mesh))
+  # 10 w = 20, its gradient 4; the mean moves a quarter of the way from 2.
+  assert float(state.params['w']) == 18.0 and float(state.emas['mean']['w']) == 6.0
+
+
+def test_the_ramp_starts_at_rate_zero_and_the_rate_falls_as_the_root():
+  shape = lambda examples: optimizer.inverse_square_root(
+      examples, num_examples=1000, decay_examples=200, rampup_examples=100)
+  rate = optimizer.learning_rate(rate=2.0, shape=shape, warmup_examples=0, batch=10)
+  found = [float(rate(jnp.int32(count))) for count in (0, 5, 10, 20, 80)]
+  np.testing.assert_allclose(found, [0, 1, 2, 2, 1], rtol=1e-6)
+
+
+def test_the_uncertainty_is_learned_with_the_network(tmp_path):
+  found = tiny(tmp_path)
+  found.loss.uncertainty = 8
+  recipe = build.recipe(found)
+  shapes = jax.eval_shape(recipe.init, jax.random.key(0))
+  params = jax.tree.map(lambda a: jnp.full(a.shape, 0.1, a.dtype), shapes)
+  batch = {'x': jnp.ones((16, 8, 8, 1)), 'label': jnp.zeros(16, jnp.int32),
+           'index': jnp.arange(16, dtype=jnp.uint32)}
+  keys = jax.random.split(jax.random.key(1), 16)
+  loss = lambda params: recipe.loss(keys, params, batch, recipe.histogram)[0].mean()
+  grads = jax.jit(jax.grad(loss))(params)
+  assert np.abs(grads['uncertainty']['linear']['weight']).max() > 0
