@@ -18,7 +18,7 @@ from experiments.equilibrium_matching import abilities, models, results, tables
 README = pathlib.Path(__file__).parent / 'README.md'
 # Colours told apart by every kind of eye.
 COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#999999']
-LABEL = 'Fréchet distance, pixels'
+LABEL = 'Fréchet distance'
 
 
 def _axes(columns, *, size):
@@ -53,7 +53,7 @@ def decays(data: str):
       if found:
         _line(axis, [one['curve'] for one in found], tables.TITLES[row], colour)
     _finish(axis, title, 'steps (of .003, scaled by 4/gain; linear: of .006)', yscale='log',
-            ylim=(0.2, 10))
+            ylim=(0.2, 10) if data == 'digits' else None)
   return figure
 
 
@@ -73,7 +73,8 @@ def evaluations(data: str):
   for (title, curves), colour in zip(lines.items(), COLOURS):
     if curves:
       _line(left, curves, title, colour)
-  _finish(left, 'by evaluations', 'evaluations', xscale='log', yscale='log', ylim=(0.2, 40))
+  _finish(left, 'by evaluations', 'evaluations', xscale='log', yscale='log',
+          ylim=(0.2, 40) if data == 'digits' else None)
   for row, colour in (('flow', COLOURS[4]), ('blind_flow', COLOURS[5])):
     found = results.read(data, 'step_sizes', row)
     if found:
