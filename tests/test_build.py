@@ -89,7 +89,7 @@ REFUSED = [
     ('loss.weight', dict(name='on_logsnr', w=dict(name='sd4')),
      r"config.loss.weight.w.name='sd4': choose from \['edm', 'elbo', 'flow_matching'"),
     ('loss.space', 'edm', r"config.loss.space='edm' has numbers of its own"),
-    ('model.name', 'unet', r"config.model.name='unet': choose from \['DiT-B/2',.*'dit', 'mlp'\]"),
+    ('model.name', 'unet', r"config.model.name='unet': choose from \['DiT-B/2',.*'dit', 'edm2', 'mlp'\]"),
     ('model.widht', 3, r"config.model.widht: 'dit' takes \["),
     ('model.dtype', 'half', r"config.model.dtype='half': choose from"),
     ('model.label_noise.name', 'tiem', r"config.model.label_noise.name='tiem': choose from"),
