@@ -83,9 +83,9 @@ VARIANTS = {
         loss=dict(density=dict(name='lognormal', mean=-0.4, std=1.2)),
         sample=dict(solver=dict(name='heun'), num_steps=18,
                     grid=dict(name='karras', sigma_min=0.002, sigma_max=80.0, rho=7.0))),
-    # EDM2's recipe at this scale. Its rate of .01 and decay after 70,000 steps of 2,048 are for
-    # ImageNet: on small data that rate diverges from good samples before it ever decays. Here it decays
-    # after a tenth of the run, which is 25 epochs, and ramps up over two.
+    # EDM2's recipe at this scale. Its decay after 35,000 or 70,000 steps of 2,048 is some 100 epochs of
+    # ImageNet and longer than this whole run, in which its rate would never fall. So both are counted
+    # in epochs of 1,797 records: the rate ramps up over two and decays after twenty. Not tuned.
     'edm2': dict(
         process=dict(name='edm'), output=dict(name='edm', sigma_data=0.75),
         model=dict(name='edm2', width=16, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32,
@@ -95,7 +95,7 @@ VARIANTS = {
         loss=dict(density=dict(name='lognormal', mean=-0.4, std=1.2), uncertainty=128),
         # Its loss is a sum over the 64 pixels, ours a mean.
         optimizer=dict(rate=1e-2, b1=0.9, b2=0.99, eps=1e-8 / 64, warmup_examples=0, schedule=dict(
-            name='inverse_square_root', decay_examples=38_400, rampup_examples=3_600)),
+            name='inverse_square_root', decay_examples=20 * 1_797, rampup_examples=2 * 1_797)),
         ema=dict(decays=(), stds=(0.05, 0.1), snapshot_examples=6_400),
         train=dict(num_examples=192_000),
         sample=dict(params='0.1', solver=dict(name='heun'), num_steps=18,

@@ -5,7 +5,7 @@ command  python -m eqflow.main --config=configs/fashion_mnist.py --workdir=runs/
          after Debian's dataset-fashion-mnist is installed, or TFDS has prepared the data:
          python -m eqflow.data.prepare --name=fashion_mnist --data_dir=~/.cache/eqflow/data
 variants eqm (default), flow, blind_flow: --config=configs/fashion_mnist.py:flow
-cost     256,000 examples (4,000 steps of 64): 6 to 7 min of training on one CPU core
+cost     256,000 examples (4,000 steps of 64): 7 to 10 min of training on one CPU core
 result   not yet run; experiments/equilibrium_matching holds what is measured
 """
 

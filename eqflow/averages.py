@@ -49,20 +49,18 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
 
   `examples` is the time they are for, the last snapshot's if None. The error is the relative distance
   of their weighting of the training from the power average's own, printed and stored beside each.
-  They are then parameters by name: --config.sample.params=0.15. Raises as `snapshots.plan` does.
+  They are then parameters by name: --config.sample.params=0.15. Files are read once for all widths;
+  the host holds a tree for each, and one more. Raises as `snapshots.plan` does.
   """
   run.check_config(config, workdir)
   like = jax.eval_shape(build.recipe(config).init, jax.random.key(0))
   name = run.identity(config)
   made = snapshots.plan(workdir / 'snapshots', examples, stds, like=like, run=name,
                         skip_damaged=skip_damaged)
-  at = max(int(path.stem) for path, _ in made.terms)
-  # One at a time, so that the host holds two trees, however many are asked for.
-  for std, error in made.errors.items():
-    trees, _ = snapshots.reconstruct(workdir / 'snapshots', at, [std], like=like, run=name,
-                                     skip_damaged=skip_damaged)
-    folder = workdir / 'reconstructed' / repr(std)
-    snapshots.write(folder, at, {repr(std): trees[std]}, run=name)
+  at = made.examples
+  for std, tree in snapshots.reconstruct(made, like).items():
+    error, folder = made.errors[std], workdir / 'reconstructed' / repr(std)
+    snapshots.write(folder, at, {repr(std): tree}, run=name)
     told = dict(examples=at, std=std, expected_error=error, snapshots=len(made.terms))
     (folder / 'expected_error.json').write_text(json.dumps(told, indent=2) + '\n')
     print(f'std {std:g} at {at:,} examples: expected error {error:.1e}, of {len(made.terms)} averages '

@@ -102,11 +102,6 @@ def power_share(power: ArrayLike, examples: ArrayLike, added: ArrayLike) -> Arra
   return -jnp.expm1((power + 1) * jnp.log1p(-added / jnp.maximum(examples, 1)))
 
 
-def power_keep(power: ArrayLike, examples: ArrayLike, added: ArrayLike) -> Array:
-  """(1 - added/examples)^(power + 1), for `update`; late in a float32 run prefer the share."""
-  return 1 - power_share(power, examples, added)
-
-
 class PowerState(NamedTuple):
   """The averages {repr of std: tree like params} and the count of examples they stand at."""
   examples: Any

@@ -167,8 +167,10 @@ def flat(config: Any, prefix: str = '') -> dict[str, Any]:
 
 def identity(config: ConfigDict) -> str:
   """What a run is called in its snapshots: a digest of all in its config that decides its numbers."""
-  kept = {key: value for key, value in (SINCE | flat(config)).items()
-          if not any(key == name or key.startswith(name + '.') for name in FREE)}
+  # Without what a key that is new says as runs did before it, so that old snapshots keep their name.
+  kept = {key: value for key, value in flat(config).items()
+          if (key not in SINCE or SINCE[key] != value)
+          and not any(key == name or key.startswith(name + '.') for name in FREE)}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -78,6 +78,27 @@ def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(c
   assert sum(jax.tree.leaves(apart)) > 0, 'an average of another width is another average'
 
 
+def test_an_average_of_an_earlier_time_is_that_of_the_run_then(copied):
+  found, workdir = copied
+  averages.reconstruct(found, workdir, [0.1], examples=192)
+  like = jax.eval_shape(build.recipe(found).init, jax.random.key(0))
+  made, then = (snapshots.read(workdir / path / '000000000192.safetensors', '0.1', like)
+                for path in ('reconstructed/0.1', 'snapshots'))
+  chex.assert_trees_all_close(made, then, atol=1e-5)
+  # Between two snapshots the error is larger, and what is made stands under the time it is for.
+  between = averages.reconstruct(found, workdir, [0.1], examples=200)
+  assert between[0.1] > 1e-3 and (workdir / 'reconstructed/0.1/000000000200.safetensors').exists()
+
+
+def test_a_run_keeps_its_name_when_configs_get_new_keys(tmp_path):
+  old, new = tiny(tmp_path), tiny(tmp_path)
+  with old.unlocked():
+    del old.loss.uncertainty
+  assert run.identity(old) == run.identity(new)
+  new.loss.uncertainty = 8
+  assert run.identity(old) != run.identity(new)
+
+
 def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):
   found, workdir = copied
   averages.sweep(found, workdir, [0.05, 0.12])

@@ -1,6 +1,5 @@
 """Published transformers: their numbers, signs and times, there and back, and what is refused."""
 
-import os
 import pathlib
 import pickle
 import subprocess
@@ -20,6 +19,7 @@ from eqflow import energies, fields, interop
 from eqflow.interop import convert
 from eqflow.models import embed
 from eqflow.models.dit import DiT
+from tests import golden
 
 # Our vector is theirs times the sign, and their network is told the label.
 FIELDS = {'eqm': (-1, lambda t: 0 * t), 'velocity': (-1, lambda t: 1 - t),
@@ -67,11 +67,7 @@ _raw = jax.jit(DiT(patch=2, width=16, depth=1, heads=2, num_classes=5, doubled=T
 
 
 def _golden():
-  beside = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
-  folder = pathlib.Path(os.environ.get('EQFLOW_GOLDEN', beside))
-  if not folder.is_dir():
-    pytest.skip(f'no golden examples at {folder}: set EQFLOW_GOLDEN')
-  return folder / 'dit_tiny_state.safetensors', dict(np.load(folder / 'dit_tiny_forward.npz'))
+  return golden.example('dit_tiny_state.safetensors', 'dit_tiny_forward.npz')
 
 
 def _golden_error(y, expected):

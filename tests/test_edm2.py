@@ -1,8 +1,5 @@
 """EDM2's network: magnitudes that are kept, published numbers, the golden example, refusals."""
 
-import os
-import pathlib
-
 import chex
 from flax import traverse_util
 import jax
@@ -14,6 +11,7 @@ from safetensors import numpy as safetensors
 
 from eqflow import fields, interop, outputs, processes
 from eqflow.models import edm2, embed, magnitude
+from tests import golden
 
 N = 4096
 GOLDEN = dict(img_resolution=16, img_channels=3, label_dim=10, model_channels=32, channel_mult=[1, 2],
@@ -49,11 +47,7 @@ _run = jax.jit(lambda network, params, *given: network.apply({'params': params},
 
 
 def _golden():
-  beside = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
-  folder = pathlib.Path(os.environ.get('EQFLOW_GOLDEN', beside))
-  if not folder.is_dir():
-    pytest.skip(f'no golden examples at {folder}: set EQFLOW_GOLDEN')
-  return folder / 'edm2_a_state.safetensors', dict(np.load(folder / 'edm2_a_forward.npz'))
+  return golden.example('edm2_a_state.safetensors', 'edm2_a_forward.npz')
 
 
 def _error(found, expected):

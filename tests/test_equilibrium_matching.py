@@ -156,7 +156,7 @@ def _toward(z, t, label, *, centre):
 def test_every_measurement_has_readers():
   assert list(READERS) == list(command.MEASUREMENTS)
   assert {read for _, readers in READERS.values() for read in readers} == {
-      *tables.TABLES.values(), *(draw for _, draw in figures.FIGURES.values()), figures.pictures}
+      *tables.TABLES.values(), *(draw for *_, draw in figures.FIGURES.values()), figures.pictures}
 
 
 SLOW = 'stochastic', 'timed'

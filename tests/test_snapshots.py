@@ -32,6 +32,12 @@ def fill(folder, times=(100, 200, 300), run='run 1', dtype='float32'):
     snapshots.write(folder, i, {'0.05': tree(i), '0.1': tree(i + 1)}, run=run, dtype=dtype)
 
 
+def reconstruct(folder, time, stds, *, like, sharding=None, **given):
+  """({std: tree}, {std: expected error})."""
+  made = snapshots.plan(folder, time, stds, like=like, **given)
+  return snapshots.reconstruct(made, like, sharding=sharding), made.errors
+
+
 def equal(a, b):
   """Whether two trees are the same, bit for bit."""
   same = lambda x, y: x.dtype == y.dtype and np.array_equal(x, y)
@@ -105,7 +111,7 @@ def test_sharded_leaves_are_gathered_and_the_result_is_placed_on_another_mesh(tm
   other = sharding.device_mesh(jax.devices()[:2])
   for place in (NamedSharding(other, PartitionSpec('data')), sharding.replicated(mesh)):
     for given in (place, {'w': place}):
-      trees, errors = snapshots.reconstruct(tmp_path, None, [0.1], like=like, sharding=given)
+      trees, errors = reconstruct(tmp_path, None, [0.1], like=like, sharding=given)
       assert trees[0.1]['w'].sharding == place and trees[0.1]['w'].dtype == jnp.bfloat16
       np.testing.assert_array_equal(trees[0.1]['w'], (2 * w).astype(jnp.bfloat16))
       assert errors[0.1] < 1e-6
@@ -132,7 +138,7 @@ def test_averages_are_reconstructed_from_the_files(tmp_path, tracked, dtype, bou
   like = {'layer': {'w': np.zeros(1024, np.float32)}, 'fixed_w': np.zeros(1, np.float32)}
   wanted = [0.15, 0.15, 0.1]
   for time in (1024, 1000):
-    trees, errors = snapshots.reconstruct(tmp_path, time, wanted, like=like, run='r')
+    trees, errors = reconstruct(tmp_path, time, wanted, like=like, run='r')
     assert list(trees) == list(errors) == [0.15, 0.1]
     # Snapshots after the target are no part of it: the last table is that of the 62nd.
     assert trees[0.1]['fixed_w'] == (63 if time == 1024 else 61)
@@ -171,7 +177,7 @@ def test_memory_does_not_grow_with_the_number_of_snapshots(tmp_path, targets):
       del sums
     peaks['leaf by leaf'] = tracemalloc.get_traced_memory()[1] / (4 * size)
     tracemalloc.reset_peak()
-    assert len(snapshots.reconstruct(tmp_path, 15, [0.07, 0.2][:targets], like=like)[0]) == targets
+    assert len(reconstruct(tmp_path, 15, [0.07, 0.2][:targets], like=like)[0]) == targets
     peaks['trees'] = tracemalloc.get_traced_memory()[1] / (4 * size * len(leaves))
   finally:
     tracemalloc.stop()
@@ -195,16 +201,16 @@ def damage(path, how):
 @pytest.mark.parametrize('how', ['missing', 'bytes instead of', 'sha256'])
 def test_lost_snapshots_are_all_named_and_left_out_only_when_told(tmp_path, how):
   fill(tmp_path, times=range(100, 900, 100))
-  _, errors = snapshots.reconstruct(tmp_path, None, [0.07, 0.1], like=LIKE, run='run 1')
+  _, errors = reconstruct(tmp_path, None, [0.07, 0.1], like=LIKE, run='run 1')
   for time in (500, 700):
     damage(tmp_path / f'{time:012d}.safetensors', how)
   with pytest.raises(ValueError, match=(
       f'000000000500.safetensors is .*{how}.*000000000700.safetensors is .*{how}.*'
       'restore what is missing or damaged from a copy, or give skip_damaged=True.*expected error')):
-    snapshots.reconstruct(tmp_path, None, [0.07], like=LIKE, run='run 1')
+    reconstruct(tmp_path, None, [0.07], like=LIKE, run='run 1')
   left = snapshots.check(tmp_path, like=LIKE, run='run 1', skip_damaged=True)
   assert [s.examples for s in left] == [100, 200, 300, 400, 600, 800]
-  _, worse = snapshots.reconstruct(tmp_path, None, [0.07, 0.1], like=LIKE, skip_damaged=True)
+  _, worse = reconstruct(tmp_path, None, [0.07, 0.1], like=LIKE, skip_damaged=True)
   assert worse[0.07] > 1.5 * errors[0.07] > 1e-3 and worse[0.1] < 1e-6, (errors, worse)
   # What comes after the target is of no account.
   assert len(snapshots.check(tmp_path, like=LIKE, until=400)) == 4

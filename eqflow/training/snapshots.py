@@ -41,6 +41,7 @@ class Plan(NamedTuple):
   terms: list[tuple[pathlib.Path, str]]   # (file, std by name), rising in time
   coefficients: np.ndarray                # float64 [terms, targets]
   errors: dict[float, float]              # {target std: relative L2 distance of the profiles}
+  examples: int                           # the time that the targets are for
 
 
 def write(folder: pathlib.Path, examples: Any, averages: Mapping[str, PyTree], *, run: str,
@@ -247,21 +248,18 @@ def plan(folder: pathlib.Path, out_examples: int | None, out_stds: Any, *, like:
   x = ema.solve(*given, out_examples, out_stds)
   errors = ema.expected_error(x, *given, out_examples, out_stds)
   return Plan([(snapshot.path, std) for snapshot, std in terms], x,
-              dict(zip(out_stds, errors.tolist())))
+              dict(zip(out_stds, errors.tolist())), int(out_examples))
 
 
-def reconstruct(folder: pathlib.Path, out_examples: int | None, out_stds: Any, *, like: PyTree,
-                run: str | None = None, skip_damaged: bool = False,
-                sharding: Any = None) -> tuple[dict[float, PyTree], dict[float, float]]:
-  """({std: tree}, {std: expected error}) in one pass over the files, one average read at a time.
+def reconstruct(made: Plan, like: PyTree, *, sharding: Any = None) -> dict[float, PyTree]:
+  """{std: tree} in one pass over the files, one average read at a time.
 
   Trees are in the dtypes of `like`; numpy arrays, or placed by `sharding`, one for all leaves or a
-  tree of them. The host holds one tree for each std and one that is read. Raises as `plan` does.
+  tree of them. The host holds one tree for each std and one that is read.
   """
-  made = plan(folder, out_examples, out_stds, like=like, run=run, skip_damaged=skip_damaged)
   trees = (read(path, std, like) for path, std in made.terms)
   sums = ema.reconstruct(trees, made.coefficients, averaged=embed.trainable(like))
-  return {std: _placed(sums.pop(0), like, sharding) for std in made.errors}, made.errors
+  return {std: _placed(sums.pop(0), like, sharding) for std in made.errors}
 
 
 def leaf_by_leaf(made: Plan, like: PyTree, *,

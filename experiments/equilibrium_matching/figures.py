@@ -156,14 +156,15 @@ def pictures(data: str) -> dict[str, np.ndarray]:
   return made
 
 
-FIGURES = {'decays': ('descended', decays), 'evaluations': ('descended', evaluations),
-           'adaptive': ('adaptive', adaptive), 'noisy': ('noisy', noisy)}
+# name: (the measurement and its row without which there is nothing to compare, draw).
+FIGURES = {'decays': ('descended', 'linear', decays), 'evaluations': ('swept', 'eqm', evaluations),
+           'adaptive': ('adaptive', 'eqm', adaptive), 'noisy': ('noisy', 'eqm', noisy)}
 
 
 def main():
   for data in models.DATA:
-    for name, (measurement, draw) in FIGURES.items():
-      if results.read(data, measurement, 'eqm'):
+    for name, (measurement, row, draw) in FIGURES.items():
+      if results.read(data, measurement, row):
         path = ROOT / f'docs/equilibrium_{name}_{data}.png'
         draw(data).savefig(path, dpi=110)
         print(path)

@@ -224,8 +224,9 @@ def composed(data: str) -> str:
   for pair in found[0] if found else ():
     a, b = pair.split('+')
     of = lambda name, y: spread([one[pair]['norms'][name][y] for one in found])
-    rows[pair] = {'|f_a| at both': of('both', a), '|f_a| at b': of(b, a), '|f_a| at a': of(a, a),
-                  '|f_b| at both': of('both', b), '|f_b| at a': of(a, b), '|f_b| at b': of(b, b)}
+    rows[pair] = {f'norm of {name} at {there}': of(at, y)
+                  for name, y, other in (('a', a, b), ('b', b, a))
+                  for there, at in (('both', 'both'), ('the other', other), ('its own', y))}
   return report.table(rows)
 
 
