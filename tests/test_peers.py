@@ -235,6 +235,11 @@ def test_what_is_stored_is_what_diffusers_does():
   for key, now in FOUND.items():
     if now.dtype.kind == 'U':
       continue
+    if key.startswith('table'):
+      # At zero terminal SNR roots are subtracted in float32: what is left is exact to an ulp of .07.
+      np.testing.assert_allclose(np.sqrt(now), np.sqrt(STORED[key]), rtol=1e-6, atol=8e-9,
+                                 err_msg=f'{key} is not what is stored')
+      continue
     per_step = tuple(range(1, now.ndim))
     scale = np.maximum(abs(STORED[key]).max(per_step, keepdims=True), 1e-30)
     assert (abs(now - STORED[key]) / scale).max() < 2e-6, f'{key} is not what is stored'
