@@ -50,9 +50,10 @@ BASE = dict(
         schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),
     # threshold: a descent stops a sample where the norm of the field falls below; 0 never stops.
-    # scale, rescale, interval: guidance by class, or not at 1; trained for with drop_label > 0.
+    # scale, rescale, interval: guidance, or not at 1; by class, trained for with drop_label > 0, or
+    # away from a worse network, params of guide.workdir. Pictures made in training are not guided so.
     sample=dict(params='0.999', batch=600, threshold=0.0, scale=1.0, rescale=0.0,
-                interval=dict(name='always')),
+                interval=dict(name='always'), guide=dict(workdir='', params='')),
     evaluate=dict(split='all', num_samples=1_797),
 )
 

@@ -40,7 +40,8 @@ BASE = dict(
                    schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),
     sample=dict(params='0.999', threshold=0.0, scale=1.0, rescale=0.0,
-                interval=dict(name='always'), solver=dict(name='ddim'), num_steps=1,
+                interval=dict(name='always'), guide=dict(workdir='', params=''),
+                solver=dict(name='ddim'), num_steps=1,
                 grid=dict(name='uniform', start=1.0, end=0.0)),
 )
 

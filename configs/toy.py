@@ -41,7 +41,7 @@ BASE = dict(
         schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),
     sample=dict(params='0.999', batch=2_000, threshold=0.0, scale=1.0, rescale=0.0,
-                interval=dict(name='always')),
+                interval=dict(name='always'), guide=dict(workdir='', params='')),
     evaluate=dict(split='heldout', num_samples=2_000),
 )
 

@@ -4,7 +4,6 @@ The fields are added, each with its weight: y = sum_i w_i y_i. By default the we
 sum to one, so that steps are as long as those of one model; the paper's sum has 1 for each.
 """
 
-import json
 import math
 import pathlib
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import build, draws, fields, run
+from eqflow import beside, build, draws, fields, run
 
 
 class Asked(NamedTuple):
@@ -35,10 +34,11 @@ def asked(config: ConfigDict, workdir: pathlib.Path, labels: list[str] | None,
   read, and FileNotFoundError where there is none.
   """
   folders = [workdir, *(pathlib.Path(other).expanduser() for other in others or [])]
-  configs = [config, *map(_config_of, folders[1:])]
+  flags = [f'--with={folder}' for folder in folders]
+  configs = [config, *map(beside.config_of, folders[1:], flags[1:])]
   recipes = [build.recipe(config)]
-  for other, folder in zip(configs[1:], folders[1:]):
-    recipes.append(_recipe_beside(config, recipes[0], other, folder))
+  for other, flag in zip(configs[1:], flags[1:]):
+    recipes.append(beside.recipe_of(other, flag, config, recipes[0]))
   classes, single = [each.data.num_classes for each in configs], len(configs) == 1
   # `default` has classes of the first model: without any it is zeros, which are a class to another.
   if labels is None and any(count not in (0, classes[0]) for count in classes):
@@ -75,62 +75,6 @@ def joined(recipes: list[build.Recipe]) -> build.Recipe:
   sampling = recipes[0].sampling._replace(predictor=predictor)
   return recipes[0]._replace(sampling=sampling, draw=Partial(draws.draw, sampling),
                              pair=Partial(draws.pair, sampling))
-
-
-def _config_of(folder):
-  try:
-    config = json.loads((folder / 'config.json').read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f'--with={folder}: there is no run ({error}): give the --workdir of '
-                     'one') from error
-  # What a run did before its config had the key, as in run.check_config.
-  try:
-    for key, value in run.SINCE.items():
-      *sections, last = key.split('.')
-      section = config
-      for name in sections:
-        section = section.setdefault(name, {})
-      section.setdefault(last, value)
-    return ConfigDict(config)
-  except (AttributeError, TypeError) as error:
-    raise _unreadable(folder, error) from error
-
-
-def _recipe_beside(config, recipe, other, folder):
-  """The recipe of another config, checked against that of --workdir; its errors name the folder."""
-  try:
-    _check_alike(config, other, folder, timed=recipe.sampling.grid is not None)
-  except (AttributeError, KeyError, TypeError) as error:
-    raise _unreadable(folder, error) from error
-  try:
-    return build.recipe(other)
-  except (AttributeError, KeyError, TypeError) as error:
-    raise _unreadable(folder, error) from error
-  except ValueError as error:
-    raise ValueError(f'--with={folder}: {error}') from error
-
-
-def _unreadable(folder, error):
-  return ValueError(f'--with={folder}: its config.json is not as this version writes one ({error}): '
-                    'write into it what is missing, or give the --workdir of a newer run')
-
-
-def _check_alike(config, other, folder, timed):
-  if tuple(config.data.shape) != tuple(other.data.shape):
-    raise ValueError(f'--with={folder}: its data have the shape {tuple(other.data.shape)}, those of '
-                     f'--workdir {tuple(config.data.shape)}: fields are added in one space')
-  # Solvers along times read a field by the numbers of its output, as its decay; a descent by none.
-  for key in ('process', 'model.label_noise', 'output' if timed else 'output.name'):
-    ours, theirs = (json.dumps(_at(each, key), sort_keys=True) for each in (config, other))
-    if ours != theirs:
-      raise ValueError(f'--with={folder}: its config.{key} is {theirs}, that of --workdir {ours}: only '
-                       'vectors of one kind are added')
-
-
-def _at(config, key):
-  for part in key.split('.'):
-    config = config[part]
-  return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
 def _terms(given, default, classes):

@@ -29,6 +29,17 @@ class Sampling(NamedTuple):
   refill: Callable | None   # (network, z, condition, keys, slots) -> as carry; None: all take as long
 
 
+class Guided(NamedTuple):
+  """Parameters, and the network that what they predict is guided away from."""
+  params: Any
+  guide: Any   # Network, a pytree
+
+
+def classless(z: Data, t: Any, condition: Any, *, network: Any) -> Data:
+  """network(z, t, None): one without classes where a condition is given, all but `network` bound."""
+  return network(z, t, None)
+
+
 def sampling_of(config: ConfigDict, network: Callable, process: Process, output: Output,
                 label_noise: Callable) -> Sampling:
   """How params -> network(params) is sampled, as config.sample says.
@@ -42,6 +53,11 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
 
   def noise(keys):
     return arrays.noise_like(keys, jnp.zeros((len(keys), *config.data.shape)))
+
+  def predictor(params, labels):
+    if isinstance(params, Guided):
+      return guide(network(params.params), labels, params.guide)
+    return guide(network(params), labels)
 
   def carry(predict, z, keys, grid):
     b = arrays.batch_size(z)
@@ -62,7 +78,7 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
         threshold=section.threshold, keys=keys)
     return z, descent.evaluations(solver, steps), norms
 
-  return Sampling(process, grid, noise, lambda params, labels: guide(network(params), labels), carry,
+  return Sampling(process, grid, noise, predictor, carry,
                   refill if section.threshold else None)
 
 
@@ -114,28 +130,38 @@ def scale_of(section: ConfigDict) -> fields.Scale:
 
 
 def _guidance(section, classes, process):
-  """(network, labels) -> Predict: guided by class at config.sample.scale, in its interval."""
-  scale = scale_of(section)
+  """(network, labels, guide=None) -> Predict: guided at config.sample.scale, in its interval.
+
+  Away from `guide`, a network, where config.sample.guide names one; else from the null class.
+  """
+  scale, beside = scale_of(section), section.get('guide') and section.guide.workdir
   # Half an interval is one that is open to infinity.
   interval = called(INTERVALS, section.interval, 'sample.interval', unbounded=True)
   if interval:
     with naming('sample.interval'):
       fields.check_interval(interval['low'], interval['high'])
-  if scale != 1 and not classes:
+  if beside and scale == 1:
+    raise ValueError(f'config.sample.guide.workdir={beside!r} with config.sample.scale=1 guides '
+                     "nothing: give a scale above 1, or ''")
+  if scale != 1 and not classes and not beside:
     raise ValueError(f'config.sample.scale={scale} guides by class, but '
-                     'config.data.num_classes=0: set it to 1')
+                     'config.data.num_classes=0: set it to 1, or give config.sample.guide')
   if interval and section.solver.name in DESCENTS:
     raise ValueError(f'config.sample.interval.name={section.interval.name!r}: a descent has no time '
                      "that guidance could be limited to; set it to 'always'")
 
-  def predictor(network, labels):
-    if not classes:
-      return fields.bind(network, None)
-    guided = fields.guided(network, labels, jnp.full_like(labels, classes), scale=scale,
-                           rescale=section.rescale)
-    if not interval or scale == 1:
-      return guided
-    return fields.on_interval(guided, fields.bind(network, labels), process=process, **interval)
+  def predictor(network, labels, guide=None):
+    alone = fields.bind(network, labels if classes else None)
+    # In training nothing is loaded beside the network: its pictures are not guided.
+    if scale == 1 or beside and guide is None:
+      return alone
+    if beside:
+      guided = fields.autoguided(alone, fields.bind(guide, labels), scale=scale,
+                                 rescale=section.rescale)
+    else:
+      guided = fields.guided(network, labels, jnp.full_like(labels, classes), scale=scale,
+                             rescale=section.rescale)
+    return fields.on_interval(guided, alone, process=process, **interval) if interval else guided
 
   return predictor
 

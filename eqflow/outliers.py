@@ -30,7 +30,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict
   outside, _ = inputs.read(path, shape)
   inside = pipeline.arrays(run.evaluation_source(config))[0][:config.evaluate.num_samples]
   train = neighbours.records(config)
-  step, params = run.restore(config, recipe, workdir)
+  step, params = run.restore(config, recipe, workdir, alone=True)
 
   both, n = np.concatenate([inside, outside]), len(inside)
   found = _model_scores(config, recipe, params, both)

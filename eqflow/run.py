@@ -10,9 +10,10 @@ import pathlib
 from typing import Any
 
 import jax
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from eqflow import build
+from eqflow import beside, build, draws
 from eqflow.data import pairs, sources
 from eqflow.training import checkpoint, sharding, snapshots, step as steps
 
@@ -20,11 +21,6 @@ from eqflow.training import checkpoint, sharding, snapshots, step as steps
 FREE = ('sample', 'evaluate', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
         'ema.snapshot_examples', 'ema.snapshot_dtype')
-
-# What runs did before their configs had the key.
-SINCE = {'loss.coupling.name': 'independent', 'loss.at_data': 0.0, 'loss.dispersive': 0.0,
-         'energy.name': 'none', 'model.final_scale': 0.0, 'loss.uncertainty': 0, 'ema.stds': [],
-         'ema.snapshot_examples': 0, 'ema.snapshot_dtype': 'float32'}
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:
@@ -86,13 +82,13 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
 
   Keys that only say what is looked at may differ; the folder of a data set of images may not.
   """
-  path, ours = workdir / 'config.json', SINCE | flat(config)
+  path, ours = workdir / 'config.json', beside.SINCE | flat(config)
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f'--workdir={workdir} is a file: give a folder')
   if not path.exists():
     return
   try:
-    theirs = SINCE | flat(json.loads(path.read_text()))
+    theirs = beside.SINCE | flat(json.loads(path.read_text()))
   except (ValueError, AttributeError) as error:
     raise ValueError(f'{path} cannot be read ({error}): give another --workdir, or delete the file '
                      'to let the config given take its place') from error
@@ -169,20 +165,29 @@ def identity(config: ConfigDict) -> str:
   """What a run is called in its snapshots: a digest of all in its config that decides its numbers."""
   # Without what a key that is new says as runs did before it, so that old snapshots keep their name.
   kept = {key: value for key, value in flat(config).items()
-          if (key not in SINCE or SINCE[key] != value)
+          if (key not in beside.SINCE or beside.SINCE[key] != value)
           and not any(key == name or key.startswith(name + '.') for name in FREE)}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def restore(config: ConfigDict, recipe: build.Recipe, workdir: pathlib.Path) -> tuple[int, Any]:
+def restore(config: ConfigDict, recipe: build.Recipe, workdir: pathlib.Path, *,
+            alone: bool = False) -> tuple[int, Any]:
   """(step, params): the parameters called config.sample.params, of the newest checkpoint.
 
-  A std that was not kept in training is what --mode=reconstruct has made of it. Raises
-  FileNotFoundError where there is none, ValueError where workdir is another config's; writes nothing.
+  A std that was not kept in training is what --mode=reconstruct has made of it. Where config.sample
+  has a guide, params are draws.Guided, unless they are asked for alone. Raises FileNotFoundError
+  where there is none, ValueError where workdir is another config's; writes nothing.
   """
   check_config(config, workdir)
   if config.sample.params not in ('params', *build.ema_names(config)):
-    return reconstructed(config, recipe, workdir)
+    step, params = _reconstructed(config, recipe, workdir)
+  else:
+    step, params = _kept(config, recipe, workdir)
+  return step, params if alone else _guided(config, recipe, params)
+
+
+def _kept(config, recipe, workdir):
+  """(step, params) of an average that was kept in training, or of what it is an average of."""
   if not checkpoint.exists(workdir):
     raise FileNotFoundError(f'{workdir} holds no checkpoint: train first, with --mode=train and the '
                             'same --config and --workdir')
@@ -194,12 +199,38 @@ def restore(config: ConfigDict, recipe: build.Recipe, workdir: pathlib.Path) -> 
   return int(restored.step), steps.parameters(restored, config.sample.params)
 
 
+def _guided(config, recipe, params):
+  """params, with the network that config.sample.guide names, if any, to be guided away from."""
+  guide = config.sample.get('guide')
+  if not guide or not guide.workdir:
+    return params
+  folder = pathlib.Path(guide.workdir).expanduser()
+  flag = f'config.sample.guide.workdir={guide.workdir!r}'
+  other = beside.config_of(folder, flag)
+  # It is not guided itself.
+  other.sample.update(dict(guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
+  theirs = beside.recipe_of(other, flag, config, recipe)
+  if other.data.num_classes not in (0, config.data.num_classes):
+    raise ValueError(f'{flag}: it has {other.data.num_classes} classes, --workdir '
+                     f'{config.data.num_classes}: give one with as many, or with none')
+  network = theirs.network(restore(other, theirs, folder)[1])
+  if not other.data.num_classes:
+    network = Partial(draws.classless, network=network)
+  return draws.Guided(params, network)
+
+
 def reconstructed(config: ConfigDict, recipe: build.Recipe,
                   workdir: pathlib.Path) -> tuple[int, Any]:
   """(step, params) that --mode=reconstruct made for the std config.sample.params.
 
-  Raises FileNotFoundError where it made none, ValueError where they are damaged or another run's.
+  Guided as `restore` says. Raises FileNotFoundError where it made none, ValueError where they are
+  damaged or another run's.
   """
+  step, params = _reconstructed(config, recipe, workdir)
+  return step, _guided(config, recipe, params)
+
+
+def _reconstructed(config, recipe, workdir):
   name, folder = config.sample.params, workdir / 'reconstructed' / config.sample.params
   if not snapshots.listed(folder):
     raise FileNotFoundError(f'{workdir} holds no average of std {name}: make it first, with '

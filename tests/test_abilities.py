@@ -11,6 +11,7 @@ from PIL import Image
 import pytest
 
 from eqflow import build, compose, fields, neighbours, run, sample
+from eqflow.beside import SINCE
 from eqflow.data import inputs
 from eqflow.finish import finish
 from eqflow.outliers import score
@@ -301,7 +302,7 @@ def test_models_of_another_kind_are_not_added(eqm, other, flow):
     ask(flow, ['1+2'], weights=['1', '1'])
 
 
-def beside(place, name, change):
+def placed(place, name, change):
   """A folder with the config of a run, changed, and no checkpoint."""
   folder, config = place / name, json.loads((place / 'eqm' / 'config.json').read_text())
   folder.mkdir(exist_ok=True)
@@ -311,7 +312,7 @@ def beside(place, name, change):
 
 
 def test_along_times_models_of_other_decays_are_not_added(eqm, place, tmp_path, monkeypatch):
-  eased = beside(place, 'eased', lambda config: config['output']['decay'].update(start=0.5))
+  eased = placed(place, 'eased', lambda config: config['output']['decay'].update(start=0.5))
   along = eqm.config.copy_and_resolve_references().unlock()
   along.sample.solver, along.sample.grid = (
       dict(name='ddim'), dict(name='uniform', start=0.999, end=0.001))
@@ -329,7 +330,7 @@ def test_no_class_is_asked_of_a_model_that_was_not_named(eqm, place, monkeypatch
     compose.asked(without, eqm.workdir, None, np.zeros(4, int), others=[str(eqm.workdir)])
   asked = compose.asked(without, eqm.workdir, ['0+7'], np.zeros(4, int), others=[str(eqm.workdir)])
   np.testing.assert_array_equal(asked.columns['labels'], [[0, 7]] * 4)
-  plain = beside(place, 'plain', lambda config: config['data'].update(num_classes=0))
+  plain = placed(place, 'plain', lambda config: config['data'].update(num_classes=0))
   assert len(ask(eqm, None, others=[plain]).params) == 2, 'a model without classes is asked for none'
 
 
@@ -338,10 +339,10 @@ def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
     del config['energy'], config['model']['final_scale']
     for key in ('coupling', 'at_data', 'dispersive'):
       del config['loss'][key]
-  folder, seen = beside(place, 'older', older), []
+  folder, seen = placed(place, 'older', older), []
   monkeypatch.setattr(run, 'restore', lambda config, *_: (seen.append(run.flat(config)), (7, {}))[1])
   ask(eqm, ['3'], others=[folder])
-  assert {key: seen[1][key] for key in run.SINCE} == run.SINCE
+  assert {key: seen[1][key] for key in SINCE} == SINCE
 
 
 @pytest.mark.parametrize('change,message', [
@@ -352,7 +353,7 @@ def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
 ])
 def test_what_is_wrong_with_another_run_names_its_folder(eqm, place, change, message):
   with pytest.raises(ValueError, match='--with=.*broken: .*' + message):
-    ask(eqm, ['3'], others=[beside(place, 'broken', change)])
+    ask(eqm, ['3'], others=[placed(place, 'broken', change)])
 
 
 def test_scores_of_every_input_are_the_least_over_classes(eqm, tmp_path, capsys):

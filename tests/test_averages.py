@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow import averages, build, run
+from eqflow import averages, beside, build, run
 from eqflow import train as training
 from eqflow.training import optimizer, sharding, snapshots, step as steps
 from tests.test_train import Interrupted, assert_bitwise_equal, interrupt, tiny
@@ -95,7 +95,7 @@ def test_a_run_keeps_its_name_when_configs_get_new_keys(tmp_path, monkeypatch):
   name = run.identity(found)
   with found.unlocked():
     found.loss.novelty = 0
-  monkeypatch.setattr(run, 'SINCE', run.SINCE | {'loss.novelty': 0})
+  monkeypatch.setattr(beside, 'SINCE', beside.SINCE | {'loss.novelty': 0})
   assert run.identity(found) == name
   found.loss.novelty = 1
   assert run.identity(found) != name

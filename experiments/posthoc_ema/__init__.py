@@ -1,1 +1,4 @@
-"""python -m experiments.posthoc_ema.profiles: how exactly averages are reconstructed after the run."""
+"""python -m experiments.posthoc_ema.profiles: how exactly averages are reconstructed after the run.
+python -m experiments.posthoc_ema.quality: which width samples best, by learning rate and length.
+python -m experiments.posthoc_ema.overhead: what two averages cost a training step.
+"""

@@ -1,0 +1,1 @@
+"""python -m experiments.autoguidance: guidance by a worse self and by class, in the plane."""

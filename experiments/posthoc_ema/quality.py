@@ -1,0 +1,94 @@
+"""Distance by the width of the average, for two learning rates and two lengths of one training each.
+
+  python -m experiments.posthoc_ema.quality --data=digits [--seeds=0,1] [--runs=runs]
+
+The rate falls as an inverse square root, which knows no end: the first half of a run is a run of half
+the length, and both lengths are reconstructed from one run's snapshots. Goes on where it was broken
+off; `python -m experiments.posthoc_ema.figures` draws what there is.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from eqflow import build, run, sample
+from eqflow.train import train
+from eqflow.training import snapshots
+from experiments import ROOT, config_file
+from experiments.equilibrium_matching import measure
+
+RESULTS = pathlib.Path(__file__).parent / 'results'
+SEEDS = 0, 1, 2
+STDS = 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25
+# The variant of configs/<data>.py, examples of the longer run, and learning rates.
+DATA = {'digits': ('edm', 192_000, (0.0015, 0.006)), 'fashion_mnist': ('flow', 128_000, (0.001, 0.004))}
+
+
+def config_of(data: str, rate: float, seed: int) -> ConfigDict:
+  """The locked config of one training, its rate ramped up, then an inverse root of time."""
+  variant, examples, _ = DATA[data]
+  config = config_file(data).get_config(variant)
+  config.seed = seed
+  config.optimizer.update(ConfigDict(dict(rate=rate, warmup_examples=0, schedule=dict(
+      name='inverse_square_root', decay_examples=examples // 6, rampup_examples=3_200))))
+  config.ema.update(ConfigDict(dict(decays=(), stds=(0.05, 0.1), snapshot_examples=examples // 60)))
+  config.sample.params = '0.1'
+  config.train.num_examples = examples
+  config.train.sample_examples = 10 * examples
+  config.train.checkpoint_examples = examples // 2
+  config.train.keep_checkpoints = 1
+  return config.lock()
+
+
+def distances(data: str, config: ConfigDict, folder: pathlib.Path, examples: int) -> dict[str, float]:
+  """{std: distance} of the averages of that run at that time."""
+  recipe = build.recipe(config)
+  like = jax.eval_shape(recipe.init, jax.random.key(0))
+  made = snapshots.plan(folder / 'snapshots', examples, STDS, like=like, run=run.identity(config))
+  real, label = measure.records(data)
+  count = measure.COUNT[data]
+  labels = label if len(real) == count else np.arange(count, dtype=np.int32) % 10
+  found = {}
+  for std, params in snapshots.reconstruct(made, like).items():
+    x, _, _ = sample.draw(recipe, jax.device_put(params), labels, seed=config.seed, batch=120)
+    found[repr(std)] = measure.distance(data, x)
+  return found
+
+
+def path_of(data: str, rate: float, seed: int) -> pathlib.Path:
+  """Where the distances of one training stand, {examples: {std: distance}}."""
+  return RESULTS / data / f'{rate}_{seed}.json'
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--data', default='digits', choices=DATA)
+  parser.add_argument('--seeds', default='0,1,2', help='of training')
+  parser.add_argument('--runs', default=str(ROOT / 'runs'), help='the folder of trained networks')
+  given = parser.parse_args()
+  _, examples, rates = DATA[given.data]
+  for seed in map(int, given.seeds.split(',')):
+    for rate in rates:
+      target = path_of(given.data, rate, seed)
+      if target.exists():
+        continue
+      config = config_of(given.data, rate, seed)
+      folder = pathlib.Path(given.runs) / f'posthoc_ema/{given.data}/{rate}_{seed}'
+      train(config, folder)
+      every = config.ema.snapshot_examples
+      found = {str(at): distances(given.data, config, folder, at)
+               for at in (every * 30, every * 60)}
+      target.parent.mkdir(parents=True, exist_ok=True)
+      partial = target.with_suffix(f'.{os.getpid()}')
+      partial.write_text(json.dumps(found, indent=1) + '\n')
+      os.replace(partial, target)
+      print(target.relative_to(RESULTS), found, flush=True)
+
+
+if __name__ == '__main__':
+  main()
