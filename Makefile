@@ -11,10 +11,8 @@ RUFF := $(BIN)/ruff check --line-length 104 --select E,F,W,B \
 demo: .venv/demo
 	$(BIN)/python -m eqflow.main --config=configs/digits.py --workdir=runs/digits
 
-# Compiling is most of its time, and unoptimized code compiles in half; make test-all optimizes.
 test: .venv/dev lint
-	JAX_PLATFORMS=cpu XLA_FLAGS='--xla_force_host_platform_device_count=8 \
-	  --xla_backend_optimization_level=0' $(PYTEST) -m 'not long'
+	JAX_PLATFORMS=cpu $(PYTEST) -m 'not long'
 
 test-all: .venv/dev lint
 	JAX_PLATFORMS=cpu $(PYTEST)

@@ -1,0 +1,62 @@
+"""What two power averages cost a training step: time, side by side with none, and bytes of the state.
+
+  python -m experiments.posthoc_ema.overhead [--variant=eqm]
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+
+from eqflow import build, run
+from eqflow.data import pipeline
+from eqflow.training import sharding, step as steps
+from experiments import config_file
+
+ROUNDS, STEPS = 30, 20
+
+
+def prepared(variant, stds):
+  """(the compiled step, its first state) of configs/digits.py with these averages and no others."""
+  config = config_file('digits').get_config(variant)
+  config.ema.update(dict(decays=(), stds=stds))
+  config.sample.params = 'params'
+  recipe, mesh = build.recipe(config.lock()), sharding.device_mesh()
+  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), 0, mesh,
+                       histogram=recipe.histogram)
+  return steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure,
+                         prepare=recipe.prepare), state
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--variant', default='eqm', help='of configs/digits.py')
+  variant = parser.parse_args().variant
+  config, mesh = config_file('digits').get_config(variant), sharding.device_mesh()
+  batch = next(pipeline.batches(run.open_source(config), seed=0, batch=config.train.batch, start=0,
+                                process_index=0, process_count=1, workers=0, flip=False, couple=None))
+  batch = sharding.place_batch(batch, mesh)
+  made = {name: prepared(variant, stds) for name, stds in (('none', ()), ('two', (0.05, 0.1)))}
+  states = {name: state for name, (_, state) in made.items()}
+  size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+  extra = (size(states['two']) - size(states['none'])) / size(states['two'].params)
+
+  seconds = {name: [] for name in made}
+  for i in range(ROUNDS + 1):
+    for name, (step, _) in made.items():
+      clock = time.perf_counter()
+      for _ in range(STEPS):
+        states[name], _, health = step(states[name], steps.empty_metrics(mesh), batch)
+      jax.block_until_ready(health)
+      # The first round compiles.
+      seconds[name] += [(time.perf_counter() - clock) / STEPS] if i else []
+  ratio = np.divide(seconds['two'], seconds['none'])
+  low, middle, high = np.quantile(ratio, (0.25, 0.5, 0.75))
+  print(f'{variant}: {1e3 * np.median(seconds["none"]):.2f} ms a step without averages; two take '
+        f'{100 * (middle - 1):+.1f} % (quartiles {100 * (low - 1):+.1f}, {100 * (high - 1):+.1f}), and '
+        f'{extra:.3f} more trees of parameters')
+
+
+if __name__ == '__main__':
+  main()
