@@ -84,7 +84,7 @@ def restored(eqm, other, flow, monkeypatch):
   """Checkpoints are test_main's: here every folder holds what its model was made with."""
   models = {model.workdir: model.params for model in (eqm, other, flow)}
   monkeypatch.setattr(build, 'recipe', recipe_of)
-  monkeypatch.setattr(run, 'restore', lambda config, recipe, workdir: (7, models[workdir]))
+  monkeypatch.setattr(run, 'restore', lambda config, recipe, workdir, **_: (7, models[workdir]))
 
 
 def saved(path, **arrays):

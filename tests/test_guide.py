@@ -113,18 +113,18 @@ def test_guides_that_are_none_are_refused(trained, changes, match):
     run.restore(config, build.recipe(config), workdir)
 
 
-def test_a_guide_of_other_classes_or_vectors_is_refused(trained):
-  own, workdir, folders = trained
+@pytest.mark.parametrize('changes, match', [
+    (dict(process=dict(name='cosine')), 'vectors of one kind'),
+    (dict(data=dict(num_classes=5)), 'has 10 classes.*with none'),
+])
+def test_a_guide_of_other_classes_or_vectors_is_refused(trained, changes, match):
   config = guided(trained, 'worse')
+  recipe = build.recipe(config)
   with config.unlocked():
-    config.process = dict(name='cosine')
-  with pytest.raises(ValueError, match='vectors of one kind'):
-    run._guided(config, build.recipe(config), {})
-  config = guided(trained, 'worse')
-  with config.unlocked():
-    config.data.num_classes = 5
-  with pytest.raises(ValueError, match='has 2 classes.*with none'):
-    run._guided(config, build.recipe(config), {})
+    for section, given in changes.items():
+      config[section].update(given)
+  with pytest.raises(ValueError, match=match):
+    run._guided(config, recipe, {})
 
 
 def test_presets_have_the_papers_numbers():
