@@ -14,24 +14,25 @@ import ml_collections
 
 from eqflow.models import edm2
 
-VARIANTS = {name.removeprefix('64-'): row for name, row in edm2.PRESETS.items()
-            if name.startswith('64-')}
 RECIPE = edm2.RECIPES['64']
-# By a worse self [Karras+ 2406.02507], for FID; the widths of its averages are not known to us.
-GUIDED = {'s_autoguided': dict(scale=1.70, guide=dict(workdir='runs/imagenet64-xs', params='0.1'))}
+# A preset's name comes first; what follows it changes the sampling of that preset. The scale is the
+# paper's for FID [Karras+ 2406.02507]; the widths of its averages are not known to us.
+VARIANTS = {
+    **{name.removeprefix('64-'): {} for name in edm2.PRESETS if name.startswith('64-')},
+    's_autoguided': dict(sample=dict(
+        scale=1.70, guide=dict(workdir='runs/imagenet64-xs', params='0.1'))),
+}
 
 
 def get_config(variant: str = 's') -> ml_collections.ConfigDict:
   """The config of one preset; raises ValueError for a name that is none."""
-  known, size = [*VARIANTS, *GUIDED], variant.partition('_')[0]
-  if variant not in known:
-    raise ValueError(f'configs/imagenet64.py:{variant}: choose from {sorted(known)}')
-  config, row = ml_collections.ConfigDict(BASE), VARIANTS[size]
-  config.model.name = f'EDM2-64-{size}'
-  for key, value in GUIDED.get(variant, {}).items():
-    config.sample[key] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
-  config.optimizer.rate = row['rate']
-  config.train.num_examples = row['million'] * 2**20
+  if variant not in VARIANTS:
+    raise ValueError(f'configs/imagenet64.py:{variant}: choose from {sorted(VARIANTS)}')
+  config, preset = ml_collections.ConfigDict(BASE), f'64-{variant.partition("_")[0]}'
+  config.model.name = f'EDM2-{preset}'
+  config.optimizer.rate = edm2.PRESETS[preset]['rate']
+  config.train.num_examples = edm2.PRESETS[preset]['million'] * 2**20
+  config.update(ml_collections.ConfigDict(VARIANTS[variant]))
   return config
 
 

@@ -78,8 +78,7 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
         threshold=section.threshold, keys=keys)
     return z, descent.evaluations(solver, steps), norms
 
-  return Sampling(process, grid, noise, predictor, carry,
-                  refill if section.threshold else None)
+  return Sampling(process, grid, noise, predictor, carry, refill if section.threshold else None)
 
 
 def draw(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
@@ -134,16 +133,16 @@ def _guidance(section, classes, process):
 
   Away from `guide`, a network, where config.sample.guide names one; else from the null class.
   """
-  scale, beside = scale_of(section), section.get('guide') and section.guide.workdir
+  scale, other = scale_of(section), section.get('guide') and section.guide.workdir
   # Half an interval is one that is open to infinity.
   interval = called(INTERVALS, section.interval, 'sample.interval', unbounded=True)
   if interval:
     with naming('sample.interval'):
       fields.check_interval(interval['low'], interval['high'])
-  if beside and scale == 1:
-    raise ValueError(f'config.sample.guide.workdir={beside!r} with config.sample.scale=1 guides '
+  if other and scale == 1:
+    raise ValueError(f'config.sample.guide.workdir={other!r} with config.sample.scale=1 guides '
                      "nothing: give a scale above 1, or ''")
-  if scale != 1 and not classes and not beside:
+  if scale != 1 and not classes and not other:
     raise ValueError(f'config.sample.scale={scale} guides by class, but '
                      'config.data.num_classes=0: set it to 1, or give config.sample.guide')
   if interval and section.solver.name in DESCENTS:
@@ -153,9 +152,9 @@ def _guidance(section, classes, process):
   def predictor(network, labels, guide=None):
     alone = fields.bind(network, labels if classes else None)
     # In training nothing is loaded beside the network: its pictures are not guided.
-    if scale == 1 or beside and guide is None:
+    if scale == 1 or other and guide is None:
       return alone
-    if beside:
+    if other:
       guided = fields.autoguided(alone, fields.bind(guide, labels), scale=scale,
                                  rescale=section.rescale)
     else:

@@ -179,11 +179,10 @@ def restore(config: ConfigDict, recipe: build.Recipe, workdir: pathlib.Path, *,
   where there is none, ValueError where workdir is another config's; writes nothing.
   """
   check_config(config, workdir)
-  if config.sample.params not in ('params', *build.ema_names(config)):
-    step, params = _reconstructed(config, recipe, workdir)
-  else:
-    step, params = _kept(config, recipe, workdir)
-  return step, params if alone else _guided(config, recipe, params)
+  guide = None if alone else guide_of(config, recipe)
+  kept = config.sample.params in ('params', *build.ema_names(config))
+  step, params = (_kept if kept else _reconstructed)(config, recipe, workdir)
+  return step, _guided(params, guide)
 
 
 def _kept(config, recipe, workdir):
@@ -199,13 +198,20 @@ def _kept(config, recipe, workdir):
   return int(restored.step), steps.parameters(restored, config.sample.params)
 
 
-def _guided(config, recipe, params):
-  """params, with the network that config.sample.guide names, if any, to be guided away from."""
+def guide_of(config: ConfigDict,
+             recipe: build.Recipe) -> tuple[ConfigDict, build.Recipe, pathlib.Path] | None:
+  """(config, recipe, folder) of the run that config.sample.guide names, or None where it names none.
+
+  Reads no checkpoint. Raises ValueError where there is no run, or none that could guide this one.
+  """
   guide = config.sample.get('guide')
   if not guide or not guide.workdir:
-    return params
+    return None
   folder = pathlib.Path(guide.workdir).expanduser()
   flag = f'config.sample.guide.workdir={guide.workdir!r}'
+  if not guide.params:
+    raise ValueError(f"{flag} with config.sample.guide.params='': name the parameters to take of that "
+                     "run, 'params', an average that it keeps, or one that --mode=reconstruct made")
   other = beside.config_of(folder, flag)
   # It is not guided itself.
   other.sample.update(dict(guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
@@ -213,8 +219,15 @@ def _guided(config, recipe, params):
   if other.data.num_classes not in (0, config.data.num_classes):
     raise ValueError(f'{flag}: it has {other.data.num_classes} classes, --workdir '
                      f'{config.data.num_classes}: give one with as many, or with none')
-  network = theirs.network(restore(other, theirs, folder)[1])
-  if not other.data.num_classes:
+  return other, theirs, folder
+
+
+def _guided(params, guide):
+  if guide is None:
+    return params
+  config, recipe, folder = guide
+  network = recipe.network(restore(config, recipe, folder)[1])
+  if not config.data.num_classes:
     network = Partial(draws.classless, network=network)
   return draws.Guided(params, network)
 
@@ -226,8 +239,9 @@ def reconstructed(config: ConfigDict, recipe: build.Recipe,
   Guided as `restore` says. Raises FileNotFoundError where it made none, ValueError where they are
   damaged or another run's.
   """
+  guide = guide_of(config, recipe)
   step, params = _reconstructed(config, recipe, workdir)
-  return step, _guided(config, recipe, params)
+  return step, _guided(params, guide)
 
 
 def _reconstructed(config, recipe, workdir):

@@ -28,6 +28,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
   recipe, mesh = build.recipe(config), sharding.device_mesh()
   section = config.train
   check_averages(config)
+  # Evaluation follows: a guide that is none must not be found out after the training.
+  run.guide_of(config, recipe)
   sharding.check_divides(section.batch, section.accumulate, mesh)
   source = run.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':

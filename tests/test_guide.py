@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import build, draws, evaluate, run, sample
+from eqflow import build, draws, evaluate, outliers, run, sample
 from eqflow import train as training
 from experiments import config_file
 from tests.test_train import TINY, tiny
@@ -13,76 +13,80 @@ from tests.test_train import TINY, tiny
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """(config of the better run, its folder, {name: folder of a worse one})."""
-  tmp_path = tmp_path_factory.mktemp('guided')
-  found, folders = tiny(tmp_path), {}
-  training.train(found, tmp_path / 'self')
-  for name, classes, steps in (('worse', found.data.num_classes, 4), ('classless', 0, 6)):
-    other = tiny(tmp_path)
-    other.data.num_classes = classes
-    other.train.num_examples = steps * other.train.batch
-    folders[name] = tmp_path / name
-    training.train(other, folders[name])
-  return found, tmp_path / 'self', folders
+  """{name: (config, folder)} of a run, a shorter one of its kind, and one that is told no class."""
+  tmp_path, found = tmp_path_factory.mktemp('guided'), {}
+  for name, classes, steps in (('self', 10, 24), ('worse', 10, 4), ('classless', 0, 6)):
+    config = tiny(tmp_path)
+    config.data.num_classes = classes
+    config.train.num_examples = steps * config.train.batch
+    found[name] = config, tmp_path / name
+    training.train(*found[name])
+  return found
 
 
 def guided(trained, name, **changes):
-  """The better run's config, its guide the run of that name."""
-  config, _, folders = trained
+  """(the run's config with the run of that name as its guide, its folder)."""
+  config, workdir = trained['self']
   config = config.copy_and_resolve_references()
-  config.sample.update(dict(scale=3.0, guide=dict(workdir=str(folders[name]), params='params')))
-  config.sample.update(changes)
-  return config
+  guide = dict(workdir=str(trained[name][1]), params='params')
+  config.sample.update(dict(scale=3.0, guide=guide) | changes)
+  return config, workdir
 
 
-def alone(config, folder, params):
+def alone(trained, name, params):
   """(z, t, label) -> y of a run's own parameters, nothing beside them."""
+  config, workdir = trained[name]
   config = config.copy_and_resolve_references()
-  config.sample.update(dict(scale=1.0, guide=dict(workdir='', params=''), params=params))
+  config.sample.params = params
   recipe = build.recipe(config)
-  return recipe.network(run.restore(config, recipe, folder)[1])
+  return recipe.network(run.restore(config, recipe, workdir)[1])
 
 
 @pytest.mark.parametrize('name', ['worse', 'classless'])
 def test_a_run_is_guided_away_from_the_run_that_its_config_names(trained, name):
-  config, (own, workdir, folders) = guided(trained, name), trained
-  other = own.copy_and_resolve_references()
-  if name == 'classless':
-    other.data.num_classes = 0
-  other.train.num_examples = {'worse': 4, 'classless': 6}[name] * other.train.batch
+  config, workdir = guided(trained, name)
   recipe = build.recipe(config)
   _, params = run.restore(config, recipe, workdir)
-  assert isinstance(params, draws.Guided)
-
-  rng, label = np.random.default_rng(0), jnp.array([0, 1, 0])
-  z = jnp.asarray(rng.standard_normal((3, *config.data.shape)), jnp.float32)
-  t = jnp.array([0.2, 0.5, 0.9])
-  y = alone(own, workdir, config.sample.params)(z, t, label)
-  away = alone(other, folders[name], 'params')(z, t, None if name == 'classless' else label)
+  label, t = jnp.array([0, 1, 0]), jnp.array([0.2, 0.5, 0.9])
+  z = jnp.asarray(np.random.default_rng(0).standard_normal((3, *config.data.shape)), jnp.float32)
+  y = alone(trained, 'self', config.sample.params)(z, t, label)
+  away = alone(trained, name, 'params')(z, t, None if name == 'classless' else label)
   found = jax.jit(lambda params: recipe.sampling.predictor(params, label)(z, t))(params)
   np.testing.assert_allclose(found, away + 3 * (y - away), rtol=1e-5, atol=1e-5)
   assert abs(found - y).max() > 1e-3, 'the guide changes nothing'
 
 
-def test_samples_and_evaluation_are_guided_and_scores_and_training_are_not(trained, capsys):
-  config, (own, workdir, _) = guided(trained, 'worse'), trained
-  labels = np.arange(16) % 2
-  def drawn(config):
-    recipe = build.recipe(config)
-    return sample.draw(recipe, run.restore(config, recipe, workdir)[1], labels, seed=0, batch=16)[0]
-  assert abs(drawn(config) - drawn(own)).max() > 1e-3
+def test_evaluation_is_of_guided_samples_and_pictures_made_in_training_are_not(trained):
+  config, workdir = guided(trained, 'worse')
   recipe = build.recipe(config)
-  _, params = run.restore(config, recipe, workdir, alone=True)
-  unguided = sample.draw(recipe, params, labels, seed=0, batch=16)[0]
-  np.testing.assert_allclose(unguided, drawn(own), atol=1e-5)
-  rows = evaluate.evaluate(config, workdir)
-  assert np.isfinite(next(iter(rows.values()))['frechet_pixels'])
+  evaluate.evaluate(config, workdir)
+  with np.load(workdir / 'samples.npz') as stored:
+    x, labels = stored['samples'], stored['labels']
+
+  def drawn(params):
+    return np.clip(sample.draw(recipe, params, labels, seed=config.seed, batch=16)[0], -1, 1)
+
+  np.testing.assert_allclose(x, drawn(run.restore(config, recipe, workdir)[1]), atol=1e-5)
+  # In training the recipe is given parameters alone.
+  own, _ = trained['self']
+  plain = build.recipe(own)
+  params = run.restore(own, plain, workdir)[1]
+  unguided = sample.draw(plain, params, labels, seed=config.seed, batch=16)[0]
+  np.testing.assert_allclose(drawn(params), np.clip(unguided, -1, 1), atol=1e-5)
+  assert abs(x - drawn(params)).max() > 1e-3, 'samples are those of no guidance'
 
 
-def test_an_interval_of_noise_leaves_all_other_times_alone(tmp_path):
+def test_scores_are_the_models_own(trained, tmp_path):
+  np.save(tmp_path / 'inputs.npy', np.zeros((4, 8, 8, 1), np.float32))
+  (own, workdir), (config, _) = trained['self'], guided(trained, 'worse')
+  assert outliers.score(config, workdir, tmp_path / 'inputs.npy') == outliers.score(
+      own, workdir, tmp_path / 'inputs.npy')
+
+
+def test_an_interval_of_noise_leaves_all_other_times_alone():
   config = config_file('digits').get_config('flow')
   config.model.update(dict(TINY, final_scale=0.5))
-  config.sample.update(dict(scale=3.0, guide=dict(workdir='a', params=''),
+  config.sample.update(dict(scale=3.0, guide=dict(workdir='a', params='params'),
                             interval=dict(name='time', low=0.4, high=0.6)))
   recipe = build.recipe(config.lock())
   params, worse = (jax.jit(recipe.init)(jax.random.key(seed)) for seed in (0, 1))
@@ -98,44 +102,51 @@ def test_an_interval_of_noise_leaves_all_other_times_alone(tmp_path):
   assert changed[1] > 1e-3 and max(changed[0], changed[2]) < 1e-6, changed
 
 
-@pytest.mark.parametrize('changes, match', [
-    (dict(scale=1.0), 'guides nothing'),
-    (dict(guide=dict(workdir='/nowhere', params='params')), 'guide.workdir=.*there is no run'),
-    (dict(guide=dict(workdir='', params=''), scale=3.0), None),
-])
-def test_guides_that_are_none_are_refused(trained, changes, match):
-  config, workdir = guided(trained, 'worse', **changes), trained[1]
-  if match is None:
-    recipe = build.recipe(config)
-    assert not isinstance(run.restore(config, recipe, workdir)[1], draws.Guided)
-    return
-  with pytest.raises(ValueError, match=match):
-    run.restore(config, build.recipe(config), workdir)
+def nothing(config):
+  pass
 
 
-@pytest.mark.parametrize('changes, match', [
-    (dict(process=dict(name='cosine')), 'vectors of one kind'),
-    (dict(data=dict(num_classes=5)), 'has 10 classes.*with none'),
+def other_process(config):
+  config.process.name = 'cosine'
+
+
+def other_classes(config):
+  config.data.num_classes = 5
+
+
+@pytest.mark.parametrize('guide, change, match', [
+    (dict(workdir='/nowhere', params='params'), nothing, 'guide.workdir=.*there is no run'),
+    (dict(params=''), nothing, 'guide.params=.*name the parameters'),
+    (dict(params='0.5'), nothing, "guide.workdir=.*'0.5'"),
+    ({}, other_process, 'guide.workdir=.*vectors of one kind'),
+    ({}, other_classes, 'guide.workdir=.*has 10 classes.*with none'),
 ])
-def test_a_guide_of_other_classes_or_vectors_is_refused(trained, changes, match):
-  config = guided(trained, 'worse')
-  recipe = build.recipe(config)
+def test_a_guide_that_cannot_be_is_refused_before_training(trained, tmp_path, guide, change, match):
+  config, _ = guided(trained, 'worse')
   with config.unlocked():
-    for section, given in changes.items():
-      config[section].update(given)
+    config.sample.guide.update(guide)
+    change(config)
   with pytest.raises(ValueError, match=match):
-    run._guided(config, recipe, {})
+    training.train(config, tmp_path / 'new')
+  assert not (tmp_path / 'new').exists(), 'something was written'
 
 
-def test_presets_have_the_papers_numbers():
-  for file, variant, scale in (('imagenet512', 's_autoguided', 2.10),
-                               ('imagenet64', 's_autoguided', 1.70),
-                               ('imagenet512', 'xxl_autoguided', 2.05),
-                               ('imagenet512', 'xxl_interval', 2)):
-    config = config_file(file).get_config(variant)
-    assert config.sample.scale == scale and config.sample.guide.workdir
-  # The six steps of 32 that the paper names, and no other.
+def test_a_guide_at_a_scale_of_1_is_refused(trained):
+  with pytest.raises(ValueError, match='scale=1 guides nothing'):
+    build.recipe(guided(trained, 'worse', scale=1.0)[0])
+
+
+@pytest.mark.parametrize('file, variant, scale', [
+    ('imagenet512', 's_autoguided', 2.10), ('imagenet512', 'xxl_autoguided', 2.05),
+    ('imagenet512', 'xxl_interval', 2.0), ('imagenet64', 's_autoguided', 1.70)])
+def test_presets_have_the_papers_scales(file, variant, scale):
+  config = config_file(file).get_config(variant)
+  assert config.sample.scale == scale and config.sample.guide.workdir.startswith(f'runs/{file}-')
+  assert config.model.name.endswith('-' + variant.split('_')[0])
+
+
+def test_the_interval_holds_the_papers_six_steps_of_32_and_no_other():
+  interval = config_file('imagenet512').get_config('xxl_interval').sample.interval
   sigma = (80 ** (1 / 7) + np.arange(32) / 31 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-  interval = config.sample.interval
   inside = np.flatnonzero((interval.low <= sigma) & (sigma <= interval.high))
   np.testing.assert_array_equal(inside, np.arange(17, 23))

@@ -25,17 +25,17 @@ SHOWN = 3.0
 
 def judged(x: np.ndarray, real: np.ndarray) -> dict[str, float]:
   """How many points are unlikely, and how much of the class they cover."""
-  least = np.quantile(tree.log_density(real, 0), 0.01)
+  least, found = np.quantile(tree.log_density(real, 0), 0.01), tree.log_density(x, 0)
   _, recall = distances.precision_recall(real, x)
-  return {'unlikely': float((tree.log_density(x, 0) < least).mean()), 'recall': recall,
-          'mean log density': float(tree.log_density(x, 0).mean())}
+  return {'unlikely': float((found < least).mean()), 'recall': recall,
+          'mean log density': float(found.mean())}
 
 
 def draw(real: np.ndarray, shown: dict[str, np.ndarray]) -> plt.Figure:
   """The class beside samples of it, over the other class in grey."""
   figure, axes = plt.subplots(1, 1 + len(shown), figsize=(13, 3), layout='constrained',
                               sharex=True, sharey=True)
-  other = tree.draw(1, 4_000, seed=5)
+  other = tree.points(1, 4_000, seed=5)
   for axis, (title, x) in zip(axes, {'the class': real, **shown}.items()):
     axis.scatter(*other.T, s=0.5, color='0.85', linewidths=0)
     axis.scatter(*x.T, s=1.2, color='#d55e00', linewidths=0)
@@ -45,16 +45,17 @@ def draw(real: np.ndarray, shown: dict[str, np.ndarray]) -> plt.Figure:
 
 def main():
   argparse.ArgumentParser(description=__doc__.partition('\n')[0]).parse_args()
-  networks, real = tree.networks(), tree.draw(0, 4_000, seed=7)
-  rows, shown = {'points of the class': judged(tree.draw(0, 4_000, seed=8), real)}, {}
+  networks, real = tree.networks(), tree.points(0, 4_000, seed=7)
+  rows, shown = {'points of the class': judged(tree.points(0, 4_000, seed=8), real)}, {}
   for name, other in (('by class', 'classless'), ('by a worse self', 'worse')):
     for scale in SCALES:
+      title = 'not guided' if scale == 1 else f'{name}, {scale:g}'
+      if title in rows:
+        continue
       x = tree.sampled(networks['self'], networks[other], scale)
-      if scale == 1:
-        shown['not guided'] = x
-      elif scale == SHOWN:
-        shown[f'guided {name}, {scale:g}'] = x
-      rows['not guided' if scale == 1 else f'{name}, {scale:g}'] = judged(x, real)
+      rows[title] = judged(x, real)
+      if scale in (1, SHOWN):
+        shown[title] = x
   print(report.table(rows))
   draw(real, shown).savefig(PATH, dpi=110)
   print(PATH)

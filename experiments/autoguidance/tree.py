@@ -5,7 +5,7 @@ import functools
 from jax.tree_util import Partial
 import numpy as np
 
-from eqflow import fields, outputs, processes, samplers, times
+from eqflow import draws, fields, outputs, processes, samplers, times
 from eqflow.models.mlp import MLP
 from experiments.fit import fit
 
@@ -40,7 +40,7 @@ def mixture(label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return np.concatenate(means), np.concatenate(stds), weights / weights.sum()
 
 
-def draw(label: int, n: int, seed: int) -> np.ndarray:
+def points(label: int, n: int, seed: int) -> np.ndarray:
   """n points [n, 2] of a class."""
   means, stds, weights = mixture(label)
   rng = np.random.default_rng([seed, label])
@@ -60,31 +60,26 @@ def log_density(x: np.ndarray, label: int) -> np.ndarray:
   return np.concatenate(parts)
 
 
-def networks(shorter: int = 1) -> dict[str, fields.Network]:
+def networks() -> dict[str, fields.Network]:
   """{'self', 'worse': told the class, 'classless': not}, trained on the same 200,000 points."""
-  x = np.concatenate([draw(label, 100_000, seed=0) for label in (0, 1)])
+  x = np.concatenate([points(label, 100_000, seed=0) for label in (0, 1)])
   label = np.repeat(np.arange(2, dtype=np.int32), 100_000)
 
   def train(width, depth, num_steps, classes=2):
     model = MLP(width=width, depth=depth, num_classes=classes)
     return fit(model, x, process=PROCESS, output=OUTPUT, density=DENSITY, batch=1024,
-               num_steps=num_steps // shorter, label=label if classes else None)[0]
+               num_steps=num_steps, label=label if classes else None)[0]
 
   classless = train(**SELF, classes=0)
   return {'self': train(**SELF), 'worse': train(**WORSE),
-          'classless': Partial(_without_class, predict=classless)}
+          'classless': Partial(draws.classless, network=classless)}
 
 
-def _without_class(z, t, label, *, predict):
-  return predict(z, t)
-
-
-def sampled(network: fields.Network, other: fields.Network | None, scale: float, *,
+def sampled(network: fields.Network, other: fields.Network, scale: float, *,
             n: int = 4_000) -> np.ndarray:
   """n points of class 0, carried by `network` guided away from `other` at that scale."""
-  predict, label = fields.bind(network, np.zeros(n, np.int32)), np.zeros(n, np.int32)
-  if other is not None:
-    predict = fields.autoguided(predict, fields.bind(other, label), scale=scale)
+  label = np.zeros(n, np.int32)
+  predict = fields.autoguided(fields.bind(network, label), fields.bind(other, label), scale=scale)
   z = np.random.default_rng(1).standard_normal((n, 2)).astype(np.float32)
   return np.asarray(samplers.sample(samplers.heun(PROCESS, OUTPUT), predict, z,
                                     times.uniform_grid(40)))

@@ -46,10 +46,14 @@ def decays(data: str):
   groups = {'decays, gain 4': ['eqm', 'start_.5', 'start_.9', 'linear', 'height_.8', 'height_1.4',
                                'constant'],
             'truncated .8, by gain': ['gain_1', 'gain_2', 'eqm', 'gain_8']}
-  figure, axes = _axes(2, size=(11, 4.2))
+  read = {row: results.read(data, 'descended', row) for rows in groups.values() for row in rows}
+  # One line alone compares nothing.
+  groups = {title: rows for title, rows in groups.items()
+            if 'linear' in rows or sum(bool(read[row]) for row in rows) > 1}
+  figure, axes = _axes(len(groups), size=(5.5 * len(groups), 4.2))
   for axis, (title, rows) in zip(axes[0], groups.items()):
     for row, colour in zip(rows, COLOURS):
-      found = results.read(data, 'descended', row)
+      found = read[row]
       if found:
         _line(axis, [one['curve'] for one in found], tables.TITLES[row], colour)
     _finish(axis, title, 'steps (of .003, scaled by 4/gain; linear: of .006)', yscale='log',
@@ -89,7 +93,10 @@ def evaluations(data: str):
               for start, one in zip(base, swept)]
     _line(right, fixed, 'EqM, 30 steps of .003 x factor', COLOURS[0], marker='.')
     _line(right, scaled, 'EqM, the best number of them', COLOURS[1], marker='.')
-  _finish(right, 'by step size', 'factor of the step size', xscale='log', yscale='log')
+  _finish(right, 'by step size', 'factor of the step size', xscale='log', yscale='log',
+          ylim=(0.2, 400) if data == 'digits' else None)
+  right.set_xticks([0.5, 1, 2, 4, 8], ['0.5', '1', '2', '4', '8'])
+  right.set_xticks([], minor=True)
   return figure
 
 

@@ -39,17 +39,22 @@ def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Model:
   """The trained network with as many labels and noises as a distance takes."""
   config, recipe, params = models.load(data, row, seed, runs)
   count = COUNT[data]
-  real, label = records(data)
-  labels = label if len(real) == count else np.arange(count, dtype=np.int32) % 10
   keys = jax.vmap(lambda i: sample.key_of(seed, i))(jnp.arange(count, dtype=jnp.uint32))
   noise = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((count, *config.data.shape)))
-  return Model(data, config, recipe, params, labels, arrays.fold(keys, 2), np.asarray(noise))
+  return Model(data, config, recipe, params, labels(data), arrays.fold(keys, 2), np.asarray(noise))
 
 
 @functools.cache
 def records(data: str) -> tuple[np.ndarray, np.ndarray]:
   """(x, label) of all the records that samples are compared with."""
   return pipeline.arrays(run.open_source(models.config_of(data, 'eqm', 0)))
+
+
+def labels(data: str) -> np.ndarray:
+  """The labels of COUNT[data] samples: those of the records where as many, else each class in turn."""
+  real, label = records(data)
+  count = COUNT[data]
+  return label if len(real) == count else np.arange(count, dtype=np.int32) % 10
 
 
 @functools.cache

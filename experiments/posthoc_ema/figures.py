@@ -12,9 +12,8 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from experiments import ROOT
+from experiments.equilibrium_matching.figures import COLOURS, LABEL
 from experiments.posthoc_ema import quality
-
-COLOURS = '#0072b2', '#d55e00'
 
 
 def curves(data: str) -> dict[tuple[float, int], np.ndarray]:
@@ -39,8 +38,7 @@ def draw(found: dict[tuple[float, int], np.ndarray]) -> plt.Figure:
               label=f'rate {rate:g}, {examples:,} examples')
     axis.fill_between(quality.STDS, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
     axis.plot(quality.STDS[mean.argmin()], mean.min(), 'o', color=colour)
-  axis.set(xlabel='std of the average, relative to the time trained', ylabel='Fréchet distance',
-           yscale='log')
+  axis.set(xlabel='std of the average, relative to the time trained', ylabel=LABEL, yscale='log')
   axis.grid(alpha=0.25)
   axis.legend(frameon=False, fontsize=8)
   return figure

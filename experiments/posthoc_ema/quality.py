@@ -8,25 +8,24 @@ off; `python -m experiments.posthoc_ema.figures` draws what there is.
 """
 
 import argparse
-import json
-import os
 import pathlib
 
 import jax
 from ml_collections import ConfigDict
-import numpy as np
 
 from eqflow import build, run, sample
 from eqflow.train import train
 from eqflow.training import snapshots
 from experiments import ROOT, config_file
-from experiments.equilibrium_matching import measure
+from experiments.equilibrium_matching import measure, results
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 SEEDS = 0, 1, 2
 STDS = 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25
+# Averages are written so many times: the half of them stands at half of the run.
+SNAPSHOTS = 60
 # The variant of configs/<data>.py, examples of the longer run, and learning rates.
-DATA = {'digits': ('edm', 192_000, (0.0015, 0.006)), 'fashion_mnist': ('flow', 128_000, (0.001, 0.004))}
+DATA = {'digits': ('edm', 192_000, (0.0015, 0.006)), 'fashion_mnist': ('flow', 122_880, (0.001, 0.004))}
 
 
 def config_of(data: str, rate: float, seed: int) -> ConfigDict:
@@ -36,7 +35,8 @@ def config_of(data: str, rate: float, seed: int) -> ConfigDict:
   config.seed = seed
   config.optimizer.update(ConfigDict(dict(rate=rate, warmup_examples=0, schedule=dict(
       name='inverse_square_root', decay_examples=examples // 6, rampup_examples=3_200))))
-  config.ema.update(ConfigDict(dict(decays=(), stds=(0.05, 0.1), snapshot_examples=examples // 60)))
+  config.ema.update(ConfigDict(dict(
+      decays=(), stds=(0.05, 0.1), snapshot_examples=examples // SNAPSHOTS)))
   config.sample.params = '0.1'
   config.train.num_examples = examples
   config.train.sample_examples = 10 * examples
@@ -50,12 +50,10 @@ def distances(data: str, config: ConfigDict, folder: pathlib.Path, examples: int
   recipe = build.recipe(config)
   like = jax.eval_shape(recipe.init, jax.random.key(0))
   made = snapshots.plan(folder / 'snapshots', examples, STDS, like=like, run=run.identity(config))
-  real, label = measure.records(data)
-  count = measure.COUNT[data]
-  labels = label if len(real) == count else np.arange(count, dtype=np.int32) % 10
   found = {}
   for std, params in snapshots.reconstruct(made, like).items():
-    x, _, _ = sample.draw(recipe, jax.device_put(params), labels, seed=config.seed, batch=120)
+    x, _, _ = sample.draw(recipe, jax.device_put(params), measure.labels(data), seed=config.seed,
+                          batch=measure.BATCH[data])
     found[repr(std)] = measure.distance(data, x)
   return found
 
@@ -80,13 +78,8 @@ def main():
       config = config_of(given.data, rate, seed)
       folder = pathlib.Path(given.runs) / f'posthoc_ema/{given.data}/{rate}_{seed}'
       train(config, folder)
-      every = config.ema.snapshot_examples
-      found = {str(at): distances(given.data, config, folder, at)
-               for at in (every * 30, every * 60)}
-      target.parent.mkdir(parents=True, exist_ok=True)
-      partial = target.with_suffix(f'.{os.getpid()}')
-      partial.write_text(json.dumps(found, indent=1) + '\n')
-      os.replace(partial, target)
+      found = {at: distances(given.data, config, folder, at) for at in (examples // 2, examples)}
+      results.write(target, found)
       print(target.relative_to(RESULTS), found, flush=True)
 
 
