@@ -36,6 +36,7 @@ class Recipe(NamedTuple):
   sampling: draws.Sampling
   draw: Callable        # (params, keys, labels) -> (x [b, ...], evaluations [b], norms [b])
   pair: Callable        # (params, keys, labels) -> (eps, x [b, ...], norms [b]), x by eps and label
+  scale: float          # what the first loss is multiplied by before its gradient; 1: no loss is
   histogram: Any        # what an adaptive density starts from, and the state carries; or ()
   measure: Any          # (histogram, t [b], losses [b]) -> histogram, or None
 
@@ -90,7 +91,7 @@ def recipe(config: ConfigDict) -> Recipe:
       share=_share(config), prepare=magnitude.normalized if isinstance(module, edm2.EDM2) else None,
       couple=_couple(config), sampling=sampling,
       draw=functools.partial(draws.draw, sampling), pair=functools.partial(draws.pair, sampling),
-      histogram=density.start, measure=density.measure)
+      scale=_scale(config), histogram=density.start, measure=density.measure)
 
 
 def model(section: ConfigDict, num_classes: int) -> Any:
@@ -195,6 +196,17 @@ def _loss(config, network, process, output, adaptive, label_noise, watched, log_
         penalty=penalty, uncertainty=log_variance(params) if log_variance else None)
 
   return loss
+
+
+def _scale(config):
+  """2^16 for float16, whose gradients of a mean over pixels and batch are else rounded to zero."""
+  if config.model.dtype != 'float16':
+    return 1.0
+  if not config.train.max_skipped:
+    raise ValueError("config.model.dtype='float16' with config.train.max_skipped=0: the scale of its "
+                     'gradients is found by leaving out updates that overflow; set max_skipped to '
+                     "20, or take 'bfloat16', which needs none")
+  return 2.0**16
 
 
 def _coupling(config):

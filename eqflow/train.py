@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
 def _train(config, recipe, source, mesh, workdir):
   section = config.train
   state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
-                       histogram=recipe.histogram)
+                       histogram=recipe.histogram, scale=recipe.scale)
   with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
     restored = checkpoint.restore(checkpoints, state)
     state = restored or state
@@ -51,7 +51,8 @@ def _train(config, recipe, source, mesh, workdir):
       describe(state, resumed=restored is not None)
     step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh,
                            accumulate=section.accumulate, measure=recipe.measure,
-                           prepare=recipe.prepare)
+                           prepare=recipe.prepare, skip=section.max_skipped > 0,
+                           scaled=recipe.scale != 1)
     save = lambda state: checkpoint.save(checkpoints, state)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(section.num_examples / section.batch)
@@ -77,33 +78,35 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       process_index=jax.process_index(), process_count=jax.process_count(),
       workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
   running, health, clock = steps.empty_metrics(mesh), None, time.perf_counter()
+  check = lambda health, at: check_health(health, at, section.max_skipped, progress.say)
 
   with contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress):
     while at < until:
       state, running, fresh = step(state, running, sharding.place_batch(next(batches), mesh))
       # A step late, so that the device never waits to be asked.
-      check_health(health, at)
+      check(health, at)
       health, at = fresh, at + 1
-      due = lambda examples: at % every(examples) == 0
+      logs, saves, keeps, shows = (bool(examples) and (at % every(examples) == 0) for examples in (
+          section.log_examples, section.checkpoint_examples, config.ema.snapshot_examples,
+          section.sample_examples))
+      if logs or saves or keeps or shows or at == until:
+        health = check(health, at)
 
-      if due(section.log_examples) or at == until:
-        check_health(health, at)
+      if logs or at == until:
         values = {name: float(value) for name, value in running.compute().items()}
         speed = (at - since) * section.batch / (time.perf_counter() - clock)
-        writer.scalars(at, {'examples': at * section.batch, **values, 'examples_per_second': speed})
+        writer.scalars(at, {'examples': at * section.batch, **values, 'examples_per_second': speed,
+                            **skipped(config, state)})
         progress.show(at * section.batch, values['loss'], speed)
         running, since, clock = steps.empty_metrics(mesh), at, time.perf_counter()
 
-      if due(section.checkpoint_examples) or at == until:
-        check_health(health, at)
+      if saves or at == until:
         save(state)
 
-      if config.ema.snapshot_examples and (due(config.ema.snapshot_examples) or at == until):
-        check_health(health, at)
+      if keeps or (config.ema.snapshot_examples and at == until):
         keep_snapshot(config, state, workdir)
 
-      if due(section.sample_examples) and at < until and first:
-        check_health(health, at)
+      if shows and at < until and first:
         paused = time.perf_counter()
         preview(config, recipe, state, writer, progress, workdir)
         clock += time.perf_counter() - paused
@@ -131,16 +134,31 @@ def keep_snapshot(config: ConfigDict, state: steps.TrainState, workdir: pathlib.
                   dtype=config.ema.snapshot_dtype)
 
 
-def check_health(health: Any, step: int) -> None:
-  """Raises FloatingPointError where the loss, the gradient or the parameters are not finite."""
+def check_health(health: Any, step: int, most: int, say: Callable) -> None:
+  """Says where loss, gradient or new parameters were not finite, and the step was left out.
+
+  Raises FloatingPointError where more than `most` were, one after another.
+  """
   if health is None:
     return
-  loss, gradient, params = np.asarray(health)
-  if not np.isfinite([loss, gradient, params]).all():
-    raise FloatingPointError(
-        f'step {step}: loss {loss}, gradient norm {gradient}, parameter norm {params}. Nothing after '
-        'the last checkpoint was written; lower config.optimizer.rate, set config.optimizer.clip, '
-        'or compute in float32')
+  loss, gradient, params, row = np.asarray(health)
+  if np.isfinite([loss, gradient, params]).all():
+    return
+  found = f'step {step}: loss {loss}, gradient norm {gradient}, parameter norm {params}'
+  if most and row <= most:
+    say(f'{found}: left out, {row:.0f} in a row of at most {most}')
+    return
+  raise FloatingPointError(
+      f'{found}. Nothing after the last checkpoint was written; lower config.optimizer.rate, set '
+      f'config.optimizer.clip, compute in float32, or leave out more than '
+      f'config.train.max_skipped={most} such steps in a row')
+
+
+def skipped(config: ConfigDict, state: steps.TrainState) -> dict[str, float | int]:
+  """{'skipped': steps left out so far}, and the gradient's scale, where a run may leave any out."""
+  if not config.train.max_skipped:
+    return {}
+  return {'skipped': int(state.guard.skipped), 'scale': float(state.guard.scale)}
 
 
 def describe(state: steps.TrainState, *, resumed: bool) -> None:

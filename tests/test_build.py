@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eqflow import build, draws, fields, names, outputs, processes, sections
-from eqflow.training import sharding, step as steps
+from eqflow.training import guard, sharding, step as steps
 from experiments import ROOT, config_file as load
 from tests import rows
 
@@ -29,7 +29,7 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
     state = steps.TrainState(
         seed=jnp.uint32(0), step=jnp.int32(0), examples=jnp.uint32(0), params=params,
         opt_state=recipe.optimizer.init(params), emas={k: params for k in build.ema_names(config)},
-        histogram=recipe.histogram)
+        histogram=recipe.histogram, guard=guard.start())
     state, metrics, health = step(state, steps.TrainMetrics.empty(), batch)
     draws, *_ = recipe.draw(params, jax.random.split(key, 2), batch['label'][:2])
     return state, metrics, health, draws

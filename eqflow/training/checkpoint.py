@@ -1,5 +1,6 @@
 """Saving and restoring the whole train state, through orbax."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -48,9 +49,17 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
   target = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _held(like))
   try:
+    if 'guard' in target and not _guarded(manager.directory / str(step)):
+      del target['guard']   # Written before runs counted the steps that they leave out: none were.
     return like.replace(**manager.restore(step, args=ocp.args.StandardRestore(target)))
   except Exception as error:
     older = [other for other in manager.all_steps() if other != step]
     instead = f'to go on from step {max(older)}' if older else 'to start anew'
     raise ValueError(f'the checkpoint {manager.directory / str(step)} cannot be read '
                      f'({str(error).splitlines()[0][:200]}): delete that folder {instead}') from error
+
+
+def _guarded(folder):
+  """Whether the checkpoint in a folder names a guard among what it holds."""
+  held = json.loads((folder / 'default/_METADATA').read_text())['tree_metadata']
+  return any(path.startswith("('guard'") for path in held)

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 import optax
 
 from eqflow import ema
-from eqflow.training import sharding
+from eqflow.arrays import Number
+from eqflow.training import guard as guards, sharding
 
 
 @flax.struct.dataclass
@@ -24,6 +25,7 @@ class TrainState:
   opt_state: Any
   emas: Any        # {name: tree like params}
   histogram: Any = ()   # what an adaptive density has measured
+  guard: Any = ()       # updates left out, and the scale of the gradient
 
 
 @flax.struct.dataclass
@@ -35,23 +37,28 @@ class TrainMetrics(clu_metrics.Collection):
 
 
 def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, seed: int,
-           mesh: Mesh, *, histogram: Any = ()) -> TrainState:
-  """A fresh state, made on the devices: params = init(key(seed)), averages equal to them."""
+           mesh: Mesh, *, histogram: Any = (), scale: Number = 1.0) -> TrainState:
+  """A fresh state, made on the devices: params = init(key(seed)), averages equal to them.
+
+  `scale` is what the first losses are multiplied by before their gradients are taken.
+  """
   def make(seed):
     params = init(jax.random.key(seed))
     return TrainState(seed=seed, step=jnp.int32(0), examples=jnp.uint32(0), params=params,
                       opt_state=optimizer.init(params), emas=ema.init(params, names),
-                      histogram=jax.tree.map(jnp.asarray, histogram))
+                      histogram=jax.tree.map(jnp.asarray, histogram), guard=guards.start(scale))
   return jax.jit(make, out_shardings=sharding.replicated(mesh))(jnp.uint32(seed))
 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Callable, mesh: Mesh,
               *, accumulate: int = 1, measure: Callable | None = None,
-              prepare: Callable | None = None) -> Callable:
+              prepare: Callable | None = None, skip: bool = False, scaled: bool = False) -> Callable:
   """(state, metrics, batch) -> (state, metrics, health), compiled.
 
-  health is [loss, norm of the gradient, norm of the new parameters]: all finite, or the new state
-  is none to keep.
+  health is [loss, norm of the gradient, norm of the new parameters, steps left out in a row]. The
+  first three are finite, or the new state is none to keep; with `skip` it is the old one then, but
+  for its place in the data and its count of such steps. `scaled` multiplies the loss before its
+  gradient is taken, by what keeps float16's in range; it needs `skip`.
 
   loss(keys, params, batch, histogram) -> ([b], aux); share(step, examples, added) -> {name: share} of
   the new parameters in each average, examples counting those of this step. prepare(params) -> params
@@ -59,25 +66,33 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Ca
   measure(histogram, t, losses) -> histogram, of the whole batch, where the density adapts. The
   gradient is the mean over `accumulate` microbatches, each spread over all devices.
   """
-  def mean_loss(params, histogram, keys, batch):
-    losses, aux = loss(keys, params, batch, histogram)
-    return losses.mean(), (aux['error'].mean(), (aux['t'], losses) if measure else ())
+  if scaled and not skip:
+    raise ValueError('scaled=True without skip=True: a scale is found by leaving out what overflows')
 
-  def gradient(*given):
-    (value, (error, seen)), grads = jax.value_and_grad(mean_loss, has_aux=True)(*given)
+  def mean_loss(params, histogram, scale, keys, batch):
+    losses, aux = loss(keys, params, batch, histogram)
+    value, seen = losses.mean(), (aux['t'], losses) if measure else ()
+    return value * scale if scaled else value, (value, aux['error'].mean(), seen)
+
+  def gradient(params, histogram, scale, *given):
+    (_, (value, error, seen)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+        params, histogram, scale, *given)
+    if scaled:
+      grads = jax.tree.map(lambda g: g / scale, grads)
     return ((value, error), grads), seen
 
-  def accumulated(params, histogram, keys, batch):
+  def accumulated(params, histogram, scale, keys, batch):
+    given = params, histogram, scale
     if accumulate == 1:
-      return gradient(params, histogram, keys, batch)
+      return gradient(*given, keys, batch)
     # Microbatch j takes rows j, j + accumulate, ...: every device keeps its own rows.
     split = lambda a: jnp.moveaxis(a.reshape((-1, accumulate) + a.shape[1:]), 1, 0)
     join = lambda a: jnp.moveaxis(a, 0, 1).reshape(-1)
     def add(total, micro):
-      means, seen = gradient(params, histogram, *micro)
+      means, seen = gradient(*given, *micro)
       return jax.tree.map(jnp.add, total, means), seen
     micros = jax.tree.map(split, (keys, batch))
-    like, _ = jax.eval_shape(gradient, params, histogram, *jax.tree.map(lambda a: a[0], micros))
+    like, _ = jax.eval_shape(gradient, *given, *jax.tree.map(lambda a: a[0], micros))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     total, seen = jax.lax.scan(add, zeros, micros)
     return jax.tree.map(lambda a: a / accumulate, total), jax.tree.map(join, seen)
@@ -85,19 +100,25 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Ca
   def step(state, metrics, batch):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
     params = prepare(state.params) if prepare else state.params
-    ((value, error), grads), seen = accumulated(params, state.histogram, keys, batch)
+    ((value, error), grads), seen = accumulated(params, state.histogram, state.guard.scale, keys, batch)
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
     added = jnp.uint32(len(batch['index']))
     examples = state.examples + added
-    state = state.replace(
+    new = state.replace(
         step=state.step + 1, examples=examples, params=params, opt_state=opt_state,
         emas=ema.move(state.emas, params, share(state.step, examples, added)),
         histogram=measure(state.histogram, *seen) if measure else state.histogram)
     means = TrainMetrics.single_from_model_output(loss=value, error=error, grad_norm=norm)
-    health = jnp.stack([value, norm, optax.tree.norm(params)])
-    return state, metrics.merge(means), health
+    met, health = metrics.merge(means), jnp.stack([value, norm, optax.tree.norm(params)])
+    if skip:
+      finite = jnp.isfinite(health).all()
+      guard = guards.counted(state.guard, finite)
+      kept = guards.chosen(finite, (new, met), (state, metrics))
+      new, met = kept[0].replace(step=new.step, examples=examples, guard=(
+          guards.rescaled(guard, finite) if scaled else guard)), kept[1]
+    return new, met, jnp.append(health, new.guard.row)
 
   # The old state's buffers become the new one's: it must not be read after the call.
   everywhere = sharding.replicated(mesh)

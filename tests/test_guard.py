@@ -1,0 +1,206 @@
+"""Steps whose numbers are not finite: left out, counted, told; and the scale of float16's gradients."""
+
+import json
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eqflow import build, train as training
+from eqflow.training import guard, sharding, step as steps
+from experiments import config_file as load
+
+
+def regression(dtype=jnp.float32, size=1.0):
+  """params -> losses of w x - y in `dtype`, the gradient's share of each example `size` times x."""
+  def loss(keys, params, batch, histogram):
+    made = batch['x'].astype(dtype) @ params['w'].astype(dtype)
+    losses = size * (made[:, 0].astype(jnp.float32) - batch['y']) ** 2
+    return losses, {'error': losses, 't': losses}
+  return loss
+
+
+def started(*, skip=True, scale=1.0, loss=None, accumulate=1):
+  mesh = sharding.device_mesh(jax.devices()[:1])
+  adam = optax.adam(0.1)
+  init = lambda key: {'w': jax.random.normal(key, (3, 1))}
+  share = lambda step, examples, added: {'mean': 0.25}
+  state = steps.create(init, adam, ['mean'], 0, mesh, scale=scale)
+  step = steps.make_step(loss or regression(), adam, share, mesh, accumulate=accumulate, skip=skip,
+                         scaled=scale != 1)
+  return state, step, steps.empty_metrics(mesh)
+
+
+def batch(i, **changes):
+  rng = np.random.default_rng(i)
+  x = rng.normal(size=(8, 3)).astype(np.float32)
+  return {'x': x, 'y': x.sum(1), 'index': np.arange(8 * i, 8 * i + 8, dtype=np.uint32)} | changes
+
+
+def host(tree):
+  return jax.tree.map(np.array, tree)
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('bad', [np.nan, np.inf, 1e30], ids=str)
+def test_a_step_that_is_not_finite_leaves_all_but_the_place_in_the_data_as_it_was(bad, accumulate):
+  state, step, metrics = started(accumulate=accumulate)
+  x = batch(1)['x']
+  x[3, 1] = bad
+  state, metrics, _ = step(state, metrics, batch(0))
+  before, met = host(state), host(metrics)
+  state, metrics, health = step(state, metrics, batch(1, x=x))
+  assert not np.isfinite(np.asarray(health[:2])).all() and int(health[3]) == 1
+  for name in ('params', 'opt_state', 'emas', 'histogram', 'seed'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
+  jax.tree.map(np.testing.assert_array_equal, host(metrics), met)
+  assert (int(state.step), int(state.examples), int(state.guard.skipped)) == (2, 16, 1)
+
+  # What follows is what would have followed had the bad batch never been.
+  state, metrics, health = step(state, metrics, batch(2))
+  other, step, metrics = started(accumulate=accumulate)
+  for i in (0, 2):
+    other, metrics, _ = step(other, metrics, batch(i))
+  jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
+  jax.tree.map(np.testing.assert_array_equal, state.emas, other.emas)
+  assert (int(health[3]), int(state.guard.skipped)) == (0, 1)
+
+
+def test_one_leaf_of_the_gradient_is_enough_to_leave_a_step_out():
+  @jax.custom_vjp
+  def broken(w):
+    return w
+  broken.defvjp(lambda w: (w, None), lambda _, g: (g.at[1].set(jnp.nan),))
+  def loss(keys, params, batch, histogram):
+    losses = ((batch['x'] @ broken(params['w']))[:, 0] - batch['y']) ** 2
+    return losses, {'error': losses}
+  state, step, metrics = started(loss=loss)
+  before = host(state)
+  state, _, health = step(state, metrics, batch(0))
+  assert np.isfinite(health[0]) and np.isnan(health[1]), 'the loss is finite, its gradient is not'
+  jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+
+
+def test_a_finite_step_is_the_same_whether_bad_ones_are_left_out_or_not():
+  (a, step_a, met_a), (b, step_b, met_b) = started(skip=True), started(skip=False)
+  for i in range(3):
+    a, met_a, health_a = step_a(a, met_a, batch(i))
+    b, met_b, health_b = step_b(b, met_b, batch(i))
+  jax.tree.map(np.testing.assert_array_equal, (a.params, a.emas), (b.params, b.emas))
+  np.testing.assert_array_equal(health_a, health_b)
+
+
+def test_float16_gradients_that_would_round_to_zero_are_scaled_into_range():
+  # An error of size 1 leaves 2 size/8 as what flows back, below 2^-24 for size 2^-24.
+  small = regression(jnp.float16, 2.0**-24)
+  grown = {}
+  for scale in (1.0, 2.0**16):
+    state, step, metrics = started(scale=scale, loss=small)
+    _, _, health = step(state, metrics, batch(0))
+    grown[scale] = float(health[1])
+  state, step, metrics = started(loss=regression(jnp.float32, 2.0**-24))
+  _, _, health = step(state, metrics, batch(0))
+  np.testing.assert_allclose(grown[2.0**16], float(health[1]), rtol=2e-3)
+  assert grown[1.0] < 0.9 * float(health[1]), f'without a scale nothing was lost: {grown}'
+
+
+def test_a_scale_too_large_is_halved_until_the_gradient_is_finite():
+  state, step, metrics = started(scale=2.0**20, loss=regression(jnp.float16))
+  first = host(state.params)
+  rows = []
+  while not rows or rows[-1]:
+    jax.tree.map(np.testing.assert_array_equal, state.params, first)
+    state, metrics, health = step(state, metrics, batch(0))
+    rows.append(int(health[3]))
+    assert len(rows) < 20, f'no scale was small enough: {float(state.guard.scale)}'
+  assert len(rows) > 1 and rows == [*range(1, len(rows)), 0]
+  assert float(state.guard.scale) == 2.0 ** (21 - len(rows))
+  assert abs(np.asarray(state.params['w']) - first['w']).max() > 0.01, 'it never got to an update'
+
+
+def test_a_scale_grows_after_many_good_steps_and_stays_within_its_bounds():
+  good, bad = jnp.array(True), jnp.array(False)
+  held = guard.start(2.0)
+  for finite, steady, scale in (
+      (good, guard.PATIENCE - 2, 2.0), (good, guard.PATIENCE - 1, 4.0), (bad, 5, 1.0)):
+    found = guard.rescaled(held.replace(steady=jnp.int32(steady)), finite)
+    assert float(found.scale) == scale
+    assert int(found.steady) == (steady + 1) % guard.PATIENCE * int(finite)
+  assert float(guard.rescaled(guard.start(1.0), bad).scale) == 1
+  top = guard.start(guard.LARGEST).replace(steady=jnp.int32(guard.PATIENCE))
+  assert float(guard.rescaled(top, good).scale) == guard.LARGEST
+
+
+def toy(most):
+  config = load('toy').get_config()
+  config.train.update(dict(batch=64, num_examples=768, log_examples=256, sample_examples=10**6,
+                           checkpoint_examples=256, max_skipped=most))
+  config.model.update(dict(width=16, depth=1))
+  return config.lock()
+
+
+def poisoned(monkeypatch, at):
+  """The batches of those numbers hold a NaN."""
+  place, calls = sharding.place_batch, []
+  def broken(batch, mesh):
+    calls.append(1)
+    if len(calls) - 1 in at:
+      batch = batch | {'x': np.full_like(batch['x'], np.nan)}
+    return place(batch, mesh)
+  monkeypatch.setattr(training.sharding, 'place_batch', broken)
+
+
+def test_a_run_tells_and_counts_what_it_leaves_out_and_ends_where_it_would(
+    tmp_path, monkeypatch, capsys):
+  poisoned(monkeypatch, {2, 6, 7})
+  state = training.train(toy(2), tmp_path / 'run')
+  said = capsys.readouterr().out
+  assert said.count('left out') == 3, said
+  assert 'step 8: loss nan' in said and '2 in a row of at most 2' in said
+  assert (int(state.step), int(state.guard.skipped)) == (12, 3)
+  rows = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
+  assert [row['skipped'] for row in rows] == [1, 3, 3] and np.isfinite([r['loss'] for r in rows]).all()
+
+
+def test_more_bad_steps_in_a_row_than_allowed_end_the_run_on_a_clean_checkpoint(
+    tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    poisoned(patch, {5, 6, 7})
+    with pytest.raises(FloatingPointError, match=r'step 8: loss nan.*config.train.max_skipped=2'):
+      training.train(toy(2), tmp_path / 'run')
+  # More may be left out when the run goes on: the key is free. It goes on from step 4.
+  state = training.train(toy(3), tmp_path / 'run')
+  whole = training.train(toy(2), tmp_path / 'whole')
+  jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
+
+
+def test_float16_is_refused_where_no_update_may_be_left_out():
+  config = load('digits').get_config()
+  config.model.dtype = 'float16'
+  with pytest.raises(ValueError, match=r"config.model.dtype='float16' with config.train.max_skipped"):
+    build.recipe(config)
+  config.train.max_skipped = 20
+  assert build.recipe(config).scale == 2.0**16
+
+
+def test_a_network_in_float16_has_the_gradient_that_it_has_in_float32():
+  mesh, found = sharding.device_mesh(jax.devices()[:1]), {}
+  rng = np.random.default_rng(0)
+  given = {'x': rng.normal(size=(64, 2)).astype(np.float32), 'label': np.zeros(64, np.int32),
+           'index': np.arange(64, dtype=np.uint32)}
+  for dtype in ('float32', 'float16'):
+    config = toy(20).copy_and_resolve_references()
+    with config.unlocked():
+      config.model.update(dict(dtype=dtype, final_scale=1.0))
+    recipe = build.recipe(config)
+    state = steps.create(recipe.init, recipe.optimizer, [], 0, mesh, scale=recipe.scale)
+    step = steps.make_step(recipe.loss, recipe.optimizer, lambda *a: {}, mesh, skip=True,
+                           scaled=recipe.scale != 1)
+    metrics, row = steps.empty_metrics(mesh), 1
+    while row:
+      state, metrics, health = step(state, metrics, given)
+      row = int(health[3])
+    found[dtype] = np.asarray(health)
+  np.testing.assert_allclose(found['float16'], found['float32'], rtol=5e-3)
