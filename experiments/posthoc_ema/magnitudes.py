@@ -1,0 +1,113 @@
+"""How large activations and weights become in training, with the parts that hold them and without.
+
+  python -m experiments.posthoc_ema.magnitudes [--only=all,free] [--examples=96000]
+
+One network, EDM2's of configs/digits.py, one recipe, one seed. `not_held` leaves out forced weight
+normalization alone, `free` all normalization of weights, `none` every part of `models.magnitude`:
+pixel and attention norms too, and the divisors of silu, sums and concatenations. Each is written when
+its training is done.
+"""
+
+import argparse
+import json
+import pathlib
+from unittest import mock
+
+from flax import linen as nn
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from eqflow import build, run
+from eqflow.data import pipeline
+from eqflow.models import magnitude
+from eqflow.training import sharding, step as steps
+from experiments import config_file
+from experiments.equilibrium_matching import results
+
+RESULTS = pathlib.Path(__file__).parent / 'results/magnitudes'
+PARTS = ('all', 'not_held', 'free', 'none')
+EVERY = 4_800       # examples between two looks
+
+
+def _of_activations(x, axis=-1, eps=1e-4, normalize=magnitude.normalize):
+  # Weights are normalized over all axes but the last, activations over one.
+  return x if isinstance(axis, tuple) else normalize(x, axis, eps)
+
+
+WITHOUT = {
+    'all': {}, 'not_held': {}, 'free': dict(normalize=_of_activations),
+    'none': dict(normalize=lambda x, axis=-1, eps=0.0: x, silu=nn.silu, lerp=lambda a, b, t=0.5: a + b,
+                 cat=lambda a, b, t=0.5: jnp.concatenate([a, b], -1))}
+
+
+def rms(x: jax.Array) -> jax.Array:
+  """The root of the mean square of all of x."""
+  return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
+
+
+def measured(network, config):
+  """params -> {'activations', 'weights': {layer: RMS}}, compiled, of one batch at three sigmas."""
+  sigma = jnp.repeat(jnp.array([0.1, 0.5, 2.0]), 32)
+  x = jnp.asarray(run.open_source(config).records.x[:96], jnp.float32)
+  z = x + sigma[:, None, None, None] * jax.random.normal(jax.random.key(1), x.shape)
+  sigma_data = config.output.sigma_data
+  given = z / jnp.sqrt(sigma**2 + sigma_data**2)[:, None, None, None], jnp.log(sigma) / 4
+
+  @jax.jit
+  def look(params):
+    _, kept = network.apply({'params': params}, *given, mutable=['intermediates'])
+    seen = {name.removeprefix('after_'): rms(value[0])
+            for name, value in kept['intermediates'].items() if name.startswith('after_')}
+    weights = {jax.tree_util.keystr(path[:-1], simple=True, separator='/'): rms(leaf)
+               for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+               if jax.tree_util.keystr(path[-1:], simple=True) == 'weight'}
+    return {'activations': seen, 'weights': weights}
+
+  return look
+
+
+def trained(parts: str, examples: int) -> dict:
+  """{'examples': [n], 'losses': [n], 'activations': {layer: [n]}, 'weights': {layer: [n]}}."""
+  config = config_file('digits').get_config('edm2')
+  config.ema.update(dict(stds=(), snapshot_examples=0))
+  config.sample.params = 'params'
+  recipe, mesh = build.recipe(config.lock()), sharding.device_mesh()
+  state = steps.create(recipe.init, recipe.optimizer, [], config.seed, mesh)
+  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh,
+                         prepare=recipe.prepare if parts == 'all' else None)
+  look = measured(build.model(config.model, config.data.num_classes), config)
+  batches = pipeline.batches(
+      run.open_source(config), seed=config.seed, batch=config.train.batch, start=0, process_index=0,
+      process_count=1, workers=0, flip=False, couple=None)
+  found, losses, metrics = [], [], steps.empty_metrics(mesh)
+  for at in range(0, examples + 1, config.train.batch):
+    if at % EVERY == 0:
+      found.append(jax.device_get(look(state.params)))
+      losses.append(float(metrics.compute()['loss']) if at else float('nan'))
+      metrics = steps.empty_metrics(mesh)
+      print(parts, at, losses[-1], np.mean(list(found[-1]['activations'].values())), flush=True)
+    state, metrics, _ = step(state, metrics, sharding.place_batch(next(batches), mesh))
+  columns = jax.tree.map(lambda *values: [float(value) for value in values], *found)
+  return {'examples': list(range(0, examples + 1, EVERY)), 'losses': losses[1:], **columns}
+
+
+def read() -> dict[str, dict]:
+  """{parts: what was found} of what is measured."""
+  return {parts: json.loads((RESULTS / f'{parts}.json').read_text()) for parts in PARTS
+          if (RESULTS / f'{parts}.json').exists()}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--only', default=','.join(PARTS), help='of these')
+  parser.add_argument('--examples', type=int, default=96_000, help='seen in training')
+  given = parser.parse_args()
+  for parts in given.only.split(','):
+    if not (RESULTS / f'{parts}.json').exists():
+      with mock.patch.multiple(magnitude, **WITHOUT[parts]):
+        results.write(RESULTS / f'{parts}.json', trained(parts, given.examples))
+
+
+if __name__ == '__main__':
+  main()
