@@ -36,7 +36,8 @@ def _of_activations(x, axis=-1, eps=1e-4, normalize=magnitude.normalize):
 
 
 WITHOUT = {
-    'all': {}, 'not_held': {}, 'free': dict(normalize=_of_activations),
+    'all': dict(normalize=magnitude.normalize), 'not_held': dict(normalize=magnitude.normalize),
+    'free': dict(normalize=_of_activations),
     'none': dict(normalize=lambda x, axis=-1, eps=0.0: x, silu=nn.silu, lerp=lambda a, b, t=0.5: a + b,
                  cat=lambda a, b, t=0.5: jnp.concatenate([a, b], -1))}
 
