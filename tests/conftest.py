@@ -1,6 +1,8 @@
 """Every test runs on the CPU with eight virtual devices; float64 is asked for where it is meant."""
 
 import os
+import shutil
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
@@ -8,8 +10,22 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 # Two test processes on two cores: BLAS threads would only wait for each other.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
+# What one test compiles, the next, the other process and the programs they start need not compile
+# again: a folder of this session alone, made by the first process and handed on to the others.
+FIRST = 'JAX_COMPILATION_CACHE_DIR' not in os.environ
+if FIRST:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='eqflow-compiled-')
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.05'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
+
 import jax
 import pytest
+
+
+def pytest_unconfigure():
+  """The folder goes with the process that made it."""
+  if FIRST:
+    shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Draws the stored distances by width of the average: docs/posthoc_ema_<data>.png.
+"""Draws what is stored: docs/posthoc_ema_<data>.png, distances by width of the average, and
+docs/magnitudes.png; and what averages weigh, docs/posthoc_ema.png.
 
   python -m experiments.posthoc_ema.figures
 """
@@ -13,7 +14,7 @@ import numpy as np
 
 from experiments import ROOT
 from experiments.equilibrium_matching.figures import COLOURS, LABEL
-from experiments.posthoc_ema import quality
+from experiments.posthoc_ema import magnitudes, quality, widths
 
 
 def curves(data: str) -> dict[tuple[float, int], np.ndarray]:
@@ -44,7 +45,35 @@ def draw(found: dict[tuple[float, int], np.ndarray]) -> plt.Figure:
   return figure
 
 
+NAMES = {'all': 'all parts', 'not_held': 'weights normalized, not held', 'free': 'weights free',
+         'none': 'none of the parts'}
+
+
+def draw_magnitudes(found: dict[str, dict]) -> plt.Figure:
+  """RMS over training of activations and of weights: the median layer, and all within a band."""
+  figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout='constrained')
+  for colour, (parts, row) in zip(COLOURS, found.items()):
+    for axis, kind in zip(axes, ('activations', 'weights')):
+      y = np.array(list(row[kind].values()))
+      axis.plot(row['examples'], np.median(y, axis=0), color=colour, label=NAMES[parts])
+      axis.fill_between(row['examples'], y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
+      axis.set(title=kind, ylabel='RMS, median and range of layers', yscale='log')
+    axes[2].plot(row['examples'][1:], row['losses'], color=colour)
+  axes[2].set(title='loss under its own uncertainty', ylabel='mean since the last point')
+  for axis in axes:
+    axis.set_xlabel('examples')
+    axis.grid(alpha=0.25)
+  axes[1].legend(frameon=False, fontsize=8)
+  return figure
+
+
 def main():
+  drawn = {'posthoc_ema': widths.draw_profiles((0.05, 0.1, 0.15, 0.25), 24)}
+  if magnitudes.read():
+    drawn['magnitudes'] = draw_magnitudes(magnitudes.read())
+  for name, figure in drawn.items():
+    figure.savefig(ROOT / f'docs/{name}.png', dpi=110)
+    print(ROOT / f'docs/{name}.png')
   for data in quality.DATA:
     found = curves(data)
     if not found:
