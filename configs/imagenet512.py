@@ -4,9 +4,10 @@ paper    Analyzing and Improving the Training Dynamics of Diffusion Models [Karr
 command  python -m eqflow.main --config=configs/imagenet512.py:s --workdir=runs/imagenet512-s
          eqflow has no data set of latents yet: config.data.name is refused until it has
 variants xxs, xs, s (default), m, l, xl, xxl; xs_classless, told no class
-         s_autoguided, xxl_autoguided, xxl_interval: the same runs, sampled with guidance: give
-         --config.sample.guide.workdir and .params, of an xs trained for 2**27 examples, m for 2**28,
-         and xs_classless
+         and how these runs are sampled: xs_guided to xxl_guided, s_autoguided, xxl_autoguided,
+         xxl_interval for the least FID; s_autoguided_fdd, xxl_autoguided_fdd, xxl_interval_fdd for the
+         least distance in DINOv2. Give --config.sample.guide.workdir: a run of xs_classless, or an xs
+         trained for 2**27 examples (s), an m for 2**28 (xxl). Averages come from --mode=reconstruct
 cost     the paper's: 896 to 2,048 Mi examples, days on 32 A100
 result   not run: traced by the tests
 """
@@ -16,20 +17,36 @@ import ml_collections
 from eqflow.models import edm2
 
 RECIPE = edm2.RECIPES['512']
-# A preset's name comes first; what follows changes how it is sampled, or tells it no class. Scales are
-# the papers' for FID: by a worse self [Karras+ 2406.02507]; by a network without classes on steps 17
-# to 22 of 32 alone [Kynkäänniemi+ 2404.07724]. There both evaluations of such a step are guided, here
-# those whose sigma lies in the interval. Only the average of xs has a width that is known to us.
+
+
+def _guided(scale, guide, ours, theirs, **interval):
+  """How a preset is sampled: a scale, the run that it is guided away from, and both averages."""
+  return dict(sample=dict(params=ours, scale=scale, guide=dict(
+      workdir=f'runs/imagenet512-{guide}', params=theirs), **interval))
+
+
+def _between(low, high):
+  return dict(interval=dict(name='noise_to_signal', low=low, high=high))
+
+
+# A preset's name comes first; what follows changes how it is sampled, or tells it no class. By class:
+# scale and std of both averages in [Karras+ 2312.02696]. By a worse self [Karras+ 2406.02507]: only
+# the guide of s has a width that is known to us, the others' are those that training keeps. On steps
+# 17 to 22, or 13 to 19, of 32 alone [Kynkäänniemi+ 2404.07724]: there both evaluations of such a step
+# are guided, here those whose sigma lies between.
+BY_CLASS = {'xs': (1.4, '0.045'), 's': (1.4, '0.025'), 'm': (1.2, '0.03'), 'l': (1.2, '0.015'),
+            'xl': (1.2, '0.02'), 'xxl': (1.2, '0.015')}
 VARIANTS = {
     **{name.removeprefix('512-'): {} for name in edm2.PRESETS if name.startswith('512-')},
     'xs_classless': dict(data=dict(num_classes=0)),
-    's_autoguided': dict(sample=dict(
-        scale=2.10, guide=dict(workdir='runs/imagenet512-xs', params='0.125'))),
-    'xxl_autoguided': dict(sample=dict(
-        scale=2.05, guide=dict(workdir='runs/imagenet512-m', params='0.1'))),
-    'xxl_interval': dict(sample=dict(
-        scale=2.0, guide=dict(workdir='runs/imagenet512-xs_classless', params='0.1'),
-        interval=dict(name='noise_to_signal', low=0.28, high=1.61))),
+    **{f'{name}_guided': _guided(scale, 'xs_classless', std, std)
+       for name, (scale, std) in BY_CLASS.items()},
+    's_autoguided': _guided(2.10, 'xs', '0.1', '0.125'),
+    's_autoguided_fdd': _guided(2.45, 'xs', '0.1', '0.125'),
+    'xxl_autoguided': _guided(2.05, 'm', '0.1', '0.1'),
+    'xxl_autoguided_fdd': _guided(2.30, 'm', '0.1', '0.1'),
+    'xxl_interval': _guided(2.0, 'xs_classless', '0.015', '0.015', **_between(0.28, 1.61)),
+    'xxl_interval_fdd': _guided(2.9, 'xs_classless', '0.015', '0.015', **_between(0.84, 5.0)),
 }
 
 

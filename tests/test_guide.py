@@ -137,16 +137,23 @@ def test_a_guide_at_a_scale_of_1_is_refused(trained):
 
 
 @pytest.mark.parametrize('file, variant, scale', [
-    ('imagenet512', 's_autoguided', 2.10), ('imagenet512', 'xxl_autoguided', 2.05),
-    ('imagenet512', 'xxl_interval', 2.0), ('imagenet64', 's_autoguided', 1.70)])
+    ('imagenet512', 'xs_guided', 1.4), ('imagenet512', 's_guided', 1.4), ('imagenet512', 'm_guided', 1.2),
+    ('imagenet512', 'l_guided', 1.2), ('imagenet512', 'xl_guided', 1.2),
+    ('imagenet512', 'xxl_guided', 1.2), ('imagenet512', 's_autoguided', 2.10),
+    ('imagenet512', 's_autoguided_fdd', 2.45), ('imagenet512', 'xxl_autoguided', 2.05),
+    ('imagenet512', 'xxl_autoguided_fdd', 2.30), ('imagenet512', 'xxl_interval', 2.0),
+    ('imagenet512', 'xxl_interval_fdd', 2.9), ('imagenet64', 's_autoguided', 1.70)])
 def test_presets_have_the_papers_scales(file, variant, scale):
   config = config_file(file).get_config(variant)
   assert config.sample.scale == scale and config.sample.guide.workdir.startswith(f'runs/{file}-')
   assert config.model.name.endswith('-' + variant.split('_')[0])
+  assert build.is_std(config.sample.params) and build.is_std(config.sample.guide.params)
 
 
-def test_the_interval_holds_the_papers_six_steps_of_32_and_no_other():
-  interval = config_file('imagenet512').get_config('xxl_interval').sample.interval
+@pytest.mark.parametrize('variant, first, last', [
+    ('xxl_interval', 17, 22), ('xxl_interval_fdd', 13, 19)])
+def test_the_interval_holds_the_papers_steps_of_32_and_no_other(variant, first, last):
+  interval = config_file('imagenet512').get_config(variant).sample.interval
   sigma = (80 ** (1 / 7) + np.arange(32) / 31 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
   inside = np.flatnonzero((interval.low <= sigma) & (sigma <= interval.high))
-  np.testing.assert_array_equal(inside, np.arange(17, 23))
+  np.testing.assert_array_equal(inside, np.arange(first, last + 1))

@@ -9,7 +9,8 @@ import time
 from experiments.equilibrium_matching import (
     abilities, command, descents, flows, measure, models, results)
 
-BLIND = [row for row in models.ROWS if row not in ('flow', 'eqm_time', 'heldout')]
+HELDOUT = ['heldout', 'heldout_twice']
+BLIND = [row for row in models.ROWS if row not in ('flow', 'eqm_time', *HELDOUT)]
 FLOWS = ['flow', 'blind_flow']
 # name: (function of a model and its row, rows), those that matter most first.
 MEASUREMENTS = {
@@ -17,7 +18,7 @@ MEASUREMENTS = {
     'composed':   (abilities.composed, ['eqm', 'dot']),
     'pictured':   (abilities.pictured, ['eqm', *FLOWS]),
     'noisy':      (flows.noisy, ['eqm', *FLOWS]),
-    'detected':   (abilities.detected, ['heldout']),
+    'detected':   (abilities.detected, HELDOUT),
     'ode':        (flows.ode, ['eqm', *FLOWS, 'eqm_time']),
     'descended':  (descents.descended, BLIND),
     'stochastic': (flows.stochastic, ['flow']),

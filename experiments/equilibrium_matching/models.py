@@ -34,6 +34,8 @@ ROWS = {
     'flow':       ('flow', {}),
     'blind_flow': ('blind_flow', {}),
     'heldout':    ('eqm', {'data.split': 'train', 'evaluate.split': 'train'}),
+    'heldout_twice': ('eqm', {'data.split': 'train', 'evaluate.split': 'train',
+                              'train.num_examples': 384_000}),
     'eqm_time':   ('eqm', {'model.label_noise': dict(name='time'), 'sample': _FLOW}),
     'linear':     ('eqm', _decay('linear', gain=4.0)),
     'dot':        ('eqm', _energy('dot')),

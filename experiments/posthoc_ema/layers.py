@@ -1,0 +1,64 @@
+"""Magnitudes that EDM2's layers make of N(0, 1): each primitive, then every block of a network.
+
+  python -m experiments.posthoc_ema.layers
+
+Primitives are to leave 1. Whole blocks are below it by design: zeros surround the image, attention
+averages values, and so does down-sampling.
+"""
+
+import argparse
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+
+from eqflow.models import edm2, magnitude
+
+NETWORK = edm2.EDM2(width=64, multipliers=(1, 2), blocks=1, attention=(16,), num_classes=10)
+
+
+def rms(x: jax.Array) -> float:
+  """The root of the mean square of all of x."""
+  return float(jnp.sqrt(jnp.square(x).mean()))
+
+
+def primitives() -> dict[str, float]:
+  """{primitive: RMS of what it makes of unit normal input}."""
+  x, y = jax.random.normal(jax.random.key(0), (2, 64, 32, 32, 64))
+  def linear(kernel, given):
+    return magnitude.Linear(64, kernel).init_with_output(jax.random.key(1), given)[0]
+  fourier, _ = magnitude.Fourier(4_096).init_with_output(
+      jax.random.key(1), jax.random.normal(jax.random.key(2), (64,)))
+  return {
+      '1x1 convolution': rms(linear(1, x)),
+      '3x3 convolution, away from the border': rms(linear(3, x)[:, 1:-1, 1:-1]),
+      '3x3 convolution, with the border': rms(linear(3, x)),
+      'linear': rms(linear(0, x[:, 0, 0])), 'silu': rms(magnitude.silu(x)),
+      'sum, a share of .3': rms(magnitude.lerp(x, y, 0.3)),
+      'concatenation of 64 and 16 channels': rms(magnitude.cat(x, y[..., :16])),
+      'Fourier features': rms(fourier), 'pixel norm of 3 x': rms(magnitude.normalize(3 * x)),
+  }
+
+
+def blocks() -> dict[str, float]:
+  """{layer of a fresh network: RMS of what it makes of unit normal images}."""
+  z, label = jax.random.normal(jax.random.key(0), (16, 32, 32, 3)), jnp.linspace(-1.5, 1, 16)
+  given = z, label, jnp.arange(16) % 10
+  params = jax.jit(NETWORK.init)(jax.random.key(1), *given)['params']
+  apply = jax.jit(lambda params: NETWORK.apply({'params': params}, *given, mutable=['intermediates']))
+  _, kept = apply(params)
+  return {name.removeprefix('after_'): rms(value[0])
+          for name, value in kept['intermediates'].items() if name.startswith('after_')}
+
+
+def main():
+  argparse.ArgumentParser(description=__doc__.partition('\n')[0]).parse_args()
+  for title, found in (('primitive', primitives()), ('layer of a network', blocks())):
+    print(f'\n| {title} | magnitude |\n|---|---|')
+    for name, value in found.items():
+      print(f'| {name} | {value:.3f} |')
+  print(f'\nmedian of the blocks {np.median([v for k, v in found.items() if "block" in k]):.3f}')
+
+
+if __name__ == '__main__':
+  main()
