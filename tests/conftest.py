@@ -1,4 +1,8 @@
-"""Every test runs on the CPU with eight virtual devices; float64 is asked for where it is meant."""
+"""Every test runs on the CPU with eight virtual devices; float64 is asked for where it is meant.
+
+What one test compiles, the next, the other process and the programs they start need not compile
+again: it is kept in a folder of this session alone, which the first process makes and removes.
+"""
 
 import os
 import shutil
@@ -9,14 +13,9 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 # Two test processes on two cores: BLAS threads would only wait for each other.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-
-# What one test compiles, the next, the other process and the programs they start need not compile
-# again: a folder of this session alone, made by the first process and handed on to the others.
-FIRST = 'JAX_COMPILATION_CACHE_DIR' not in os.environ
-if FIRST:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='eqflow-compiled-')
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.05'
-  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/eqflow-{os.getpid()}')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.05')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 
 import jax
 import pytest
@@ -24,7 +23,7 @@ import pytest
 
 def pytest_unconfigure():
   """The folder goes with the process that made it."""
-  if FIRST:
+  if os.environ['JAX_COMPILATION_CACHE_DIR'].endswith(f'eqflow-{os.getpid()}'):
     shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 

@@ -137,9 +137,10 @@ def test_a_guide_at_a_scale_of_1_is_refused(trained):
 
 
 @pytest.mark.parametrize('file, variant, scale', [
-    ('imagenet512', 'xs_guided', 1.4), ('imagenet512', 's_guided', 1.4), ('imagenet512', 'm_guided', 1.2),
-    ('imagenet512', 'l_guided', 1.2), ('imagenet512', 'xl_guided', 1.2),
-    ('imagenet512', 'xxl_guided', 1.2), ('imagenet512', 's_autoguided', 2.10),
+    ('imagenet512', 'xs_guided', 1.4), ('imagenet512', 's_guided', 1.4),
+    ('imagenet512', 'm_guided', 1.2), ('imagenet512', 'l_guided', 1.2),
+    ('imagenet512', 'xl_guided', 1.2), ('imagenet512', 'xxl_guided', 1.2),
+    ('imagenet512', 's_autoguided', 2.10),
     ('imagenet512', 's_autoguided_fdd', 2.45), ('imagenet512', 'xxl_autoguided', 2.05),
     ('imagenet512', 'xxl_autoguided_fdd', 2.30), ('imagenet512', 'xxl_interval', 2.0),
     ('imagenet512', 'xxl_interval_fdd', 2.9), ('imagenet64', 's_autoguided', 1.70)])

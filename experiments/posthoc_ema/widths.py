@@ -1,4 +1,4 @@
-"""Averages of any width from the snapshots of two: their weights of the past, and digits drawn by them."""
+"""Averages of any width from the snapshots of two: how they weigh the past, digits drawn by them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -116,7 +116,8 @@ def draw_profiles(stds: Sequence[float], count: int) -> plt.Figure:
   wanted = 0.15
   x, sum_, error = combined(count, wanted, t)
   for colour, column, std in zip(COLOURS, x.T, KEPT):
-    middle.vlines(np.arange(1, count + 1) / count, 0, column, color=colour, label=f'snapshots of {std:g}')
+    middle.vlines(np.arange(1, count + 1) / count, 0, column, color=colour,
+                  label=f'snapshots of {std:g}')
   middle.set(title=f'coefficients for std {wanted:g}')
   right.plot(t, profile(wanted, t), color='0.7', linewidth=5, label='wanted')
   right.plot(t, sum_, color='black', linewidth=1, label=f'their sum: {100 * error:.1f} % apart')
