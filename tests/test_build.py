@@ -40,7 +40,7 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   if config.loss.coupling.name != 'independent':
     batch['eps'] = batch['x']
   state, _, health, draws = jax.eval_shape(run, jax.random.key(0), batch)
-  assert health.shape == (3,) and draws.shape == (2, *shape)
+  assert health.shape == (4,) and draws.shape == (2, *shape)
   assert state.examples.dtype == jnp.uint32
 
 
