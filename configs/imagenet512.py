@@ -5,9 +5,9 @@ command  python -m eqflow.main --config=configs/imagenet512.py:s --workdir=runs/
          eqflow has no data set of latents yet: config.data.name is refused until it has
 variants xxs, xs, s (default), m, l, xl, xxl; xs_classless, told no class
          and how these runs are sampled: xs_guided to xxl_guided, s_autoguided, xxl_autoguided,
-         xxl_interval for the least FID; s_autoguided_fdd, xxl_autoguided_fdd, xxl_interval_fdd for the
-         least distance in DINOv2. Give --config.sample.guide.workdir: a run of xs_classless, or an xs
-         trained for 2**27 examples (s), an m for 2**28 (xxl). Averages come from --mode=reconstruct
+         xxl_interval for the least FID; each with _fdd for the least distance in DINOv2. Give
+         --config.sample.guide.workdir: a run of xs_classless, or an xs trained for 2**27 examples (s),
+         an m for 2**28 (xxl). Averages come from --mode=reconstruct
 cost     the paper's: 896 to 2,048 Mi examples, days on 32 A100
 result   not run: traced by the tests
 """
@@ -34,13 +34,16 @@ def _between(low, high):
 # the guide of s has a width that is known to us, the others' are those that training keeps. On steps
 # 17 to 22, or 13 to 19, of 32 alone [Kynkäänniemi+ 2404.07724]: there both evaluations of such a step
 # are guided, here those whose sigma lies between.
-BY_CLASS = {'xs': (1.4, '0.045'), 's': (1.4, '0.025'), 'm': (1.2, '0.03'), 'l': (1.2, '0.015'),
-            'xl': (1.2, '0.02'), 'xxl': (1.2, '0.015')}
+BY_CLASS = {
+    'guided': {'xs': (1.4, '0.045'), 's': (1.4, '0.025'), 'm': (1.2, '0.03'), 'l': (1.2, '0.015'),
+               'xl': (1.2, '0.02'), 'xxl': (1.2, '0.015')},
+    'guided_fdd': {'xs': (1.7, '0.15'), 's': (1.9, '0.085'), 'm': (2.0, '0.015'), 'l': (1.7, '0.035'),
+                   'xl': (1.7, '0.03'), 'xxl': (1.7, '0.015')}}
 VARIANTS = {
     **{name.removeprefix('512-'): {} for name in edm2.PRESETS if name.startswith('512-')},
     'xs_classless': dict(data=dict(num_classes=0)),
-    **{f'{name}_guided': _guided(scale, 'xs_classless', std, std)
-       for name, (scale, std) in BY_CLASS.items()},
+    **{f'{name}_{kind}': _guided(scale, 'xs_classless', std, std)
+       for kind, rows in BY_CLASS.items() for name, (scale, std) in rows.items()},
     's_autoguided': _guided(2.10, 'xs', '0.1', '0.125'),
     's_autoguided_fdd': _guided(2.45, 'xs', '0.1', '0.125'),
     'xxl_autoguided': _guided(2.05, 'm', '0.1', '0.1'),

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -49,22 +50,29 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
 
   `examples` is the time they are for, the last snapshot's if None. The error is the relative distance
   of their weighting of the training from the power average's own, printed and stored beside each.
-  They are then parameters by name: --config.sample.params=0.15. Files are read once for all widths;
-  the host holds a tree for each, and one more. Raises as `snapshots.plan` does.
+  They are then parameters by name, --config.sample.params=0.15, in place of one that was made before;
+  a width that training keeps is named so already, by what it is at the end. Files are read once for
+  all widths; the host holds a tree for each, and one more. Raises as `snapshots.plan` does.
   """
   run.check_config(config, workdir)
   like = jax.eval_shape(build.recipe(config).init, jax.random.key(0))
-  name = run.identity(config)
+  name, last = run.identity(config), max(snapshots.listed(workdir / 'snapshots'), default=0)
+  if examples and 0 < last < examples:
+    raise ValueError(f'--examples={examples} is later than the last snapshot, at {last}: nothing is '
+                     'known of that time; give that one, or none')
   made = snapshots.plan(workdir / 'snapshots', examples, stds, like=like, run=name,
                         skip_damaged=skip_damaged)
   at = made.examples
   for std, tree in snapshots.reconstruct(made, like).items():
     error, folder = made.errors[std], workdir / 'reconstructed' / repr(std)
+    shutil.rmtree(folder, ignore_errors=True)
     snapshots.write(folder, at, {repr(std): tree}, run=name)
     told = dict(examples=at, std=std, expected_error=error, snapshots=len(made.terms))
     (folder / 'expected_error.json').write_text(json.dumps(told, indent=2) + '\n')
+    use = ('kept in training: --mode=sweep evaluates this one' if repr(std) in build.ema_names(config)
+           else f'--config.sample.params={std!r}')
     print(f'std {std:g} at {at:,} examples: expected error {error:.1e}, of {len(made.terms)} averages '
-          f'in snapshots; --config.sample.params={std!r}', flush=True)
+          f'in snapshots; {use}', flush=True)
   return made.errors
 
 

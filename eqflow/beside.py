@@ -16,13 +16,15 @@ SINCE = {'loss.coupling.name': 'independent', 'loss.at_data': 0.0, 'loss.dispers
 def config_of(folder: pathlib.Path, flag: str) -> ConfigDict:
   """The config of the run in a folder; raises ValueError, beginning with `flag`, where it has none."""
   try:
-    config = json.loads((folder / 'config.json').read_text())
+    config = _tuples(json.loads((folder / 'config.json').read_text()))
   except (OSError, ValueError) as error:
     raise ValueError(f'{flag}: there is no run ({error}): give the --workdir of one') from error
   # What a run did before its config had the key, as in `run.check_config`.
   try:
     for key, value in SINCE.items():
       *sections, last = key.split('.')
+      if sections == ['model']:
+        continue   # Not every network has the number; those that do start from this one.
       section = config
       for name in sections:
         section = section.setdefault(name, {})
@@ -30,6 +32,13 @@ def config_of(folder: pathlib.Path, flag: str) -> ConfigDict:
     return ConfigDict(config)
   except (AttributeError, TypeError) as error:
     raise _unreadable(flag, error) from error
+
+
+def _tuples(value):
+  """What JSON has made lists of, as configs write it."""
+  if isinstance(value, dict):
+    return {key: _tuples(each) for key, each in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def recipe_of(other: ConfigDict, flag: str, config: ConfigDict,

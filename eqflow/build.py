@@ -251,6 +251,8 @@ def _optimizer(config):
   section = config.optimizer
   shape = bound(SCHEDULES, section.schedule, 'optimizer.schedule',
                 num_examples=config.train.num_examples)
+  with naming('optimizer.schedule'):
+    shape(jnp.float32(0))
   schedule = optimizers.learning_rate(
       rate=section.rate, shape=shape, warmup_examples=section.warmup_examples,
       batch=config.train.batch)
@@ -260,7 +262,11 @@ def _optimizer(config):
 
 def ema_names(config: ConfigDict) -> list[str]:
   """The averages that the run keeps, each called by its decay or its std as written."""
-  return [*_decays(config), *_powers(config)]
+  names = [*_decays(config), *_powers(config)]
+  if len(set(names)) < len(names):
+    raise ValueError(f'config.ema.decays={tuple(config.ema.decays)} and config.ema.stds='
+                     f'{tuple(config.ema.stds)}: two averages would have the same name')
+  return names
 
 
 def _decays(config):

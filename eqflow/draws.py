@@ -49,7 +49,8 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
   """
   section = config.sample
   solver, grid = _solver(config, process, output, label_noise)
-  guide = _guidance(section, config.data.num_classes, process)
+  guide = _guidance(section, config.data.num_classes, process,
+                    config.train.drop_label)
 
   def noise(keys):
     return arrays.noise_like(keys, jnp.zeros((len(keys), *config.data.shape)))
@@ -128,7 +129,7 @@ def scale_of(section: ConfigDict) -> fields.Scale:
   return 1 if set(scale) == {1.0} else scale
 
 
-def _guidance(section, classes, process):
+def _guidance(section, classes, process, drop):
   """(network, labels, guide=None) -> Predict: guided at config.sample.scale, in its interval.
 
   Away from `guide`, a network, where config.sample.guide names one; else from the null class.
@@ -145,6 +146,10 @@ def _guidance(section, classes, process):
   if scale != 1 and not classes and not other:
     raise ValueError(f'config.sample.scale={scale} guides by class, but '
                      'config.data.num_classes=0: set it to 1, or give config.sample.guide')
+  if scale != 1 and not other and not drop:
+    raise ValueError(f'config.sample.scale={scale} guides away from no class, which the network was '
+                     'never told: train with config.train.drop_label=0.1, or give config.sample.guide, '
+                     'a run without classes or a worse one')
   if interval and section.solver.name in DESCENTS:
     raise ValueError(f'config.sample.interval.name={section.interval.name!r}: a descent has no time '
                      "that guidance could be limited to; set it to 'always'")

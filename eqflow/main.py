@@ -14,6 +14,7 @@ from eqflow.evaluate import evaluate
 from eqflow.finish import finish
 from eqflow.outliers import score
 from eqflow.train import train
+from eqflow.training import signals
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
                                           lock_config=True)
@@ -58,7 +59,7 @@ MODES = {
 }
 
 # What a user can mend: shown as one line, with exit code 2. Everything else is a traceback.
-REFUSALS = ValueError, FileNotFoundError, FloatingPointError
+REFUSALS = ValueError, OSError, FloatingPointError
 
 
 def main(argv: list[str]) -> None:
@@ -87,9 +88,12 @@ def main(argv: list[str]) -> None:
       draw_pairs(config, workdir, pathlib.Path(_OUT.value), count=_NUM_SAMPLES.value,
                  seed=_SEED.value)
     else:
-      if _MODE.value == 'train':
-        train(config, workdir)
-      evaluate(config, workdir, near=_NEIGHBOURS.value)
+      with signals.watched() as stop:
+        if _MODE.value == 'train':
+          train(config, workdir, stop)
+        evaluate(config, workdir, near=_NEIGHBOURS.value)
+  except signals.Stopped as stopped:
+    signals.end(str(stopped))
   except REFUSALS as error:
     refuse(error)
   except KeyboardInterrupt:

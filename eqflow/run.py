@@ -92,7 +92,7 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
   except (ValueError, AttributeError) as error:
     raise ValueError(f'{path} cannot be read ({error}): give another --workdir, or delete the file '
                      'to let the config given take its place') from error
-  free = [key for key in FREE if key != 'data.dir' or config.data.name != 'folder']
+  free = _free(config)
   differ = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)
             and not any(key == name or key.startswith(name + '.') for name in free)]
   if differ:
@@ -100,6 +100,11 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
                         for key in differ)
     raise ValueError(f'{workdir} holds a run of another config ({changes}): give another --workdir, '
                      'or the config it was made with')
+
+
+def _free(config):
+  """FREE, but for the folder where that says what the data are."""
+  return [key for key in FREE if key != 'data.dir' or config.data.name != 'folder']
 
 
 @contextlib.contextmanager
@@ -166,7 +171,7 @@ def identity(config: ConfigDict) -> str:
   # Without what a key that is new says as runs did before it, so that old snapshots keep their name.
   kept = {key: value for key, value in flat(config).items()
           if (key not in beside.SINCE or beside.SINCE[key] != value)
-          and not any(key == name or key.startswith(name + '.') for name in FREE)}
+          and not any(key == name or key.startswith(name + '.') for name in _free(config))}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -194,7 +199,7 @@ def _kept(config, recipe, workdir):
   state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
                        histogram=recipe.histogram)
   with checkpoint.open_checkpoints(workdir, keep=None) as checkpoints:
-    restored = checkpoint.restore(checkpoints, state)
+    restored = checkpoints.restore(state)
   return int(restored.step), steps.parameters(restored, config.sample.params)
 
 
@@ -214,7 +219,8 @@ def guide_of(config: ConfigDict,
                      "run, 'params', an average that it keeps, or one that --mode=reconstruct made")
   other = beside.config_of(folder, flag)
   # It is not guided itself.
-  other.sample.update(dict(guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
+  other.sample = ConfigDict(other.sample.to_dict() | dict(
+      guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
   theirs = beside.recipe_of(other, flag, config, recipe)
   if other.data.num_classes not in (0, config.data.num_classes):
     raise ValueError(f'{flag}: it has {other.data.num_classes} classes, --workdir '

@@ -152,7 +152,12 @@ def check_ranges(config: ConfigDict) -> None:
   for key in ('patch', 'width', 'depth', 'heads'):
     if key in config.model:
       finite(config.model[key], f'model.{key}', **positive)
-  finite(config.model.get('final_scale', 0.0), 'model.final_scale', least=0)
+  for key, limits in {'final_scale': dict(least=0), 'dropout': dict(least=0, most=1 - 1e-6),
+                      'head_width': dict(least=1), 'res_balance': dict(least=0, most=1),
+                      'attn_balance': dict(least=0, most=1), 'concat_balance': dict(least=0, most=1),
+                      'label_balance': dict(least=0, most=1)}.items():
+    if key in config.model:
+      finite(config.model[key], f'model.{key}', **limits)
   for decay in config.ema.decays:
     finite(decay, 'ema.decays', least=1e-9, most=1 - 1e-9)
   if config.data.flip and len(config.data.shape) != 3:

@@ -15,15 +15,17 @@ import numpy as np
 from eqflow import build, run, sample
 from eqflow.data import pipeline, sources
 from eqflow.models import embed
-from eqflow.training import checkpoint, metrics, sharding, snapshots, step as steps
+from eqflow.training import checkpoint, metrics, sharding, signals, snapshots, step as steps
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
-  """Trains until config.train.num_examples, going on from the newest checkpoint in workdir.
+def train(config: ConfigDict, workdir: pathlib.Path,
+          stop: signals.Stop | None = None) -> steps.TrainState:
+  """Trains until config.train.num_examples, going on from the newest whole checkpoint in workdir.
 
   Writes config.json, metrics.jsonl, tensorboard/, samples-*.png, checkpoints/ and snapshots/ there.
   Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError with
-  the step where loss or gradient is not finite: no such state is written.
+  the step where loss or gradient is not finite: no such state is written; OSError where a checkpoint
+  cannot be; signals.Stopped, with the state saved, where `stop` is asked for.
   """
   recipe, mesh = build.recipe(config), sharding.device_mesh()
   section = config.train
@@ -35,16 +37,19 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> steps.TrainState:
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = run.open_source(config)
   with run.claimed(config, workdir, source):
-    return _train(config, recipe, source, mesh, workdir)
+    return _train(config, recipe, source, mesh, workdir, stop or signals.Stop())
 
 
-def _train(config, recipe, source, mesh, workdir):
+def _train(config, recipe, source, mesh, workdir, stop):
   section = config.train
   state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
                        histogram=recipe.histogram, scale=recipe.scale)
   with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
-    restored = checkpoint.restore(checkpoints, state)
+    restored = checkpoints.restore(state, mend=True)
     state = restored or state
+    # Before the step compiles, so that a signal may end that at once.
+    checkpoints.save(state)
+    checkpoints.wait()
     if jax.process_index() == 0:
       if source.damaged:
         print(f'{source.name}: left out {len(source.damaged)} damaged images, listed in data.json')
@@ -53,24 +58,24 @@ def _train(config, recipe, source, mesh, workdir):
                            accumulate=section.accumulate, measure=recipe.measure,
                            prepare=recipe.prepare, skip=section.max_skipped > 0,
                            scaled=recipe.scale != 1)
-    save = lambda state: checkpoint.save(checkpoints, state)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(section.num_examples / section.batch)
-    return fit(config, recipe, source, step, state, workdir, until=until, save=save)
+    return fit(config, recipe, source, step, state, workdir, until=until, checkpoints=checkpoints,
+               stop=stop)
 
 
 def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: Callable,
         state: steps.TrainState, workdir: pathlib.Path, *, until: int,
-        save: Callable) -> steps.TrainState:
+        checkpoints: checkpoint.Checkpoints, stop: signals.Stop) -> steps.TrainState:
   """The loop: `step` on batch after batch from where `state` stands to `until` updates.
 
-  save(state) is called every config.train.checkpoint_examples and at the end, never with a state
-  whose last update was not finite.
+  The state is saved every config.train.checkpoint_examples, at the end, and where a signal asks for
+  one; never one whose last update was not finite.
   """
   section, mesh = config.train, sharding.device_mesh()
   every = lambda examples: max(1, round(examples / section.batch))
   first = jax.process_index() == 0
-  at = since = int(state.step)
+  start = at = since = int(state.step)
   writer = metrics.Writer(workdir, step=at, active=first)
   progress = metrics.Progress(section.num_examples, at * section.batch, active=first)
   batches = pipeline.batches(
@@ -80,16 +85,20 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
   running, health, clock = steps.empty_metrics(mesh), None, time.perf_counter()
   check = lambda health, at: check_health(health, at, section.max_skipped, progress.say)
 
-  with contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress):
+  with (contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress),
+        stop.busy()):
     while at < until:
-      state, running, fresh = step(state, running, sharding.place_batch(next(batches), mesh))
+      # The first step compiles, and what it starts from is saved.
+      with stop.free() if at == start else contextlib.nullcontext():
+        state, running, fresh = step(state, running, sharding.place_batch(next(batches), mesh))
+      checkpoints.check()
       # A step late, so that the device never waits to be asked.
       check(health, at)
       health, at = fresh, at + 1
       logs, saves, keeps, shows = (bool(examples) and (at % every(examples) == 0) for examples in (
           section.log_examples, section.checkpoint_examples, config.ema.snapshot_examples,
           section.sample_examples))
-      if logs or saves or keeps or shows or at == until:
+      if logs or saves or keeps or shows or stop.asked or at == until:
         health = check(health, at)
 
       if logs or at == until:
@@ -100,15 +109,22 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
         progress.show(at * section.batch, values['loss'], speed)
         running, since, clock = steps.empty_metrics(mesh), at, time.perf_counter()
 
-      if saves or at == until:
-        save(state)
-
+      # Before the checkpoint: a run that goes on from there would not come by here again.
       if keeps or (config.ema.snapshot_examples and at == until):
         keep_snapshot(config, state, workdir)
 
+      if saves or shows or stop.asked or at == until:
+        checkpoints.save(state)
+
+      if stop.asked:
+        checkpoints.wait()
+        stop.leave()
+
       if shows and at < until and first:
         paused = time.perf_counter()
-        preview(config, recipe, state, writer, progress, workdir)
+        checkpoints.wait()
+        with stop.free():
+          preview(config, recipe, state, writer, progress, workdir)
         clock += time.perf_counter() - paused
   return state
 

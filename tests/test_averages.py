@@ -90,6 +90,52 @@ def test_an_average_of_an_earlier_time_is_that_of_the_run_then(copied):
   assert between[0.1] > 1e-3 and (workdir / 'reconstructed/0.1/000000000200.safetensors').exists()
 
 
+def test_of_a_width_that_is_made_twice_the_last_is_the_one_that_is_used(copied):
+  found, workdir = copied
+  found = found.copy_and_resolve_references()
+  with found.unlocked():
+    found.sample.params = '0.12'
+  recipe = build.recipe(found)
+  for examples, step in ((None, 24), (192, 12), (320, 20)):
+    averages.reconstruct(found, workdir, [0.12], examples=examples)
+    assert run.restore(found, recipe, workdir)[0] == step
+    told = json.loads((workdir / 'reconstructed/0.12/expected_error.json').read_text())
+    assert told['examples'] == 16 * step
+
+
+def test_a_time_beyond_the_last_snapshot_is_refused(copied):
+  with pytest.raises(ValueError, match='--examples=385 is later than the last snapshot, at 384'):
+    averages.reconstruct(*copied, [0.1], examples=385)
+
+
+def test_a_snapshot_is_not_lost_where_a_run_is_broken_off_beside_its_checkpoint(
+    trained, tmp_path, monkeypatch):
+  found, workdir, _ = trained
+  keep, at = training.keep_snapshot, []
+  def broken(config, state, folder):
+    at.append(int(state.step))
+    if len(at) == 2:   # At step 8 a checkpoint is due too.
+      raise Interrupted
+    keep(config, state, folder)
+  with monkeypatch.context() as patch:
+    patch.setattr(training, 'keep_snapshot', broken)
+    with pytest.raises(Interrupted):
+      training.train(found, tmp_path / 'broken')
+  training.train(found, tmp_path / 'broken')
+  assert at == [4, 8]
+  assert (snapshots.listed(tmp_path / 'broken/snapshots') == snapshots.listed(workdir / 'snapshots'))
+
+
+def test_folders_of_images_name_runs_apart(tmp_path):
+  found = tiny(tmp_path)
+  with found.unlocked():
+    names = set()
+    for kind, dir in (('digits', 'a'), ('digits', 'b'), ('folder', 'a'), ('folder', 'b')):
+      found.data.update(dict(name=kind, dir=dir))
+      names.add(run.identity(found))
+  assert len(names) == 3, 'where the digits are kept says nothing about them'
+
+
 def test_a_run_keeps_its_name_when_configs_get_new_keys(tmp_path, monkeypatch):
   found = tiny(tmp_path)
   name = run.identity(found)

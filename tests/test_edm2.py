@@ -260,6 +260,49 @@ def test_recomputed_blocks_give_the_same_gradient(tiny):
   chex.assert_trees_all_close(loss(TINY.clone(remat=True)), loss(TINY), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('dtype', [np.float16, jnp.bfloat16])
+def test_a_file_in_half_precision_is_computed_with_in_float32(tmp_path, dtype):
+  path, arrays = _golden()
+  halved = {key: a.astype(dtype) for key, a in safetensors.load_file(path).items()}
+  found = []
+  widened = {key: a.astype(np.float32) for key, a in halved.items()}
+  for name, tensors in (('half', halved), ('wide', widened)):
+    safetensors.save_file(tensors, tmp_path / name)
+    apply, params = interop.load(tmp_path / name, 'edm2', **GOLDEN)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+    found.append(np.asarray(_call(apply, params, x, jnp.array([0.1, -0.4]), jnp.eye(10)[:2])))
+  assert np.abs(found[0] - found[1]).max() <= 2e-6 * np.abs(found[1]).max()
+
+
+def test_heads_may_be_wider_than_head_width_and_no_narrower():
+  # The reference has width // head_width heads, of width / heads channels.
+  network = edm2.EDM2(width=24, multipliers=(1,), blocks=1, attention=(8,), head_width=16)
+  jax.eval_shape(network.init, jax.random.key(0), Z, LABEL)
+  with pytest.raises(ValueError, match='24 channels, of which attention cannot make heads'):
+    jax.eval_shape(network.clone(head_width=25).init, jax.random.key(0), Z, LABEL)
+  with pytest.raises(ValueError, match='40 channels, of which attention cannot make heads'):
+    jax.eval_shape(network.clone(width=40, head_width=13).init, jax.random.key(0), Z, LABEL)
+
+
+def test_the_norm_of_zeros_has_a_gradient():
+  for x in (jnp.zeros((2, 4)), jnp.array([[0.0, 0.0], [3.0, 4.0]])):
+    slope = jax.grad(lambda x: magnitude.normalize(x).sum())(x)
+    assert np.isfinite(slope).all()
+  # x/eps where the norm is flat.
+  np.testing.assert_allclose(jax.grad(lambda x: magnitude.normalize(x).sum())(jnp.zeros(4)), 1e4,
+                             rtol=1e-5)
+
+
+def test_vectors_of_classes_need_a_network_with_classes():
+  with pytest.raises(ValueError, match='condition of shape .2, 3. to a network without classes'):
+    jax.eval_shape(TINY.clone(num_classes=0).init, jax.random.key(0), Z, LABEL, jnp.zeros((2, 3)))
+
+
+def test_an_export_without_uncertainty_is_refused(tiny, tmp_path):
+  with pytest.raises(ValueError, match='have no uncertainty'):
+    interop.export(tiny, tmp_path / 'file', 'edm2')
+
+
 @pytest.mark.parametrize('network, z, message', [
     (TINY.clone(head_width=64), Z, 'attention cannot make heads of head_width=64'),
     (TINY, Z[:, :7, :7], 'an image of 7x7 does not halve'),

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow import build, train as training
+from eqflow import build, ema, train as training
 from eqflow.training import guard, sharding, step as steps
 from experiments import config_file as load
 
@@ -66,6 +66,28 @@ def test_a_step_that_is_not_finite_leaves_all_but_the_place_in_the_data_as_it_wa
   jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
   jax.tree.map(np.testing.assert_array_equal, state.emas, other.emas)
   assert (int(health[3]), int(state.guard.skipped)) == (0, 1)
+
+
+def test_averages_count_the_time_of_steps_that_are_left_out():
+  # w counts the updates. An average of std .05 lies about as far back as its profile says, though the
+  # run stood still for a while: as if it had been moved once in that while.
+  power = float(ema.power_from_std(0.05))
+  share = lambda step, examples, added: {'mean': ema.power_share(power, examples, added)}
+  def loss(keys, params, batch, histogram):
+    losses = -params['w'] * batch['x']
+    return losses, {'error': losses}
+  mesh, sgd = sharding.device_mesh(jax.devices()[:1]), optax.sgd(1.0)
+  state = steps.create(lambda key: {'w': jnp.float32(0)}, sgd, ['mean'], 0, mesh)
+  step = steps.make_step(loss, sgd, share, mesh, skip=True)
+  metrics, weights, at = steps.empty_metrics(mesh), [], []
+  for i in range(60):
+    bad = 40 <= i < 52
+    given = {'x': np.full(8, np.nan if bad else 1, np.float32), 'index': np.arange(8, dtype=np.uint32)}
+    state, metrics, _ = step(state, metrics, given)
+    if not bad:
+      weights, at = weights + [float(state.params['w'])], at + [i + 1]
+  edges = np.array([0, *at]) ** (power + 1) / 60 ** (power + 1)
+  np.testing.assert_allclose(float(state.emas['mean']['w']), np.diff(edges) @ weights, rtol=1e-5)
 
 
 def test_one_leaf_of_the_gradient_is_enough_to_leave_a_step_out():

@@ -131,6 +131,25 @@ def test_a_guide_that_cannot_be_is_refused_before_training(trained, tmp_path, gu
   assert not (tmp_path / 'new').exists(), 'something was written'
 
 
+def test_an_edm2_run_may_be_a_guide_as_it_is_written(tmp_path):
+  config = config_file('digits').get_config('edm2')
+  (tmp_path / 'config.json').write_text(config.to_json_best_effort())
+  config.sample.update(dict(scale=2.0, guide=dict(workdir=str(tmp_path), params='0.05')))
+  other, _, folder = run.guide_of(config, build.recipe(config))
+  assert (folder, other.sample.params, other.sample.scale) == (tmp_path, '0.05', 1.0)
+  # Also one that is itself sampled with a scale for each channel.
+  config.sample.scale = (2.0,)
+  (tmp_path / 'config.json').write_text(config.to_json_best_effort())
+  assert run.guide_of(config, build.recipe(config))[0].sample.scale == 1.0
+
+
+def test_guidance_away_from_no_class_needs_a_network_that_was_told_none():
+  config = config_file('digits').get_config('edm2')
+  config.sample.scale = 2.0
+  with pytest.raises(ValueError, match='which the network was never told: train with config.train'):
+    build.recipe(config)
+
+
 def test_a_guide_at_a_scale_of_1_is_refused(trained):
   with pytest.raises(ValueError, match='scale=1 guides nothing'):
     build.recipe(guided(trained, 'worse', scale=1.0)[0])
@@ -140,7 +159,8 @@ def test_a_guide_at_a_scale_of_1_is_refused(trained):
     ('imagenet512', 'xs_guided', 1.4), ('imagenet512', 's_guided', 1.4),
     ('imagenet512', 'm_guided', 1.2), ('imagenet512', 'l_guided', 1.2),
     ('imagenet512', 'xl_guided', 1.2), ('imagenet512', 'xxl_guided', 1.2),
-    ('imagenet512', 's_autoguided', 2.10),
+    ('imagenet512', 'xs_guided_fdd', 1.7), ('imagenet512', 's_guided_fdd', 1.9),
+    ('imagenet512', 'm_guided_fdd', 2.0), ('imagenet512', 's_autoguided', 2.10),
     ('imagenet512', 's_autoguided_fdd', 2.45), ('imagenet512', 'xxl_autoguided', 2.05),
     ('imagenet512', 'xxl_autoguided_fdd', 2.30), ('imagenet512', 'xxl_interval', 2.0),
     ('imagenet512', 'xxl_interval_fdd', 2.9), ('imagenet64', 's_autoguided', 1.70)])

@@ -77,6 +77,24 @@ def test_a_resumed_run_writes_the_same_snapshots_again(tmp_path):
   assert snapshots.listed(tmp_path / 'none') == []
 
 
+def test_a_snapshot_that_the_index_does_not_name_is_told(tmp_path):
+  fill(tmp_path)
+  index = json.loads((tmp_path / 'index.json').read_text())
+  del index['000000000200.safetensors']
+  (tmp_path / 'index.json').write_text(json.dumps(index))
+  with pytest.raises(ValueError, match='000000000200.safetensors is not in index.json'):
+    snapshots.check(tmp_path, like=LIKE)
+  assert [s.examples for s in snapshots.check(tmp_path, like=LIKE, skip_damaged=True)] == [100, 300]
+  assert [s.examples for s in snapshots.check(tmp_path, like=LIKE, until=150)] == [100]
+  (tmp_path / 'index.json').unlink()
+  with pytest.raises(ValueError, match='000000000100.* is not in .*000000000300.* is not in'):
+    snapshots.check(tmp_path, like=LIKE)
+  for text in ('[]', '{"000000000100.safetensors": {}}', '{"000000000100.safetensors": 3}'):
+    (tmp_path / 'index.json').write_text(text)
+    with pytest.raises(ValueError, match='index.json cannot be read'):
+      snapshots.check(tmp_path, like=LIKE)
+
+
 @pytest.mark.parametrize('during', ['replace', 'fsync'])
 def test_a_write_that_is_cut_off_leaves_the_older_snapshots_whole(tmp_path, monkeypatch, during):
   fill(tmp_path)

@@ -1,7 +1,7 @@
 """EDM2's published networks, read and written, from safetensors with the reference's key names.
 
 The reference stores pickles that run code when opened, so eqflow opens none. In the reference's own
-environment, two lines write what `load` reads:
+environment, after `import pickle, safetensors.torch`, two lines write what `load` reads:
 
     net = pickle.load(open('edm2-img512-s-2147483-0.130.pkl', 'rb'))['ema'].float()
     safetensors.torch.save_file(net.state_dict(), 'edm2-img512-s.safetensors')
@@ -91,6 +91,9 @@ def export(params: PyTree, path: files.Path) -> None:
       'weight', 'emb_gain', 'out_gain', 'fixed_freqs', 'fixed_phases')]
   if wrong or ('out_gain',) not in flat:
     raise ValueError('these params are no EDM2; no place for:\n  ' + '\n  '.join(wrong or ['out_gain']))
+  if ('uncertainty', 'linear', 'weight') not in flat:
+    raise ValueError('these params have no uncertainty u(sigma), which the layout holds: give those of '
+                     'a run with config.loss.uncertainty=128')
   files.write(path, {_key(ours): _to_theirs(np.asarray(a)) for ours, a in flat.items()})
 
 

@@ -42,7 +42,8 @@ def _open(path):
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} is no safetensors file ({error}). A pickle, such as torch writes, is '
                      'not opened here, since opening it runs what it says: convert it with '
-                     'python -m eqflow.interop in.pt out.safetensors') from error
+                     'python -m eqflow.interop in.pt out.safetensors; EDM2\'s as the head of '
+                     'eqflow/interop/edm2.py says, where its own code is installed') from error
 
 
 def differences(expected: Mapping[str, tuple], found: Mapping[str, tuple],

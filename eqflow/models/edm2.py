@@ -45,7 +45,7 @@ class Block(nn.Module):
   """x -> x + a little of what two convolutions and attention make of it, each sum keeping magnitude.
 
   An encoder's block normalizes its input at every pixel, a decoder's does not. `resampled` is 'down'
-  or 'up' before anything else, or ''. Attention has width/head_width heads, of cosines.
+  or 'up' before anything else, or ''. Attention has width // head_width heads, of cosines.
   """
   width: int
   decoder: bool
@@ -178,7 +178,8 @@ class EDM2(nn.Module):
       side = x.shape[1] // 2 if resampled == 'down' else x.shape[1]
       if attention is None:
         attention = not resampled and side in self.attention
-      if attention and (width < self.head_width or width % self.head_width):
+      heads = width // self.head_width
+      if attention and (not heads or width % heads):
         raise ValueError(f'{name} has {width} channels, of which attention cannot make heads of '
                          f'head_width={self.head_width}: choose a head_width that divides them, or a '
                          'width that is a multiple of it')
@@ -208,6 +209,9 @@ class EDM2(nn.Module):
 
   def _vectors(self, condition, batch):
     if condition is not None and condition.ndim == 2:
+      if not self.num_classes:
+        raise ValueError(f'a condition of shape {condition.shape} to a network without classes: give '
+                         'none, or a network with num_classes')
       return condition
     # The row beyond the last class is one of zeros.
     return jax.nn.one_hot(embed.class_rows(condition, self.num_classes, batch), self.num_classes)

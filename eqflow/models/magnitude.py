@@ -21,7 +21,9 @@ def normalize(x: Float[Array, '...'], axis: int | Sequence[int] = -1,
               eps: float = 1e-4) -> Float[Array, '...']:
   """x/(eps + rms(x)), the RMS over axis: in float32 or wider, typed as x."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  rms = jnp.sqrt(jnp.square(wide).mean(axis, keepdims=True))
+  square = jnp.square(wide).mean(axis, keepdims=True)
+  # The root has no gradient at zero: there it is taken as flat.
+  rms = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
   return (wide / (eps + rms)).astype(x.dtype)
 
 
@@ -116,7 +118,9 @@ class Linear(nn.Module):
     weight = self.param('weight', nn.initializers.normal(1.0), shape, self.param_dtype)
     weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
     fan_in = math.prod(shape[:-1])
-    weight = normalize(weight, tuple(range(len(shape) - 1))) * (gain / math.sqrt(fan_in))
+    # The gain too: a file's may be in half precision.
+    gain = jnp.asarray(gain, weight.dtype) / math.sqrt(fan_in)
+    weight = normalize(weight, tuple(range(len(shape) - 1))) * gain
     weight = weight.astype(x.dtype)
     if self.kernel in (0, 1):
       return x @ weight.reshape(shape[-2:])

@@ -1,13 +1,121 @@
-"""Saving and restoring the whole train state, through orbax."""
+"""Saving and restoring the whole train state, through orbax: a checkpoint is whole, or it is none.
 
+checkpoints/<step>/state is as orbax writes it, checkpoints/<step>/manifest.json says what every file
+of it is. It is called <step>.partial until all of that is on disk, and takes its name in one instant.
+"""
+
+from collections.abc import Iterator
+import contextlib
 import json
+import os
 import pathlib
+import shutil
+import threading
 from typing import Any
 
 from absl import logging
 import jax
 from jax import numpy as jnp
+from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
+
+from eqflow.training import manifest
+
+
+class Checkpoints:
+  """The checkpoints of one run. Saves one at a time, in the background, and keeps the newest `keep`."""
+
+  def __init__(self, folder: pathlib.Path, keep: int | None):
+    # Orbax tells every step of every save; a run's own log says what matters.
+    logging.get_absl_logger().setLevel(max(logging.get_absl_logger().level, 30))
+    self.folder, self.keep = folder.absolute(), keep
+    self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+    self._thread, self._error = None, None
+
+  def steps(self) -> list[int]:
+    """The steps whose checkpoints stand, rising."""
+    return sorted(int(path.name) for path in self.folder.glob('*') if path.name.isdecimal())
+
+  def save(self, state: Any) -> None:
+    """Starts writing the state under its step; a step already there is left alone.
+
+    Returns when the state may be changed. Raises what the save before it failed of, or its own start.
+    """
+    self.wait()
+    step = int(state.step)
+    if step in self.steps():
+      return
+    partial = self.folder / f'{step}.partial'
+    # A copy: the next update takes the state's own buffers while the write still runs.
+    held = jax.tree.map(jnp.copy, _held(state))
+    try:
+      if jax.process_index() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+      self._orbax.save(partial / 'state', args=ocp.args.StandardSave(held))
+    except Exception as error:
+      self._error = error
+      self.check()
+    self._thread = threading.Thread(target=self._finish, args=(partial,))
+    self._thread.start()
+
+  def _finish(self, partial):
+    try:
+      self._orbax.wait_until_finished()
+      if jax.process_index() == 0:
+        manifest.write(partial)
+        os.replace(partial, partial.with_suffix(''))
+        manifest.sync(self.folder)
+        self._prune()
+    except BaseException as error:
+      self._error = error
+
+  def _prune(self):
+    for step in self.steps()[:-self.keep] if self.keep else []:
+      # Never a checkpoint that is half there: it loses its name first.
+      gone = self.folder / f'{step}.deleted'
+      os.replace(self.folder / str(step), gone)
+      shutil.rmtree(gone, ignore_errors=True)
+
+  def check(self) -> None:
+    """Raises OSError where the last save has failed: nothing of it counts."""
+    if self._error is not None:
+      error, self._error = self._error, None
+      raise OSError(f'a checkpoint could not be written to {self.folder} '
+                    f'({type(error).__name__}: {str(error).splitlines()[0][:300]}): '
+                    f'{_standing(self.steps())}; make room, or mend the disk, and run the same command '
+                    'again') from error
+
+  def wait(self) -> None:
+    """Returns when the last save stands; raises as `check` does."""
+    if self._thread is not None:
+      self._thread.join()
+      self._thread = None
+    self.check()
+
+  def restore(self, like: Any, *, mend: bool = False) -> Any | None:
+    """The newest state whose files are as they were written, placed like `like`; None without any.
+
+    Checkpoints that are damaged are told and passed over, with `mend` also renamed <step>.damaged.
+    Raises ValueError where all are, or where one that is whole is not a state like this.
+    """
+    steps = self.steps()
+    for step in reversed(steps):
+      folder = self.folder / str(step)
+      bad = _agreed(_damages(folder))
+      if not bad:
+        return _read(folder, like)
+      print(f'the checkpoint {folder} is damaged and is not used: {"; ".join(bad[:3])}'
+            f'{f", and {len(bad) - 3} more" if len(bad) > 3 else ""}', flush=True)
+      if mend and jax.process_index() == 0:
+        aside = self.folder / f'{step}.damaged'
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+    if steps:
+      raise ValueError(f'every checkpoint of {self.folder} is damaged ({_named(steps)}): restore one '
+                       'from a copy; to start anew, give another --workdir')
+    return None
 
 
 def exists(workdir: pathlib.Path) -> bool:
@@ -16,21 +124,20 @@ def exists(workdir: pathlib.Path) -> bool:
   return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
-def open_checkpoints(workdir: pathlib.Path, *, keep: int | None) -> ocp.CheckpointManager:
-  """The run's checkpoints in workdir/checkpoints, of which the newest `keep` (None: all) are kept."""
-  # Orbax tells every step of every save; a run's own log says what matters.
-  logging.get_absl_logger().setLevel(max(logging.get_absl_logger().level, 30))
-  options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, create=True, enable_async_checkpointing=True)
-  return ocp.CheckpointManager((workdir / 'checkpoints').absolute(), options=options)
+@contextlib.contextmanager
+def open_checkpoints(workdir: pathlib.Path, *, keep: int | None) -> Iterator[Checkpoints]:
+  """The run's checkpoints in workdir/checkpoints, of which the newest `keep` (None: all) are kept.
 
-
-def save(manager: ocp.CheckpointManager, state: Any) -> None:
-  """Starts writing the state under its step; a step already there is left alone."""
-  step = int(state.step)
-  if step not in manager.all_steps():
-    # A copy: the next update takes the state's own buffers while the write still runs.
-    manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, _held(state))))
+  Left in peace, it waits for the last save, and raises what that failed of.
+  """
+  checkpoints = Checkpoints(workdir / 'checkpoints', keep)
+  try:
+    yield checkpoints
+  except BaseException:
+    with contextlib.suppress(OSError):
+      checkpoints.wait()
+    raise
+  checkpoints.wait()
 
 
 def _held(state):
@@ -38,28 +145,56 @@ def _held(state):
   return {name: value for name, value in vars(state).items() if jax.tree.leaves(value)}
 
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
-  """The newest state, with the shapes and shardings of `like`; None where there is none.
+def _standing(steps):
+  return f'the newest that stands is {steps[-1]}' if steps else 'none stands yet'
 
-  Raises ValueError naming a checkpoint that cannot be read.
-  """
-  step = manager.latest_step()
-  if step is None:
-    return None
+
+def _named(steps):
+  return ', '.join(map(str, steps))
+
+
+def _damages(folder):
+  if not (folder / manifest.NAME).exists() and _item(folder).name == 'default':
+    return []   # Written before checkpoints had a manifest.
+  return manifest.damages(folder)
+
+
+def _item(folder):
+  """Where orbax's part is; it had another name before checkpoints had a manifest."""
+  old = folder / 'default'
+  return old if old.is_dir() and not (folder / 'state').exists() else folder / 'state'
+
+
+def _agreed(bad):
+  """What the first process found, on all: they must not go on from different steps."""
+  if jax.process_count() == 1:
+    return bad
+  said = np.zeros(4096, np.uint8)
+  text = json.dumps(bad[:8]).encode()[:4096] if bad else b''
+  said[:len(text)] = np.frombuffer(text, np.uint8)
+  heard = bytes(multihost_utils.broadcast_one_to_all(said)).rstrip(b'\0')
+  return [heard.decode(errors='replace')] if heard else []
+
+
+def _read(folder, like):
   target = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _held(like))
   try:
-    if 'guard' in target and not _guarded(manager.directory / str(step)):
+    if 'guard' in target and not _guarded(_item(folder)):
       del target['guard']   # Written before runs counted the steps that they leave out: none were.
-    return like.replace(**manager.restore(step, args=ocp.args.StandardRestore(target)))
+    with ocp.StandardCheckpointer() as orbax:
+      found = like.replace(**orbax.restore(_item(folder), target))
   except Exception as error:
-    older = [other for other in manager.all_steps() if other != step]
-    instead = f'to go on from step {max(older)}' if older else 'to start anew'
-    raise ValueError(f'the checkpoint {manager.directory / str(step)} cannot be read '
-                     f'({str(error).splitlines()[0][:200]}): delete that folder {instead}') from error
+    raise ValueError(f'the checkpoint {folder} is whole, but is no state of this config and version '
+                     f'({str(error).splitlines()[0][:200]}): give the config it was made with, or '
+                     'another --workdir') from error
+  if int(found.step) != int(folder.name):
+    raise ValueError(f'the checkpoint {folder} holds step {int(found.step)}: folders were exchanged; '
+                     'give each its own name')
+  return found
 
 
-def _guarded(folder):
-  """Whether the checkpoint in a folder names a guard among what it holds."""
-  held = json.loads((folder / 'default/_METADATA').read_text())['tree_metadata']
+def _guarded(item):
+  """Whether a checkpoint names a guard among what it holds."""
+  held = json.loads((item / '_METADATA').read_text())['tree_metadata']
   return any(path.startswith("('guard'") for path in held)

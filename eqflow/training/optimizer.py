@@ -27,7 +27,11 @@ def inverse_square_root(examples: Any, *, num_examples: int, decay_examples: Num
   """min(1, examples/rampup)/sqrt(max(1, examples/decay)) [Karras+ 2312.02696, section 2.3].
 
   With a ramp the first update has rate 0, unlike after `warmup_examples`, which are to be 0 then.
+  Raises ValueError where decay_examples is not above 0, or rampup_examples below.
   """
+  if decay_examples <= 0 or rampup_examples < 0:
+    raise ValueError(f'decay_examples={decay_examples}, rampup_examples={rampup_examples}: both are '
+                     'counts of examples, the first above 0')
   ramp = jnp.minimum(1.0, examples / rampup_examples) if rampup_examples else 1.0
   return ramp / jnp.sqrt(jnp.maximum(1.0, examples / decay_examples))
 

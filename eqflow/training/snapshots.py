@@ -2,7 +2,7 @@
 
 One safetensors file for each time, `{examples:012d}.safetensors`, holds every std's tree as
 'std/path/of/leaf', its header the time, the stds and the run; `index.json` holds each file's sha256
-and size. Nothing here deletes a snapshot. A file that the index does not name was never finished.
+and size. Nothing here deletes any.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,6 +26,7 @@ from eqflow.models import embed
 
 INDEX = 'index.json'
 DTYPES = ('float32', 'bfloat16')
+_time = lambda name: int(name.split('.')[0])
 
 
 class Snapshot(NamedTuple):
@@ -142,8 +143,9 @@ def _index(folder):
   if not path.exists():
     return {}
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
+    return {name: {'sha256': str(entry['sha256']), 'bytes': int(entry['bytes'])}
+            for name, entry in json.loads(path.read_text()).items()}
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{path} cannot be read ({error}): restore it from a copy, or take the folder '
                      'away and train anew') from error
 
@@ -153,27 +155,25 @@ def listed(folder: pathlib.Path) -> list[int]:
   return sorted(map(_time, _index(pathlib.Path(folder))))
 
 
-def _time(name):
-  return int(name.split('.')[0])
-
-
 def check(folder: pathlib.Path, *, like: PyTree, run: str | None = None, until: int | None = None,
           skip_damaged: bool = False) -> list[Snapshot]:
   """The snapshots in the folder, rising in time, each read to its end and found to be whole.
 
   Those later than `until` examples are not looked at. Raises ValueError that names all that are
-  missing, damaged, of another run (where one is given), or of a network with other leaves than
-  `like`. With skip_damaged the missing and damaged ones are left out instead. Raises ValueError
-  where none are left.
+  missing, unlisted, damaged, of another run (where one is given), or of a network with other leaves
+  than `like`. With skip_damaged the first three are left out, unless none is left.
   """
   folder = pathlib.Path(folder)
   whole, lost, foreign = [], [], []
   index = _index(folder)
-  for name, entry in sorted(index.items()):
+  for name in sorted({*index, *(path.name for path in folder.glob('*.safetensors'))}):
     if until is not None and _time(name) > until:
       continue
+    if name not in index:
+      lost.append(f'{name} is not in {INDEX}: a run broken off there writes it anew when it goes on')
+      continue
     try:
-      snapshot, shapes = _opened(folder / name, entry)
+      snapshot, shapes = _opened(folder / name, index[name])
     except ValueError as reason:
       lost.append(f'{name} {reason}')
       continue
@@ -190,11 +190,11 @@ def check(folder: pathlib.Path, *, like: PyTree, run: str | None = None, until: 
                      f'{", and ".join(remedy)}')
   if not whole and lost:
     raise ValueError(f'no whole snapshots in {folder}: {"; ".join(lost)}. Restore them from a copy')
-  if not whole and index:
-    raise ValueError(f'no snapshot at or before {until} examples in {folder}: the first is at '
-                     f'{min(map(_time, index))}; choose a later target')
   if not whole:
-    raise ValueError(f'no snapshots in {folder}: give the folder of a run that has written some')
+    raise ValueError(
+        f'no snapshot at or before {until} examples in {folder}: the first is at '
+        f'{min(map(_time, index))}; choose a later target' if index else
+        f'no snapshots in {folder}: give the folder of a run that has written some')
   return whole
 
 

@@ -108,7 +108,9 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Ca
     examples = state.examples + added
     new = state.replace(
         step=state.step + 1, examples=examples, params=params, opt_state=opt_state,
-        emas=ema.move(state.emas, params, share(state.step, examples, added)),
+        # Examples of steps left out count with the next that is made, as where averages move rarely.
+        emas=ema.move(state.emas, params, share(
+            state.step, examples, added * jnp.uint32(1 + state.guard.row) if skip else added)),
         histogram=measure(state.histogram, *seen) if measure else state.histogram)
     means = TrainMetrics.single_from_model_output(loss=value, error=error, grad_norm=norm)
     met, health = metrics.merge(means), jnp.stack([value, norm, optax.tree.norm(params)])

@@ -1,0 +1,67 @@
+"""What a folder holds, file by file: written when it is whole, and compared before it is believed."""
+
+import hashlib
+import json
+import os
+import pathlib
+
+NAME = 'manifest.json'
+
+
+def write(folder: pathlib.Path) -> None:
+  """folder/manifest.json, {file: SHA-256}; every file and folder is on disk when it returns."""
+  found = {name: _digest(folder / name) for name in _files(folder)}
+  for name in found:
+    sync(folder / name)
+  for path, _, _ in os.walk(folder, topdown=False):
+    sync(pathlib.Path(path))
+  partial = folder / f'{NAME}.partial'
+  partial.write_text(_text(found))
+  sync(partial)
+  os.replace(partial, folder / NAME)
+  sync(folder)
+
+
+def damages(folder: pathlib.Path) -> list[str]:
+  """What is not as it was written, each named; nothing where all is."""
+  path = folder / NAME
+  try:
+    text = path.read_text()
+    expected = dict(json.loads(text))
+  except (OSError, ValueError, TypeError) as error:
+    return [f'{NAME} cannot be read ({error})']
+  if text != _text(expected):
+    return [f'{NAME} is not as it was written']
+  found = _files(folder)
+  bad = [f'{name} is missing' for name in expected if name not in found]
+  bad += [f'{name} does not belong there' for name in found if name not in expected]
+  for name in found:
+    try:
+      if name in expected and _digest(folder / name) != expected[name]:
+        bad.append(f'{name} is not as it was written')
+    except OSError as error:
+      bad.append(f'{name} cannot be read ({error})')
+  return bad
+
+
+def sync(path: pathlib.Path) -> None:
+  """Returns when the file, or the names in the folder, are on disk."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def _text(found):
+  return json.dumps(found, indent=1) + '\n'
+
+
+def _files(folder):
+  return sorted(str(path.relative_to(folder)) for path in folder.rglob('*')
+                if path.is_file() and path.name not in (NAME, f'{NAME}.partial'))
+
+
+def _digest(path):
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,153 @@
+"""One small run of the digits that may be told to die at a point of its saving, or to be asked to stop.
+
+  python -m experiments.faults.victim --workdir=DIR [--point=NAME --count=3] [--phase=NAME]
+
+It leaves what `eqflow.main` would, and goes on as that does. Points kill its whole process group;
+phases send it SIGTERM, or --signal.
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import signal
+import threading
+import time
+import types
+
+from ml_collections import ConfigDict
+
+from eqflow import evaluate as evaluation, train as training
+from eqflow.training import checkpoint, manifest, signals, snapshots
+from experiments import config_file
+
+STEPS, SAVED_EVERY = 600, 30
+
+
+def config_of(data_dir: str = '~/.cache/eqflow/data') -> ConfigDict:
+  """600 steps of 16 of a tiny network with two averages: 20 checkpoints, 10 snapshots, one picture."""
+  config = config_file('digits').get_config()
+  config.data.dir = data_dir
+  config.model.update(dict(width=16, depth=1, heads=2))
+  config.train.update(dict(
+      batch=16, num_examples=16 * STEPS, log_examples=16 * SAVED_EVERY, keep_checkpoints=2,
+      sample_examples=16 * 450, checkpoint_examples=16 * SAVED_EVERY))
+  config.optimizer.warmup_examples = 640
+  config.ema.update(ConfigDict(dict(
+      decays=(0.999,), stds=(0.05, 0.1), snapshot_examples=16 * 2 * SAVED_EVERY)))
+  config.sample.update(dict(num_steps=3, batch=16))
+  config.evaluate.num_samples = 64
+  return config.lock()
+
+
+def _die():
+  os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _before(count, function, then, *, counts=lambda *given: True):
+  """function, but `then()` comes before the count-th call that counts."""
+  calls = []
+
+  @functools.wraps(function)
+  def wrapped(*given, **named):
+    calls.extend([1] * counts(*given))
+    if len(calls) == count:
+      calls.append(1)
+      then()
+    return function(*given, **named)
+  return wrapped
+
+
+def _dies(owner, name, **options):
+  """count -> owner.name is patched so that the process dies before its count-th call."""
+  return lambda count: setattr(owner, name, _before(count, getattr(owner, name), _die, **options))
+
+
+def _alone(module, name):
+  """A module's own os or shutil, which may be patched without anybody else's."""
+  setattr(module, name, types.SimpleNamespace(**vars(getattr(module, name))))
+  return getattr(module, name)
+
+
+def _half_gone(count):
+  """An old checkpoint has lost its name and one of its files."""
+  shutil = _alone(checkpoint, 'shutil')
+  def half(path, **options):
+    next(path.rglob('_METADATA')).unlink()
+    _die()
+  whole, calls = shutil.rmtree, []
+  def rmtree(path, **options):
+    calls.extend([1] * (path.suffix == '.deleted'))
+    (half if len(calls) == count else whole)(path, **options)
+  shutil.rmtree = rmtree
+
+
+# Each dies at the count-th time that it comes to be.
+POINTS = {
+    'before a save': _dies(checkpoint.Checkpoints, 'save'),
+    'while arrays are written': _dies(checkpoint.Checkpoints, '_finish'),
+    'before the manifest': _dies(manifest, 'write'),
+    'before the manifest has its name': _dies(_alone(manifest, 'os'), 'replace'),
+    'before the checkpoint has its name': _dies(
+        _alone(checkpoint, 'os'), 'replace', counts=lambda path, to: path.suffix == '.partial'),
+    'before old ones go': _dies(checkpoint.Checkpoints, '_prune'),
+    'before an old one loses its name': _dies(
+        checkpoint.os, 'replace', counts=lambda path, to: to.suffix == '.deleted'),
+    'while an old one goes': _half_gone,
+    'before a snapshot has its name': _dies(_alone(snapshots, 'os'), 'replace'),
+}
+
+
+def _later(number, seconds):
+  # From another thread, while the main one is within the phase.
+  threading.Thread(target=lambda: (time.sleep(seconds), os.kill(os.getpid(), number)),
+                   daemon=True).start()
+
+
+def _signalled(owner, name, count, seconds):
+  """number -> owner.name is patched so that the signal comes soon after its count-th call begins."""
+  return lambda number: setattr(owner, name, _before(
+      count, getattr(owner, name), lambda: _later(number, seconds)))
+
+
+def _step_signalled(count, seconds):
+  make = training.steps.make_step
+  def patch(number):
+    training.steps.make_step = lambda *given, **named: _before(
+        count, make(*given, **named), lambda: _later(number, seconds))
+  return patch
+
+
+PHASES = {
+    'starting': _signalled(training.run, 'evaluation_source', 1, 0.0),
+    'compiling': _step_signalled(1, 0.2),
+    'stepping': _step_signalled(75, 0.0),
+    'saving': _signalled(manifest, 'write', 3, 0.0),
+    'sampling': _signalled(training, 'preview', 1, 0.2),
+    'evaluating': _signalled(evaluation.sample, 'draw', 2, 0.2),
+}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--point', choices=POINTS)
+  parser.add_argument('--count', type=int, default=3, help='the save at which it dies')
+  parser.add_argument('--phase', choices=PHASES)
+  parser.add_argument('--signal', default='SIGTERM')
+  given = parser.parse_args()
+  workdir, config = pathlib.Path(given.workdir), config_of()
+  if given.point:
+    POINTS[given.point](given.count)
+  if given.phase:
+    PHASES[given.phase](signal.Signals[given.signal])
+  try:
+    with signals.watched() as stop:
+      training.train(config, workdir, stop)
+      evaluation.evaluate(config, workdir)
+  except signals.Stopped as stopped:
+    signals.end(str(stopped))
+
+
+if __name__ == '__main__':
+  main()

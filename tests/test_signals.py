@@ -1,0 +1,204 @@
+"""What stands when a run is stopped, killed or damaged: its last whole checkpoint, which is read."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+from jax import numpy as jnp
+import numpy as np
+import pytest
+
+from eqflow.training import checkpoint, manifest, signals
+from eqflow.training.guard import start
+from eqflow.training.step import TrainState
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def state(step, size=400):
+  """A state of a few leaves, another at every step."""
+  random = np.random.default_rng(step)
+  leaf = lambda *shape: jnp.asarray(random.normal(size=shape).astype(np.float32))
+  params = {'a': {'weight': leaf(size, 3)}, 'b': leaf(7)}
+  return TrainState(seed=jnp.uint32(1), step=jnp.int32(step), examples=jnp.uint32(8 * step),
+                    params=params, opt_state=(jax.tree.map(jnp.zeros_like, params),),
+                    emas={'0.999': params}, guard=start())
+
+
+def written(folder, *steps, keep=None):
+  with checkpoint.open_checkpoints(folder, keep=keep) as checkpoints:
+    for step in steps:
+      checkpoints.save(state(step))
+  return folder / 'checkpoints'
+
+
+def read(folder, **options):
+  with checkpoint.open_checkpoints(folder, keep=None) as checkpoints:
+    return checkpoints.restore(jax.tree.map(jnp.zeros_like, state(0)), **options)
+
+
+def assert_is(found, step):
+  assert int(found.step) == step
+  jax.tree.map(np.testing.assert_array_equal, found, state(step))
+
+
+def test_a_state_comes_back_bit_for_bit_and_the_newest_are_kept(tmp_path):
+  folder = written(tmp_path, 1, 2, 3, 5, keep=2)
+  assert sorted(path.name for path in folder.iterdir()) == ['3', '5']
+  assert_is(read(tmp_path), 5)
+
+
+def _flip(path, random):
+  data = bytearray(path.read_bytes())
+  place = random.integers(8 * len(data))
+  data[place // 8] ^= 1 << place % 8
+  path.write_bytes(data)
+
+
+DAMAGES = {
+    'truncated': lambda path, random: path.write_bytes(path.read_bytes()[:-1]),
+    'zeroed': lambda path, random: path.write_bytes(bytes(path.stat().st_size)),
+    'one bit flipped': _flip,
+    'deleted': lambda path, random: path.unlink(),
+    'added to': lambda path, random: path.with_name('more').write_bytes(b'x'),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+def test_whatever_is_done_to_any_file_the_checkpoint_before_it_is_taken(tmp_path, kind, capsys):
+  folder, random = written(tmp_path / 'whole', 1, 2), np.random.default_rng(0)
+  names = sorted(path.relative_to(folder / '2') for path in (folder / '2').rglob('*') if path.is_file()
+                 and (path.stat().st_size or kind in ('deleted', 'added to')))
+  assert len(names) > 5
+  for i, name in enumerate(names):
+    shutil.copytree(tmp_path / 'whole', tmp_path / str(i))
+    DAMAGES[kind](tmp_path / str(i) / 'checkpoints/2' / name, random)
+    assert_is(read(tmp_path / str(i), mend=True), 1)
+    said = capsys.readouterr().out
+    assert 'checkpoints/2 is damaged' in said
+    assert sorted(path.name for path in (tmp_path / str(i) / 'checkpoints').iterdir()) == [
+        '1', '2.damaged'], 'a damaged one is kept aside'
+
+
+def test_files_of_two_checkpoints_that_are_exchanged_are_found(tmp_path):
+  folder = written(tmp_path, 1, 2, 3)
+  data = {step: next(path for path in sorted((folder / step / 'state').rglob('d/*')) if path.is_file())
+          for step in '23'}
+  a, b = data['2'].read_bytes(), data['3'].read_bytes()
+  assert a != b
+  data['2'].write_bytes(b)
+  data['3'].write_bytes(a)
+  assert_is(read(tmp_path), 1)
+
+
+def test_folders_that_are_exchanged_are_refused(tmp_path):
+  folder = written(tmp_path, 1, 2)
+  (folder / '1').rename(folder / 'x')
+  (folder / '2').rename(folder / '1')
+  (folder / 'x').rename(folder / '2')
+  with pytest.raises(ValueError, match=r'checkpoints/2 holds step 1: folders were exchanged'):
+    read(tmp_path)
+
+
+def test_nothing_is_started_anew_where_all_checkpoints_are_damaged(tmp_path):
+  folder = written(tmp_path, 1, 2)
+  for step in '12':
+    (folder / step / manifest.NAME).unlink()
+  with pytest.raises(ValueError, match=r'every checkpoint of .* is damaged \(1, 2\)'):
+    read(tmp_path)
+  assert read(tmp_path / 'elsewhere') is None
+
+
+def test_what_a_save_left_behind_is_no_checkpoint_and_in_nobodys_way(tmp_path):
+  folder = written(tmp_path, 1, 2)
+  shutil.copytree(folder / '2', folder / '3.partial')
+  shutil.copytree(folder / '1', folder / '0.deleted')
+  assert_is(read(tmp_path), 2)
+  written(tmp_path, 3)
+  assert_is(read(tmp_path), 3)
+
+
+def test_a_state_of_another_network_is_refused_and_nothing_renamed(tmp_path):
+  folder = written(tmp_path, 1)
+  with checkpoint.open_checkpoints(tmp_path, keep=None) as checkpoints:
+    with pytest.raises(ValueError, match='is whole, but is no state of this config'):
+      checkpoints.restore(state(0, size=9), mend=True)
+  assert (folder / '1').is_dir()
+
+
+def test_a_save_that_fails_is_told_at_the_next_look_is_not_listed_and_can_be_made_again(
+    tmp_path, monkeypatch):
+  written(tmp_path, 1)
+  with checkpoint.open_checkpoints(tmp_path, keep=1) as checkpoints:
+    with monkeypatch.context() as patch:
+      def full(path):
+        raise OSError(28, 'No space left on device')
+      patch.setattr(manifest, 'sync', full)
+      checkpoints.save(state(2))
+      with pytest.raises(OSError, match='could not be written .*No space left.* that stands is 1;'):
+        checkpoints.wait()
+    assert checkpoints.steps() == [1]
+    checkpoints.check()
+    checkpoints.save(state(2))
+    checkpoints.wait()
+    assert checkpoints.steps() == [2]
+  assert_is(read(tmp_path), 2)
+
+
+def test_a_place_that_cannot_be_written_to_is_told_at_once_and_leaves_what_stands(tmp_path):
+  folder = written(tmp_path, 1)
+  (folder / '2.partial').write_text('in the way')
+  with checkpoint.open_checkpoints(tmp_path, keep=1) as checkpoints:
+    with pytest.raises(OSError, match='could not be written .*the newest that stands is 1; make room'):
+      checkpoints.save(state(2))
+    (folder / '2.partial').unlink()
+    checkpoints.save(state(2))
+  assert_is(read(tmp_path), 2)
+
+
+def stopping(phase):
+  """A program that is `phase` ('busy' or 'free') for a minute, in C, and says when it is."""
+  return f"""
+import time, threading
+from eqflow.training import signals
+with signals.watched() as stop:
+  with stop.busy():
+    try:
+      if {phase == 'free'}:
+        with stop.free():
+          print('ready', flush=True)
+          time.sleep(60)   # Resumed after a signal: a handler of Python's alone would not end it.
+      print('ready', flush=True)
+      while not stop.asked:
+        time.sleep(0.01)
+      print('saved', flush=True)
+      stop.leave()
+    except signals.Stopped as stopped:
+      signals.end(str(stopped))
+"""
+
+
+@pytest.mark.parametrize('number', signals.SIGNALS, ids=lambda n: n.name)
+@pytest.mark.parametrize('phase', ['busy', 'free'])
+def test_a_signal_ends_a_run_at_once_where_all_is_saved_and_after_saving_where_not(phase, number):
+  process = subprocess.Popen([sys.executable, '-c', stopping(phase)], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(number)
+  clock = time.perf_counter()
+  out, err = process.communicate(timeout=30)
+  assert process.returncode == signals.EXIT_CODE == os.EX_TEMPFAIL
+  assert f'stopped by {number.name}' in err and time.perf_counter() - clock < 10
+  assert out == ('saved\n' if phase == 'busy' else '')
+
+
+def test_a_handler_that_was_there_is_there_again():
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with signals.watched() as stop:
+    assert stop.asked is None
+  assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
