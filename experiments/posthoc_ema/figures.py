@@ -50,11 +50,12 @@ NAMES = {'all': 'all parts', 'not_held': 'weights normalized, not held', 'free':
 
 
 def draw_magnitudes(found: dict[str, dict]) -> plt.Figure:
-  """RMS over training of activations and of weights: the median layer, and all within a band."""
+  """RMS over training of blocks' activations and weights: the median, and all within a band."""
   figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout='constrained')
   for colour, (parts, row) in zip(COLOURS, found.items()):
     for axis, kind in zip(axes, ('activations', 'weights')):
-      y = np.array(list(row[kind].values()))
+      # Of the blocks alone: what comes out at the end has a gain that is learned.
+      y = np.array([values for name, values in row[kind].items() if name.startswith(('enc', 'dec'))])
       axis.plot(row['examples'], np.median(y, axis=0), color=colour, label=NAMES[parts])
       axis.fill_between(row['examples'], y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
       axis.set(title=kind, ylabel='RMS, median and range of layers', yscale='log')

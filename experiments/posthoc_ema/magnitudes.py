@@ -50,7 +50,7 @@ def rms(x: jax.Array) -> jax.Array:
 def measured(network, config):
   """params -> {'activations', 'weights': {layer: RMS}}, compiled, of one batch at three sigmas."""
   sigma = jnp.repeat(jnp.array([0.1, 0.5, 2.0]), 32)
-  x = jnp.asarray(run.open_source(config).records.x[:96], jnp.float32)
+  x = pipeline.arrays(run.open_source(config))[0][:96]
   z = x + sigma[:, None, None, None] * jax.random.normal(jax.random.key(1), x.shape)
   sigma_data = config.output.sigma_data
   given = z / jnp.sqrt(sigma**2 + sigma_data**2)[:, None, None, None], jnp.log(sigma) / 4
