@@ -230,7 +230,7 @@ class Asked:
     ((4.0, 1.0), [4]), ([4, 1], [4]), ((1.0, 1.0), [2]), ([1, 1], [2]), (4.0, [4])], ids=str)
 def test_a_scale_for_each_channel_guides_each_by_its_own(scale, counts):
   config = load('toy').get_config('eqm')
-  config.data.num_classes = 2
+  config.data.num_classes, config.train.drop_label = 2, 0.1
   with config.ignore_type():
     config.sample.scale = scale
   sections.check_ranges(config)
@@ -247,7 +247,7 @@ def test_a_scale_for_each_channel_guides_each_by_its_own(scale, counts):
 def test_guidance_acts_in_its_interval_and_is_rescaled():
   def drawn(scale, rescale=0.0, **interval):
     config = load('toy').get_config()
-    config.data.num_classes = 2
+    config.data.num_classes, config.train.drop_label = 2, 0.1
     config.model.update(width=8, depth=1)
     config.sample.update(num_steps=4, scale=scale, rescale=rescale)
     config.sample.interval = ml_collections.ConfigDict(interval or dict(name='always'))

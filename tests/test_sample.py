@@ -48,7 +48,7 @@ def _half(z, t, label):
 def _recipe(network, scale=1.0):
   """mode=sample's recipe, its descents stopping at a threshold, with that network for its own."""
   config = load('toy').get_config('eqm')
-  config.data.num_classes = 3
+  config.data.num_classes, config.train.drop_label = 3, 0.1
   with config.ignore_type():
     config.sample.update(dict(
         solver=dict(name='gradient_descent', step_size=STEP), num_steps=MOST, threshold=THRESHOLD,
