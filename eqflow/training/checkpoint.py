@@ -30,7 +30,10 @@ class Checkpoints:
     # Orbax tells every step of every save; a run's own log says what matters.
     logging.get_absl_logger().setLevel(max(logging.get_absl_logger().level, 30))
     self.folder, self.keep = folder.absolute(), keep
-    self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+    # Replicas are not cut into parts, one for each device to write: every cut would be compiled.
+    whole = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)))
+    self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=whole))
     self._thread, self._error = None, None
 
   def steps(self) -> list[int]:
@@ -53,7 +56,7 @@ class Checkpoints:
       if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-      self._orbax.save(partial / 'state', args=ocp.args.StandardSave(held))
+      self._orbax.save(partial / 'state', args=ocp.args.PyTreeSave(held))
     except Exception as error:
       self._error = error
       self.check()
