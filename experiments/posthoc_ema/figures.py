@@ -58,7 +58,7 @@ def draw_magnitudes(found: dict[str, dict]) -> plt.Figure:
       y = np.array([values for name, values in row[kind].items() if name.startswith(('enc', 'dec'))])
       axis.plot(row['examples'], np.median(y, axis=0), color=colour, label=NAMES[parts])
       axis.fill_between(row['examples'], y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
-      axis.set(title=kind, ylabel='RMS, median and range of layers', yscale='log')
+      axis.set(title=kind, ylabel='RMS, median and range of blocks')
     axes[2].plot(row['examples'][1:], row['losses'], color=colour)
   axes[2].set(title='loss under its own uncertainty', ylabel='mean since the last point')
   for axis in axes:
