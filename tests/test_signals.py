@@ -197,6 +197,15 @@ def test_a_signal_ends_a_run_at_once_where_all_is_saved_and_after_saving_where_n
   assert out == ('saved\n' if phase == 'busy' else '')
 
 
+def test_a_signal_after_the_last_look_is_answered_where_the_run_is_no_longer_busy():
+  stop = signals.Stop()
+  with pytest.raises(signals.Stopped, match='SIGTERM'):
+    with stop.busy():
+      stop._heard(signal.SIGTERM)
+  with pytest.raises(signals.Stopped), stop.free():
+    pytest.fail('nothing is begun that a signal has asked not to')
+
+
 def test_a_handler_that_was_there_is_there_again():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with signals.watched() as stop:

@@ -31,9 +31,13 @@ class Stop:
 
   @contextlib.contextmanager
   def busy(self) -> Iterator[None]:
-    """Within, the process is not ended: the run looks at `asked`, saves, and raises Stopped."""
+    """Within, the process is not ended: the run looks at `asked`, saves, and raises Stopped.
+
+    So does the end of the block, for a signal that came after the last look.
+    """
     with self._changed(1):
       yield
+    self.leave()
 
   @contextlib.contextmanager
   def free(self) -> Iterator[None]:

@@ -13,16 +13,12 @@ from jax import numpy as jnp
 import numpy as np
 
 from eqflow.models import edm2, magnitude
+from experiments.posthoc_ema.magnitudes import rms
 
 NETWORK = edm2.EDM2(width=64, multipliers=(1, 2), blocks=1, attention=(16,), num_classes=10)
 
 
-def rms(x: jax.Array) -> float:
-  """The root of the mean square of all of x."""
-  return float(jnp.sqrt(jnp.square(x).mean()))
-
-
-def primitives() -> dict[str, float]:
+def primitives() -> dict[str, jax.Array]:
   """{primitive: RMS of what it makes of unit normal input}."""
   x, y = jax.random.normal(jax.random.key(0), (2, 64, 32, 32, 64))
   def linear(kernel, given):
@@ -40,7 +36,7 @@ def primitives() -> dict[str, float]:
   }
 
 
-def blocks() -> dict[str, float]:
+def blocks() -> dict[str, jax.Array]:
   """{layer of a fresh network: RMS of what it makes of unit normal images}."""
   z, label = jax.random.normal(jax.random.key(0), (16, 32, 32, 3)), jnp.linspace(-1.5, 1, 16)
   given = z, label, jnp.arange(16) % 10
