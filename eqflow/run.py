@@ -20,7 +20,7 @@ from eqflow.training import checkpoint, sharding, snapshots, step as steps
 # Sections and keys that do not change what a run computes, only what is looked at and when.
 FREE = ('sample', 'evaluate', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
-        'train.max_skipped', 'ema.snapshot_examples', 'ema.snapshot_dtype')
+        'train.max_skipped', 'train.stuck_seconds', 'ema.snapshot_examples', 'ema.snapshot_dtype')
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:

@@ -32,7 +32,7 @@ _IMPORTED = time.monotonic()
 class Ledger:
   """The accounts of this process, `start` being open from the time `since` of `clock` on, or from now.
 
-  Nothing is written before `write_to`; what cannot be written then is kept, and goes with the next line.
+  Nothing is written before `write_to`; what cannot be written then is kept for the next line.
   """
 
   def __init__(self, *, since: float | None = None, clock: Callable[[], float] = time.monotonic,
