@@ -1,6 +1,5 @@
-"""A ledger's accounts sum to the wall time, whatever ends a run, and what is lost is told from what stands."""
+"""Accounts sum to the wall time, whatever ends a run; what is lost is told from what stands."""
 
-import json
 import os
 import pathlib
 import signal
@@ -143,7 +142,8 @@ def test_a_line_that_was_cut_short_is_passed_over_and_those_after_it_are_read(op
   clock.go(4)
   other.close()
   assert sums(path) == {'start': 7}
-  path.write_text(path.read_text() + 'null\n{"seconds": 3}\n[]\n{"session": "a", "seconds": {"x": 1}}\n')
+  with path.open('a') as file:
+    file.write('null\n{"seconds": 3}\n[]\n{"session": "a", "seconds": {"x": 1}}\n')
   assert sums(path) == {'start': 7}
 
 
@@ -157,7 +157,7 @@ def test_a_line_that_cannot_be_written_is_told_with_the_next(opened, monkeypatch
     patch.setattr(ledger.os, 'write', full)
     clock.go(2)
     book.cut(3)
-  assert sums(path) == {}
+    assert sums(path) == {}
   clock.go(4)
   book.close()
   assert sums(path) == {'start': 6}
@@ -186,7 +186,8 @@ def test_what_jax_compiles_is_booked_as_that_wherever_it_comes_to_be(tmp_path):
 def test_the_process_was_made_before_anything_was_imported():
   code = ('import time; began = time.monotonic(); from eqflow.training import ledger; '
           'print(began - ledger.created())')
-  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+  out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                       check=True)
   assert 0 < float(out.stdout) < 5, 'an interpreter takes some hundredths of a second to start'
 
 
@@ -208,7 +209,9 @@ while at < 60:
   at += 1
   if at % 10 == 0:
     with book.on('save'):
-      saved.write_text(str(at))
+      partial = path / 'partial'
+      partial.write_text(str(at))
+      partial.replace(saved)
     book.cut(at)
 book.close()
 """
@@ -221,7 +224,9 @@ def test_the_accounts_of_a_run_that_is_killed_three_times_sum_to_its_wall_time(t
     process = subprocess.Popen([sys.executable, '-c', VICTIM, tmp_path], cwd=ROOT)
     while process.poll() is None and chances:
       time.sleep(0.005)
-      if (tmp_path / 'saved').exists() and int((tmp_path / 'saved').read_text() or 0) >= 50 - 10 * chances:
+      # Written in one instant, or not there yet.
+      saved = (tmp_path / 'saved').read_text() if (tmp_path / 'saved').exists() else ''
+      if saved and int(saved) >= 50 - 10 * chances:
         time.sleep(0.2)
         chances -= 1
         process.send_signal(signal.SIGKILL)
@@ -235,8 +240,6 @@ def test_the_accounts_of_a_run_that_is_killed_three_times_sum_to_its_wall_time(t
   # Besides the 20 ms of a line, the interpreter's own end is in no account.
   assert 0.97 * wall < sum(found.values()) <= wall + 0.05, (wall, found)
   assert found['step'] > 60 * 0.03 and found['data'] > 60 * 0.01 and found['lost'] > 0
-  sessions = {json.loads(line)['session'] for line in (tmp_path / 'ledger.jsonl').read_text().splitlines()}
-  assert len(sessions) == 4
   told = subprocess.run([sys.executable, '-m', 'eqflow.training.ledger', tmp_path], cwd=ROOT,
                         capture_output=True, text=True, check=True).stdout
   assert 'in 4 session(s), goodput' in told

@@ -1,4 +1,4 @@
-"""Whoever is stuck is named in the time allowed, and nobody else: by a clock that is told, and for real."""
+"""Who is stuck is named in the time allowed, and nobody else: by a clock that is told, and for real."""
 
 import json
 import os
@@ -50,8 +50,8 @@ def test_a_process_that_is_stopped_is_named_by_the_others_who_wait_for_it(silent
   # Whoever waits moves no more than the one that is stopped.
   seconds, told = run.go(2 * LIMIT, silent=[silent], still=[0, 1, 2])
   assert 0.8 * LIMIT < seconds <= LIMIT
-  assert len(told) == 1 and told[0].startswith(
-      f"process {silent} (host h{silent}, pid {silent}), in 'step' at step 7, has not been heard of for")
+  named = f"process {silent} (host h{silent}, pid {silent}), in 'step' at step 7, has not been heard of"
+  assert len(told) == 1 and told[0].startswith(named)
 
 
 def test_a_main_loop_that_hangs_is_named_before_those_that_wait_for_it():
@@ -105,7 +105,8 @@ from eqflow.training import watchdog
 beats, at = 0, 0
 child = multiprocessing.Process(target=time.sleep, args=(600,), daemon=True)
 child.start()
-with watchdog.watching(pathlib.Path({str(tmp_path)!r}), {seconds}, lambda: (beats, 'step', at), process={process}, count=2):
+pulse = lambda: (beats, 'step', at)
+with watchdog.watching(pathlib.Path({str(tmp_path)!r}), {seconds}, pulse, process={process}, count=2):
   for at in range(20):
     beats += 1
     time.sleep(0.05)
@@ -144,7 +145,7 @@ def test_a_stopped_process_is_found_by_the_other_which_ends_with_its_children(tm
     _, said = one.communicate(timeout=30)
     assert time.perf_counter() - clock < 3 + 2, 'the limit, and the time to say so'
     assert one.returncode == watchdog.EXIT_CODE == os.EX_SOFTWARE != 75
-    assert f'stuck_seconds=3): process 1 (host ' in said and f'pid {other.pid}' in said
+    assert 'stuck_seconds=3): process 1 (host ' in said and f'pid {other.pid}' in said
     assert not running(int(child)), 'a child goes with it'
   finally:
     os.killpg(other.pid, signal.SIGKILL)
@@ -161,7 +162,7 @@ def test_a_main_thread_that_hangs_in_c_is_found_with_its_stack(tmp_path):
   assert 'process 1 has not begun, or has ended' in said
   written = (tmp_path / 'stuck-0.txt').read_text()
   for text in (said, written):
-    assert 'most recent call first' in text and 'File "<string>", line 12 in <module>' in text
+    assert 'most recent call first' in text and 'File "<string>", line 13 in <module>' in text
 
 
 def test_a_run_that_ends_leaves_no_heartbeat_and_one_that_breaks_off_is_named_by_it(tmp_path):

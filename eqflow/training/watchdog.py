@@ -15,7 +15,6 @@ import pathlib
 import socket
 import threading
 import time
-from typing import Any
 
 from eqflow.training import signals
 
@@ -33,7 +32,7 @@ _RECORD = 512   # bytes: written over in place, so that a full disk silences nob
 class _Known:
   """What was last heard of a process, and for how many seconds that has been so."""
   record: dict
-  heard: bool = False    # not only read, as what an earlier session has left is
+  heard: bool            # and not only found there, as what an earlier session has left is
   silent: float = 0.0
   still: float = 0.0     # its main loop
 
@@ -42,16 +41,17 @@ class Watch:
   """Who of a run's processes has been silent, or has a main loop that is still, and for how long."""
 
   def __init__(self, seconds: float):
-    self.limit, self._known = _SHARE * seconds, {}
+    self.limit, self._known, self._looked = _SHARE * seconds, {}, False
 
   def look(self, elapsed: float, found: dict[int, dict]) -> list[str]:
     """Lines that name the stuck of `found`, {process: record}, `elapsed` s after the look before.
 
-    A process that is not found has ended. While one is in what takes long, the others may wait for it.
+    A process that is not found has ended; a record of the first look may be of one that has. While one
+    is in what takes long, the others may wait for it.
     """
     for process, record in found.items():
       self._hear(process, record, elapsed)
-    self._known = {process: self._known[process] for process in found}
+    self._known, self._looked = {process: self._known[process] for process in found}, True
     heard = [known for known in self._known.values() if known.heard]
     silent = [known for known in heard if known.silent > self.limit]
     if silent:
@@ -71,7 +71,7 @@ class Watch:
             if process not in self._known or not self._known[process].heard]
 
   def _hear(self, process, record, elapsed):
-    known = self._known.setdefault(process, _Known(record))
+    known = self._known.setdefault(process, _Known(record, heard=self._looked))
     if record == known.record:
       known.silent, known.still = known.silent + elapsed, known.still + elapsed
       return
@@ -117,6 +117,8 @@ def watching(workdir: pathlib.Path, seconds: float, pulse: Callable[[], tuple[in
 def _watch(workdir, folder, seconds, pulse, process, count, closed):
   every, watch, looks, last = seconds / LOOKS, Watch(seconds), 0, time.monotonic()
   host, pid = socket.gethostname(), os.getpid()
+  others = [other for other in range(count) if other != process] if folder else []
+  watch.look(0.0, _read(folder, others))
   while not closed.wait(every):
     beats, doing, step = pulse()
     looks, now = looks + 1, time.monotonic()
@@ -124,7 +126,7 @@ def _watch(workdir, folder, seconds, pulse, process, count, closed):
     found = {process: record}
     if folder:
       _write(folder / str(process), record)
-      found |= _read(folder, (other for other in range(count) if other != process))
+      found |= _read(folder, others)
     # Whoever was stopped himself does not know how long the others were.
     stuck = watch.look(min(now - last, 3 * every), found)
     last = now
@@ -143,7 +145,7 @@ def _write(path, record):
       os.close(handle)
 
 
-def _read(folder, processes) -> dict[int, Any]:
+def _read(folder, processes):
   found = {}
   for process in processes:
     # Where there is none, it has not begun or has ended; one that is half written comes again.

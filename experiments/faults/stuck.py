@@ -3,8 +3,8 @@
   python -m experiments.faults.stuck [--times=20] [--seconds=10]
 
 Two small trainings of the digits are watched as the two processes of one run: they share the folder of
-their heartbeats, and compute each for itself. One is sent SIGSTOP in turn with the other; or hangs in C,
-within a callback of its compiled step.
+their heartbeats, and compute each for itself. One, in turn, is sent SIGSTOP; or it hangs in C, within
+a callback of its compiled step.
 """
 
 import argparse
@@ -72,6 +72,8 @@ def once(workdir: pathlib.Path, kind: str, seconds: float, victim: int) -> dict[
           raise RuntimeError(process.stderr.read()[-3000:])
     clock = time.perf_counter()
     if not hangs:
+      time.sleep(seconds / 5)   # Each has heard of the other.
+      clock = time.perf_counter()
       processes[victim].send_signal(signal.SIGSTOP)
     teller = processes[victim if hangs else 1 - victim]
     # It is told before it is ended, which waits for what the others have to say.
