@@ -21,10 +21,11 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
   """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
 
   Draws config.evaluate.num_samples samples with the labels of the data, clipped to [-1, 1] where
-  they are images. Writes evaluation.json, samples.png and samples.npz to workdir. None of the
-  distances is an FID: their spaces are pixels and fixed random features. With `near`, the samples'
-  nearest training records too; `restored` is (step, params) to take instead of the checkpoint's.
-  Wall time is booked in `book`, or in a ledger of this call alone.
+  they are images. Of several processes all draw; the first does the rest, and the others return {}.
+  Writes evaluation.json, samples.png and samples.npz to workdir. None of the distances is an FID:
+  their spaces are pixels and fixed random features. With `near`, the samples' nearest training
+  records too; `restored` is (step, params) to take instead of the checkpoint's. Wall time is booked
+  in `book`, or in a ledger of this call alone.
   """
   active = jax.process_index() == 0 and checkpoint.exists(workdir)
   with ledger.booked(workdir, book, active=active) as book, book.on('evaluate'):
@@ -46,6 +47,8 @@ def _evaluate(config, workdir, near, restored, book):
                          count=jax.process_count()):
     fake, evaluations, norms = sample.draw(recipe, params, wanted, seed=config.seed,
                                            batch=config.sample.batch, beat=book.beat)
+  if jax.process_index():
+    return {}
   seconds = time.perf_counter() - clock
   fake = np.clip(fake, -1, 1) if fake.ndim == 4 else fake
   sample.check_finite(fake)
