@@ -52,6 +52,7 @@ def main():
         jax.block_until_ready(health)
         health = fresh
         if time.monotonic() - last >= given.interval:
+          jax.block_until_ready(fresh)   # As training does, which looks at the health of what it saves.
           last = time.monotonic()
           with book.on('save'):
             checkpoints.save(state)

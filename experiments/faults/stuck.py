@@ -2,9 +2,8 @@
 
   python -m experiments.faults.stuck [--times=20] [--seconds=10]
 
-Two small trainings of the digits are watched as the two processes of one run: they share the folder of
-their heartbeats, and compute each for itself. One, in turn, is sent SIGSTOP; or it hangs in C, within
-a callback of its compiled step.
+A small training of the digits in two processes. One of them, in turn, is sent SIGSTOP; or its main
+thread hangs in C, within a callback of what is compiled. Times are from then until it is told.
 """
 
 import argparse
@@ -13,6 +12,7 @@ import contextlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,15 +23,16 @@ from experiments import ROOT
 KINDS = 'stopped', 'hanging in C'
 
 
-def run(workdir: pathlib.Path, process: int, seconds: float, hang: bool) -> None:
+def run(workdir: pathlib.Path, process: int, port: int, seconds: float, hang: bool) -> None:
   """One of the two, which never ends by itself."""
   import ctypes
 
   import jax
 
   from eqflow import train as training
-  from eqflow.training import ledger, watchdog
+  from eqflow.training import cluster, ledger, watchdog
   from experiments.faults import victim
+  cluster.join(f'localhost:{port}', 2, process)
   config = victim.config_of().unlock()
   config.train.update(dict(num_examples=10**9, sample_examples=10**9, stuck_seconds=0.0))
   place, calls, book = training.sharding.place_batch, [], ledger.Ledger()
@@ -50,13 +51,14 @@ def run(workdir: pathlib.Path, process: int, seconds: float, hang: bool) -> None
     return place(*given)
 
   training.sharding.place_batch = placed
-  training.train(config.lock(), workdir / f'run{process}', book=book)
+  training.train(config.lock(), workdir, book=book)
 
 
-def start(workdir: pathlib.Path, process: int, seconds: float, hang: bool = False) -> subprocess.Popen:
+def start(workdir: pathlib.Path, process: int, port: int, seconds: float,
+          hang: bool) -> subprocess.Popen:
   """One of the two, in a process group of its own."""
   command = [sys.executable, '-m', 'experiments.faults.stuck', f'--workdir={workdir}',
-             f'--process={process}', f'--seconds={seconds}', *['--hang'] * hang]
+             f'--process={process}', f'--port={port}', f'--seconds={seconds}', *['--hang'] * hang]
   return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           start_new_session=True)
 
@@ -64,7 +66,10 @@ def start(workdir: pathlib.Path, process: int, seconds: float, hang: bool = Fals
 def once(workdir: pathlib.Path, kind: str, seconds: float, victim: int) -> dict[str, float]:
   """{'times', 'found' within `seconds`, 'named', 'ended', 'stacks', 'slowest'} of one fault."""
   hangs = kind == KINDS[1]
-  processes = [start(workdir, i, seconds, hang=hangs and i == victim) for i in range(2)]
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  processes = [start(workdir, i, port, seconds, hang=hangs and i == victim) for i in range(2)]
   try:
     for process in processes:
       while process.stdout.readline() != 'ready\n':
@@ -99,10 +104,11 @@ def main():
   parser.add_argument('--seconds', type=float, default=10.0, help='what config.train.stuck_seconds is')
   parser.add_argument('--workdir', type=pathlib.Path, help=argparse.SUPPRESS)
   parser.add_argument('--process', type=int, help=argparse.SUPPRESS)
+  parser.add_argument('--port', type=int, help=argparse.SUPPRESS)
   parser.add_argument('--hang', action='store_true', help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.workdir:
-    run(given.workdir, given.process, given.seconds, given.hang)
+    run(given.workdir, given.process, given.port, given.seconds, given.hang)
     return
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
