@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from eqflow import run, sections
 from eqflow.training import watchdog
+from experiments import config_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT, EVERY = 100.0, 5.0
@@ -52,6 +54,14 @@ def test_a_process_that_is_stopped_is_named_by_the_others_who_wait_for_it(silent
   assert 0.8 * LIMIT < seconds <= LIMIT
   named = f"process {silent} (host h{silent}, pid {silent}), in 'step' at step 7, has not been heard of"
   assert len(told) == 1 and told[0].startswith(named)
+
+
+def test_who_has_waited_longer_than_the_other_is_silent_is_not_named_for_it():
+  run = Run()
+  run.go(20)
+  assert run.go(30, still=[0]) is None   # Process 1 takes its time, and is stopped.
+  seconds, told = run.go(2 * LIMIT, silent=[1], still=[0])
+  assert seconds <= LIMIT and len(told) == 1 and told[0].startswith('process 1')
 
 
 def test_a_main_loop_that_hangs_is_named_before_those_that_wait_for_it():
@@ -191,3 +201,16 @@ def test_nobody_watches_where_the_limit_is_0(tmp_path):
   with watchdog.watching(tmp_path, 0.0, lambda: pytest.fail('is not asked'), count=2):
     time.sleep(0.05)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('seconds', [-1.0, float('nan'), '600'])
+def test_a_limit_that_is_none_is_refused_and_a_run_may_go_on_with_another(tmp_path, seconds):
+  config = config_file('digits').get_config()
+  sections.check_ranges(config)
+  (tmp_path / 'config.json').write_text(config.to_json_best_effort())
+  config.train.stuck_seconds = 5.0
+  run.check_config(config, tmp_path)
+  with config.ignore_type():
+    config.train.stuck_seconds = seconds
+  with pytest.raises(ValueError, match=r'config.train.stuck_seconds=.* a finite number of 0 or more'):
+    sections.check_ranges(config)
