@@ -121,6 +121,7 @@ def main():
         workdir = folder / f'{kind}{i}'
         workdir.mkdir()
         found = once(workdir, kind, given.seconds, victim=i % 2)
+        print(f'{kind}, {i}:', found, flush=True)
         slowest = max(row['slowest'], found.pop('slowest'))
         row.update(found)
         row['slowest'] = slowest
