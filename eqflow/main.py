@@ -1,5 +1,6 @@
 """python -m eqflow.main --config=configs/digits.py --workdir=runs/digits [--mode=train]: flags only."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -7,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from absl import app, flags, logging
+import jax
 from ml_collections import ConfigDict, config_flags
 
 from eqflow import averages, build, compose, neighbours, run, sample
@@ -14,7 +16,7 @@ from eqflow.evaluate import evaluate
 from eqflow.finish import finish
 from eqflow.outliers import score
 from eqflow.train import train
-from eqflow.training import cluster, signals
+from eqflow.training import cluster, ledger, signals
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
                                           lock_config=True)
@@ -95,15 +97,17 @@ def main(argv: list[str]) -> None:
       draw_pairs(config, workdir, pathlib.Path(_OUT.value), count=_NUM_SAMPLES.value,
                  seed=_SEED.value)
     else:
+      book = ledger.Ledger(since=ledger.created())
       if _DISTRIBUTED.value:
         cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-      with signals.watched() as stop:
+      with signals.watched() as stop, contextlib.closing(book):
         if _MODE.value == 'train':
-          train(config, workdir, stop)
-        evaluate(config, workdir, near=_NEIGHBOURS.value)
+          train(config, workdir, stop, book)
+        evaluate(config, workdir, near=_NEIGHBOURS.value, book=book)
+      if jax.process_index() == 0:
+        print(f'\n{ledger.table(workdir / "ledger.jsonl")}', end='')
       cluster.part()
   except signals.Stopped as stopped:
-    cluster.part()
     signals.end(str(stopped))
   except REFUSALS as error:
     refuse(error)

@@ -18,7 +18,7 @@ from eqflow.data import pipeline, sources
 from eqflow.models import embed
 from eqflow.sections import naming
 from eqflow.training import (
-    checkpoint, ledger, metrics, sharding, signals, snapshots, step as steps, watchdog)
+    checkpoint, cluster, ledger, metrics, sharding, signals, snapshots, step as steps, watchdog)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path,
@@ -130,7 +130,7 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       source, seed=config.seed, batch=section.batch, start=at * section.batch,
       process_index=own, process_count=readers,
       workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
-  running, health, clock = steps.empty_metrics(mesh), None, time.perf_counter()
+  running, health, before, clock = steps.empty_metrics(mesh), None, None, time.perf_counter()
   check = lambda health, at: check_health(health, at, section.max_skipped, progress.say)
   book.step = at
   book.turn('step')
@@ -151,8 +151,8 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       checkpoints.check()
       # A step late, so that the device never waits to be asked.
       check(health, at)
-      asked = stop.asked if alone else health is not None and health[4] > 0
-      health, book.step, at = fresh, at + 1, at + 1
+      asked = stop.asked if alone else before is not None and before[4] > 0
+      health, before, book.step, at = fresh, fresh, at + 1, at + 1
       logs, saves, keeps, shows = (bool(examples) and (at % every(examples) == 0) for examples in (
           section.log_examples, section.checkpoint_examples, config.ema.snapshot_examples,
           section.sample_examples))
@@ -181,13 +181,16 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
         with book.on('save'):
           checkpoints.wait()
         book.cut(at)
+        # Where one has left alone, the others would wait for it.
+        cluster.part()
         stop.leave(told=True)
 
       if shows and at < until:
         paused = time.perf_counter()
         with book.on('save'):
           checkpoints.wait()
-        with stop.free(), book.on('evaluate'):
+        # Of several processes one that left now would leave the others waiting: at the next step.
+        with stop.free() if alone else contextlib.nullcontext(), book.on('evaluate'):
           preview(config, recipe, state, writer, progress, workdir, book.beat)
         clock += time.perf_counter() - paused
   return state

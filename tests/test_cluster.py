@@ -75,10 +75,10 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(tmp_path, al
   processes = started(tmp_path, 2, 4)
   while not (tmp_path / 'checkpoints/10').exists():
     time.sleep(0.05)
-    assert processes[0].poll() is None
+    assert processes[0].poll() is None, ended(processes)[0]
   processes[1].send_signal(signal.SIGTERM)
   said, codes = ended(processes)
-  assert codes == [75, 75], said
+  assert codes == [75, 75], '\n'.join(said)
   assert 'stopped by a signal to another process' in said[0] and 'stopped by SIGTERM' in said[1]
   said, codes = ended(started(tmp_path, 1, 4))
   assert codes == [0] and 'going on from step' in said[0], said
