@@ -179,8 +179,8 @@ def _solver(config, process, output, label_noise):
   found = numbers(row, section.solver, path, nested=NESTED, num_steps=section.num_steps)
   if name in DESCENTS:
     if not found.get('step_size', 1) > 0:
-      raise ValueError(f'config.{path}.step_size={found["step_size"]}: give a number above 0, or samples '
-                       'stay as they are or climb away from data')
+      raise ValueError(f'config.{path}.step_size={found["step_size"]}: give a number above 0, or '
+                       'samples stay as they are, or climb away from data')
     if label_noise is not fields.none:
       raise ValueError(
           f'config.{path}.name={name!r} descends a field that may not depend on time, but '
@@ -210,8 +210,9 @@ def _check_ends(grid, process):
   """Raises ValueError where a grid does not fall from noise all the way to data."""
   first, last = (process(jnp.float32(t)) for t in (grid[0], grid[-1]))
   if grid[0] <= grid[-1] or not last.eps <= 0.1 * last.x:
-    raise ValueError(f'times that start at {grid[0]:.4g} and end at {grid[-1]:.4g} do not end at data: samples fall '
-                     'from noise to a time where sigma is a tenth of alpha at most, such as 0')
+    raise ValueError(f'times that start at {grid[0]:.4g} and end at {grid[-1]:.4g} do not end at data: '
+                     'samples fall from noise to a time where sigma is a tenth of alpha at most, '
+                     'such as 0')
   if not first.eps > first.x:
     raise ValueError(f'times that start at {grid[0]:.4g} do not start at noise: sigma is '
                      f'{float(first.eps):.4g} there, alpha {float(first.x):.4g}')

@@ -50,7 +50,7 @@ def several(value: Any, path: str, *, of: Callable, some: bool = False) -> None:
 def section(value: Any, path: str) -> None:
   """Raises ValueError where value is no section, naming the key."""
   if not isinstance(value, ConfigDict):
-    raise ValueError(f'config.{path}={value!r} is not a section: write {{...}} as configs/digits.py has it')
+    raise ValueError(f'config.{path}={value!r} is not a section: see configs/digits.py')
 
 
 def _or_none(value, path, *, of):

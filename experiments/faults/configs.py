@@ -55,7 +55,7 @@ def named(said: str, key: str) -> bool:
 
 
 def refuse(folder: pathlib.Path, wanted: int, seed: int) -> dict[str, int]:
-  """{'cases', 'refused', 'keys'}: so many mutations in this process; what was not refused is printed."""
+  """{'cases', 'refused', 'keys'}: so many mutations, in this process; others are printed."""
   found, keys = collections.Counter(), set()
   with nothing_compiled():
     for mutation in mutations.drawn(wanted, seed):
