@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from eqflow import build, run
+from eqflow import build, ema, run
 from eqflow.evaluate import evaluate
 from eqflow.evaluation import report
 from eqflow.training import snapshots

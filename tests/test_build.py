@@ -114,7 +114,7 @@ REFUSED = [
     ('data.shape', ('8', '8', '1'), r"config.data.shape='8': give a finite number"),
     ('sample.threshold', -1.0, r"config.sample.threshold=-1.0: give a finite number of 0"),
     ('sample.batch', 0, r"config.sample.batch=0: give a finite number from 1"),
-    ('evaluate.num_samples', 2, r"config.evaluate.num_samples=2: give a finite number of 4"),
+    ('evaluate.num_samples', 2, r"config.evaluate.num_samples=2: give a finite number from 4"),
     ('process', dict(name='shifted', process='linear', shift=2.0),
      r"config.process.process='linear' is not a section: write \{'name': one of"),
     ('process', dict(name='shifted', process=dict(name='linear'), shift='a'),

@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import build, draws, evaluate, outliers, run, sample
+from eqflow import build, draws, ema, evaluate, outliers, run, sample
 from eqflow import train as training
 from experiments import config_file
 from tests.test_train import TINY, tiny

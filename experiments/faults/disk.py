@@ -58,8 +58,8 @@ def hurt(folder: pathlib.Path, expected: str, kind: str) -> dict[str, int]:
   """{'cases', 'unrefused', 'broken', 'other'}: one run that cannot write once its first state stands.
 
   unrefused: not exit code 2 and a line that names the newest checkpoint that stands; broken: that
-  one is not whole; other: the command given again does not end where the run that was left alone did. Raises
-  PermissionError where this user may not mount.
+  one is not whole; other: the command given again does not end where the run that was left alone
+  did. Raises PermissionError where this user may not mount.
   """
   own, break_it, mend = KINDS[kind]
   workdir = folder / kind.replace(' ', '_')
