@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from eqflow import build, run
+from eqflow import build, ema, run
 from eqflow.evaluate import evaluate
 from eqflow.evaluation import report
 from eqflow.training import snapshots
@@ -37,7 +37,7 @@ def stds_of(given: list[str] | None) -> list[float]:
       while (following := round(stds[-1] + step, 10)) < number - 1e-9:
         stds.append(following)
     stds.append(number)
-  wrong = [std for std in stds if not build.is_std(repr(std))]
+  wrong = [std for std in stds if not ema.is_std(repr(std))]
   if wrong or not stds:
     raise ValueError(f'--std={",".join(given or ())}: give widths between 0 and 0.2887 relative to the '
                      f'time trained, such as {example}' + (f', not {wrong}' if wrong else ''))

@@ -15,13 +15,15 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import arrays, couplings, draws, ema, energies, fields, losses, outputs, times, weights
+from eqflow import (
+    arrays, couplings, draws, ema, energies, fields, losses, outputs, ranges, times, weights)
 from eqflow.models import edm2, magnitude
 from eqflow.names import (
     COUPLINGS, DENSITIES, DTYPES, ENERGIES, LABELS, MADE, MODELS, NESTED, OUTPUTS, POLICIES, PROCESSES,
     SCALES, SCHEDULES, WEIGHTS)
-from eqflow.sections import bound, called, check_ranges, choose, naming, needed, numbers, row_of
+from eqflow.sections import bound, called, choose, naming, needed, numbers, row_of
 from eqflow.training import optimizer as optimizers
+
 
 class Recipe(NamedTuple):
   """What a config means: pure functions, and the optimizer that they are trained with."""
@@ -44,7 +46,7 @@ class Recipe(NamedTuple):
 
 def recipe(config: ConfigDict) -> Recipe:
   """Everything a run computes, from its config alone. Raises ValueError naming the key at fault."""
-  check_ranges(config)
+  ranges.check(config)
   process = bound(PROCESSES, config.process, 'process', nested=NESTED, made=MADE)
   with naming('process'):
     times.check_grid([0.9, 0.1], process=process, output=outputs.v)
@@ -106,6 +108,9 @@ def model(section: ConfigDict, num_classes: int) -> Any:
     if key not in known or key == 'num_classes':
       raise ValueError(f'config.model.{key}: {section.name!r} takes {sorted(known)}; '
                        'num_classes stands in config.data')
+  missing = [key for key, required in needed(make).items() if required and key not in options]
+  if missing:
+    raise ValueError(f'config.model: {section.name!r} also needs {missing}')
   return make(num_classes=num_classes, **options)
 
 
@@ -224,6 +229,8 @@ def _coupling(config):
 def _couple(config):
   path, row = 'loss.coupling', _coupling(config)
   found = numbers(row, config.loss.coupling, path, group=None, eps=None)
+  if not found.get('regularization', 1) > 0:
+    raise ValueError(f'config.{path}.regularization={found["regularization"]}: give a number above 0')
   if 'group' not in found:
     return None
   classes, parts = config.data.num_classes, config.train.accumulate
@@ -262,7 +269,7 @@ def _optimizer(config):
 
 def ema_names(config: ConfigDict) -> list[str]:
   """The averages that the run keeps, each called by its decay or its std as written."""
-  names = [*_decays(config), *_powers(config)]
+  names = [*map('{:g}'.format, config.ema.decays), *map(repr, config.ema.stds)]
   if len(set(names)) < len(names):
     raise ValueError(f'config.ema.decays={tuple(config.ema.decays)} and config.ema.stds='
                      f'{tuple(config.ema.stds)}: two averages would have the same name')
@@ -280,7 +287,7 @@ def _powers(config):
 
 def _share(config):
   decays, powers, name = _decays(config), _powers(config), config.sample.params
-  if name not in ('params', *decays, *powers) and not (powers and is_std(name)):
+  if name not in ('params', *decays, *powers) and not (powers and ema.is_std(name)):
     raise ValueError(f'config.sample.params={name!r}: choose from {["params", *decays, *powers]}'
                      + (', or a std that --mode=reconstruct has made' if powers else ''))
 
@@ -289,11 +296,3 @@ def _share(config):
             | {name: ema.power_share(power, examples, added) for name, power in powers.items()})
 
   return share
-
-
-def is_std(name: str) -> bool:
-  """Whether a power average may be called so: the repr of a number in (0, 1/sqrt 12)."""
-  try:
-    return repr(float(name)) == name and 0 < float(name) < ema.WIDEST
-  except ValueError:
-    return False

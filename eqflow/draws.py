@@ -178,6 +178,9 @@ def _solver(config, process, output, label_noise):
   name = section.solver.name
   found = numbers(row, section.solver, path, nested=NESTED, num_steps=section.num_steps)
   if name in DESCENTS:
+    if not found.get('step_size', 1) > 0:
+      raise ValueError(f'config.{path}.step_size={found["step_size"]}: give a number above 0, or '
+                       'samples stay as they are, or climb away from data')
     if label_noise is not fields.none:
       raise ValueError(
           f'config.{path}.name={name!r} descends a field that may not depend on time, but '
@@ -188,11 +191,12 @@ def _solver(config, process, output, label_noise):
           f'config.{path}.name={name!r} descends to where the field vanishes, but config.output.name='
           f'{config.output.name!r} does not at data: train one of {list(DESCENDED)}, or sample with '
           f'one of {sorted(SOLVERS)}')
-    return row(**found), None
+    with naming(path):
+      return row(**found), None
   if section.threshold:
     raise ValueError(f'config.sample.threshold={section.threshold}: only a descent '
                      f'({sorted(DESCENTS)}) stops by the norm of its field; set it to 0')
-  grid = called(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps, process=process)
+  grid = called(GRIDS, section.get('grid'), 'sample.grid', num_steps=section.num_steps, process=process)
   with naming('sample.grid'):
     times.check_grid(grid, process=process, output=output, label_noise=label_noise)
     _check_ends(grid, process)
@@ -204,7 +208,11 @@ def _solver(config, process, output, label_noise):
 
 def _check_ends(grid, process):
   """Raises ValueError where a grid does not fall from noise all the way to data."""
-  state = process(jnp.float32(grid[-1]))
-  if grid[0] <= grid[-1] or not state.eps <= 0.1 * state.x:
-    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not end at data: samples fall '
-                     'from noise to a time where sigma is a tenth of alpha at most, such as 0')
+  first, last = (process(jnp.float32(t)) for t in (grid[0], grid[-1]))
+  if grid[0] <= grid[-1] or not last.eps <= 0.1 * last.x:
+    raise ValueError(f'times that start at {grid[0]:.4g} and end at {grid[-1]:.4g} do not end at data: '
+                     'samples fall from noise to a time where sigma is a tenth of alpha at most, '
+                     'such as 0')
+  if not first.eps > first.x:
+    raise ValueError(f'times that start at {grid[0]:.4g} do not start at noise: sigma is '
+                     f'{float(first.eps):.4g} there, alpha {float(first.x):.4g}')

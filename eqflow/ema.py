@@ -270,3 +270,11 @@ def _add(total, treedef, row, tree, averaged, i):
         column.reshape(-1)[start:start + BLOCK] += part * dtype.type(x)
     total[j] = sums
   return total, found
+
+
+def is_std(name: str) -> bool:
+  """Whether a power average may be called so: the repr of a number in (0, 1/sqrt 12)."""
+  try:
+    return repr(float(name)) == name and 0 < float(name) < WIDEST
+  except ValueError:
+    return False

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from eqflow import build, draws, fields, names, outputs, processes, sections
+from eqflow import build, draws, fields, names, outputs, processes, ranges
 from eqflow.training import guard, sharding, step as steps
 from experiments import ROOT, config_file as load
 from tests import rows
@@ -110,11 +110,11 @@ REFUSED = [
     ('model.width', -16, r"config.model.width=-16: give a finite number"),
     ('model.heads', 3, r"config.model: width=64 is not divisible by heads=3"),
     ('model.patch', 3, r"config.model: an image of 8x8 has no whole number of patches"),
-    ('data.workers', -1, r"config.data.workers=-1: give a finite number of 0 or more"),
+    ('data.workers', -1, r"config.data.workers=-1: give a finite number from 0 to 1024"),
     ('data.shape', ('8', '8', '1'), r"config.data.shape='8': give a finite number"),
     ('sample.threshold', -1.0, r"config.sample.threshold=-1.0: give a finite number of 0"),
     ('sample.batch', 0, r"config.sample.batch=0: give a finite number from 1"),
-    ('evaluate.num_samples', 2, r"config.evaluate.num_samples=2: give a finite number of 4"),
+    ('evaluate.num_samples', 2, r"config.evaluate.num_samples=2: give a finite number from 4"),
     ('process', dict(name='shifted', process='linear', shift=2.0),
      r"config.process.process='linear' is not a section: write \{'name': one of"),
     ('process', dict(name='shifted', process=dict(name='linear'), shift='a'),
@@ -233,7 +233,7 @@ def test_a_scale_for_each_channel_guides_each_by_its_own(scale, counts):
   config.data.num_classes, config.train.drop_label = 2, 0.1
   with config.ignore_type():
     config.sample.scale = scale
-  sections.check_ranges(config)
+  ranges.check(config)
   network = Asked()
   sampling = draws.sampling_of(config, network, processes.linear, outputs.u, fields.none)
   z, labels = np.array([[0.5, 0.25], [-1.0, 3.0]]), np.array([0, 1])

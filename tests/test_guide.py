@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import build, draws, evaluate, outliers, run, sample
+from eqflow import build, draws, ema, evaluate, outliers, run, sample
 from eqflow import train as training
 from experiments import config_file
 from tests.test_train import TINY, tiny
@@ -169,7 +169,7 @@ def test_presets_have_the_papers_scales(file, variant, scale):
   config = config_file(file).get_config(variant)
   assert config.sample.scale == scale and config.sample.guide.workdir.startswith(f'runs/{file}-')
   assert config.model.name.endswith('-' + variant.split('_')[0])
-  assert build.is_std(config.sample.params) and build.is_std(config.sample.guide.params)
+  assert ema.is_std(config.sample.params) and ema.is_std(config.sample.guide.params)
 
 
 @pytest.mark.parametrize('variant, first, last', [

@@ -21,9 +21,9 @@ RANKS = {
     'solver': 4.5, 'stochastic': 4.7, 'multistep': 4.8, 'adaptive': 4.8, 'couplings': 4.8,
     'slots': 4.8, 'losses': 5, 'samplers': 5, 'descent': 5, 'scores': 5, 'likelihood': 5, 'ema': 1,
     'models': 1, 'data': 1, 'evaluation': 1, 'training': 2, 'interop': 5.5, 'sections': 5.5,
-    'names': 5.8, 'draws': 5.9, 'build': 6, 'beside': 6.3, 'run': 6.5, 'sample': 6.5, 'compose': 6.7,
-    'neighbours': 6.7, 'evaluate': 7, 'finish': 7, 'outliers': 7, 'train': 7,
-    'averages': 7.5, 'main': 8,
+    'names': 5.8, 'ranges': 5.85, 'draws': 5.9, 'build': 6, 'beside': 6.3, 'run': 6.5,
+    'sample': 6.5, 'compose': 6.7, 'neighbours': 6.7, 'evaluate': 7, 'finish': 7,
+    'outliers': 7, 'train': 7, 'averages': 7.5, 'main': 8,
 }
 CORE = [name for name, rank in RANKS.items() if rank <= 5 and (ROOT / f'eqflow/{name}.py').exists()]
 LIBRARIES = {'adaptive': {'diffrax'}, 'couplings': {'ot'}}

@@ -48,6 +48,9 @@ def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_in
     # Grain reads absl flags in its workers' parent, and outside app.run nobody has parsed them.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
+    # Through pipes: batches in shared memory outlive workers that are killed with their parent.
+    dataset = grain.experimental.WithOptionsIterDataset(
+        dataset, grain.experimental.DatasetOptions(min_shm_size=END**2))
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
   if couple:
     dataset = dataset.map(lambda whole: {

@@ -47,7 +47,7 @@ def patchify(z: Float[Array, 'b h w c'], patch: int) -> Float[Array, 'b n pc']:
   b, h, w, c = z.shape
   if h % patch or w % patch:
     raise ValueError(f'an image of {h}x{w} has no whole number of patches of {patch}x{patch}: '
-                     f'both sides must be divisible by {patch}')
+                     f'both sides must be divisible by patch={patch}')
   z = z.reshape(b, h // patch, patch, w // patch, patch, c)
   return z.swapaxes(2, 3).reshape(b, -1, patch * patch * c)
 
@@ -171,6 +171,8 @@ class DiT(nn.Module):
     """
     if self.width % self.heads:
       raise ValueError(f'width={self.width} is not divisible by heads={self.heads}')
+    if int(self.mlp_ratio * self.width + 1e-6) < 1:
+      raise ValueError(f'mlp_ratio={self.mlp_ratio} leaves no channel of width={self.width}')
     _, height, width, channels = z.shape
     dense = _dense(self.dtype, self.param_dtype)
     x = dense(self.width, name='patch_embed')(patchify(z, self.patch))

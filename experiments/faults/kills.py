@@ -1,0 +1,101 @@
+"""Victims that are killed and stopped, at random and at named places, and what is left of them."""
+
+import collections
+import contextlib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from eqflow.training import signals
+from experiments import ROOT
+from experiments.faults import states, victim
+
+LIMIT = 300    # seconds that any run may take
+CHAINED = 12   # kills of one run, at most
+
+
+def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
+  """A victim in a process group of its own."""
+  return subprocess.Popen(
+      [sys.executable, '-m', 'experiments.faults.victim', f'--workdir={workdir}', *flags], cwd=ROOT,
+      text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def finish(workdir: pathlib.Path) -> float:
+  """Goes on until the run ends, in so many seconds; raises RuntimeError with what it said if not."""
+  clock, process = time.perf_counter(), start(workdir)
+  _, said = process.communicate(timeout=LIMIT)
+  if process.returncode:
+    raise RuntimeError(f'{workdir} was lost: exit code {process.returncode}\n{said[-3000:]}')
+  return time.perf_counter() - clock
+
+
+def chain(folder: pathlib.Path, expected: str, seconds: float, most: int, seed: str) -> dict[str, int]:
+  """{'killed', 'runs', 'lost', 'other', 'without'}: one run, killed up to `most` times, then let end.
+
+  Instants are random within a run's usual time, at which it may have ended; then it is not killed.
+  """
+  chance, workdir = random.Random(seed), folder / 'run'
+  found = collections.Counter(killed=0, lost=0, other=0, without=0, runs=1)
+  for _ in range(min(most, CHAINED)):
+    process = start(workdir)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.communicate(timeout=chance.uniform(0, seconds))
+    if process.poll() is not None:
+      break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    found.update(killed=1, without=not states.restorable(workdir))
+  return _judged(workdir, expected, found)
+
+
+def _judged(workdir, expected, found):
+  try:
+    finish(workdir)
+    found['other'] += states.digest(workdir) != expected
+  except (RuntimeError, subprocess.TimeoutExpired) as error:
+    found['lost'] += 1
+    print(error, flush=True)
+  shutil.rmtree(workdir, ignore_errors=True)
+  return {name: int(count) for name, count in found.items()}
+
+
+def at_point(folder: pathlib.Path, expected: str, point: str, count: int) -> dict[str, int]:
+  """{'killed', 'lost', 'other', 'without'}: killed at the count-th time that a run comes to a point."""
+  found, workdir = collections.Counter(killed=0, lost=0, other=0), folder / 'point'
+  process = start(workdir, f'--point={point}', f'--count={count}')
+  process.communicate(timeout=LIMIT)
+  found.update(killed=process.returncode == -signal.SIGKILL, without=not states.restorable(workdir))
+  return _judged(workdir, expected, found)
+
+
+def stopped(folder: pathlib.Path, expected: str, phase: str,
+            number: signal.Signals) -> dict[str, float]:
+  """{'stopped', 'slowest' in s, 'lost', 'other', 'without'}: one signal in one phase of a run."""
+  found, workdir = collections.Counter(stopped=0, lost=0, other=0), folder / 'stopped'
+  clock = time.perf_counter()
+  process = start(workdir, f'--phase={phase}', f'--signal={number.name}')
+  process.communicate(timeout=LIMIT)
+  seconds = time.perf_counter() - clock
+  # Where the first state was made, a whole checkpoint stands.
+  found.update(stopped=process.returncode == signals.EXIT_CODE,
+               without=phase != 'starting' and not list(workdir.glob('checkpoints/*/manifest.json')))
+  return _judged(workdir, expected, found) | {'slowest': round(seconds, 1)}
+
+
+def phase_of(i: int) -> tuple[str, signal.Signals]:
+  """The phase and the signal of the i-th case: all phases in turn, then with the other signal."""
+  phases = list(victim.PHASES)
+  return phases[i % len(phases)], signals.SIGNALS[i // len(phases) % 2]
+
+
+def point_of(i: int) -> tuple[str, int]:
+  """The point and the count of the i-th case: all points in turn, later at each round."""
+  points = list(victim.POINTS)
+  # Snapshots and old checkpoints come to be fewer times: from the first again.
+  return points[i % len(points)], 1 + i // len(points) % 10

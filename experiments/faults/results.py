@@ -1,0 +1,48 @@
+"""What was found, case by case, in results/<measurement>.json: measuring goes on where it stopped."""
+
+import collections
+from collections.abc import Callable
+import json
+import os
+import pathlib
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).parent / 'results'
+
+
+def read(name: str, folder: pathlib.Path = FOLDER) -> list[dict[str, Any]]:
+  """The rows of a measurement, {'what', counts}, in the order that they were found."""
+  path = folder / f'{name}.json'
+  return json.loads(path.read_text()) if path.exists() else []
+
+
+def go_on(name: str, wanted: int, case: Callable, *, counted: str = '',
+          folder: pathlib.Path = FOLDER) -> list[dict[str, Any]]:
+  """All rows, after case(i, how many are still wanted) -> row or rows has made what is missing.
+
+  Counted are the rows, or what they hold under `counted`. Each row is on disk before the next begins.
+  """
+  rows = read(name, folder)
+  count = lambda: sum(row[counted] for row in rows) if counted else len(rows)
+  while count() < wanted:
+    made = case(len(rows), wanted - count())
+    print(name, made, flush=True)
+    rows += made if isinstance(made, list) else [made]
+    folder.mkdir(exist_ok=True)
+    partial = folder / f'{name}.partial'
+    partial.write_text('[' + ',\n '.join(map(json.dumps, rows)) + ']\n')
+    os.replace(partial, folder / f'{name}.json')
+  return rows
+
+
+def summed(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+  """{what: {count: sum over its rows}}, of `slowest` the largest."""
+  found = {}
+  for row in rows:
+    total = found.setdefault(row['what'], collections.Counter())
+    for key, value in row.items():
+      if key == 'slowest':
+        total[key] = max(total[key], value)
+      elif key != 'what':
+        total[key] += value
+  return {what: dict(total) for what, total in found.items()}

@@ -1,0 +1,113 @@
+"""Faults that are injected, in their short form: python -m experiments.faults has the long one."""
+
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from eqflow import train as training
+from eqflow.training import manifest
+from experiments.faults import (
+    disk, kills, nans, reader, records, results, states, tables)
+
+
+@pytest.mark.parametrize('count', [9, pytest.param(99, marks=pytest.mark.long)])
+@pytest.mark.parametrize('most', [0, 3])
+def test_numbers_that_are_none_leave_state_and_checkpoints_clean(tmp_path, most, count):
+  found = nans.poison(tmp_path, most, count, seed=0)
+  assert len(found) == len(nans.KINDS)
+  for name, row in found.items():
+    assert row == dict(cases=count // 3, unclean=0), f'{name}: {row}'
+
+
+def test_what_is_injected_into_one_leaf_is_in_the_gradient_of_that_leaf_alone():
+  given = {'a': np.float32(3), 'b': np.float32(5)}
+  def loss(params, factor):
+    return nans._marked(params['a'], factor) ** 2 + params['b'] ** 2
+  value, grads = jax.value_and_grad(loss)(given, np.float32(np.nan))
+  assert value == 34 and np.isnan(grads['a']) and grads['b'] == 10
+
+
+@pytest.mark.parametrize('kills,steps', [(2, 120), pytest.param(10, 600, marks=pytest.mark.long)])
+def test_every_record_is_read_once_whatever_is_killed_and_restarted(tmp_path, kills, steps):
+  found = records.kill(tmp_path, kills, seed=5, steps=steps)
+  assert found['killed'] == kills and found['epochs'] == steps * reader.BATCH // reader.RECORDS
+  wrong = {key: found[key] for key in (
+      'lost', 'repeated', 'misplaced', 'miscounted', 'processes left', 'files left') if found[key]}
+  assert not wrong, f'{wrong} of {found}'
+
+
+def test_a_record_that_is_read_twice_or_elsewhere_is_found(tmp_path):
+  reader.read(tmp_path, 0, 0, 1, 0, steps=26)
+  spans = [(0, 1, 0, 0)]
+  assert not records.judged(tmp_path, spans, 26)['misplaced']
+  path = reader.log_of(tmp_path, 0, 0)
+  # Within the first epoch: step 3 has what step 2 had.
+  third, fourth = (str(line['records']) for line in reader.lines(path)[2:4])
+  path.write_text(path.read_text().replace(fourth, third))
+  found = records.judged(tmp_path, spans, 26)
+  assert found['lost'] == found['repeated'] == found['misplaced'] == 8
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('kind', disk.KINDS)
+def test_a_run_that_cannot_write_leaves_what_stands_and_goes_on_once_it_can(tmp_path, kind):
+  expected = disk.unbroken(tmp_path)
+  try:
+    found = disk.hurt(tmp_path, expected, kind)
+  except PermissionError as error:
+    pytest.skip(str(error))
+  assert found == dict(cases=1, unrefused=0, broken=0, other=0)
+
+
+def test_a_save_that_fails_is_told_one_step_after_it_has_failed(tmp_path, monkeypatch):
+  config = nans.config_of(0)
+  recipe, step, leaves = nans.injected(config)
+  source, made = training.run.open_source(config), []
+
+  def full(path):
+    if '4.partial' in str(path):
+      raise OSError(28, 'No space left on device')
+
+  def counted(state, metrics, batch):
+    made.append(int(state.step) + 1)
+    for thread in threading.enumerate():
+      if thread is not threading.main_thread() and '_finish' in thread.name:
+        thread.join()   # The save of the step before has ended, in whichever way.
+    return step(state, metrics, batch)
+
+  monkeypatch.setattr(manifest, 'sync', full)
+  with pytest.raises(OSError, match='could not be .*No space left.* that stands is 2; make'):
+    nans.run(config, recipe, counted, leaves, tmp_path, source)
+  assert made[-1] == 5, f'saved after step 4, told after step {made[-1]}'
+
+
+@pytest.mark.parametrize('count', [5, pytest.param(20, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_again_and_again_ends_where_one_left_alone_does(tmp_path, count):
+  kills.finish(tmp_path / 'whole')
+  seconds, expected = kills.finish(tmp_path / 'again'), states.digest(tmp_path / 'whole')
+  assert states.digest(tmp_path / 'again') == expected
+  found = results.go_on('kills', count, lambda i, wanted: dict(what='all', **kills.chain(
+      tmp_path, expected, seconds, wanted, f'0 {i}')), counted='killed', folder=tmp_path / 'results')
+  found = results.summed(found)['all']
+  assert found['killed'] == count and not (found['lost'] or found['other'] or found['without']), found
+
+
+def test_a_measurement_goes_on_where_it_stopped(tmp_path):
+  seen = []
+  def case(i, wanted):
+    seen.append((i, wanted))
+    if len(seen) == 3:
+      raise KeyboardInterrupt
+    return dict(what='a', killed=2, slowest=1.0 + i)
+  with pytest.raises(KeyboardInterrupt):
+    results.go_on('kills', 7, case, counted='killed', folder=tmp_path)
+  rows = results.go_on('kills', 7, case, counted='killed', folder=tmp_path)
+  assert seen == [(0, 7), (1, 5), (2, 3), (2, 3), (3, 1)]
+  assert results.summed(rows) == {'a': {'killed': 8, 'slowest': 4.0}}
+
+
+def test_the_readme_shows_what_is_stored():
+  text = tables.README.read_text()
+  assert tables.filled(text) == text, 'run python -m experiments.faults.tables'

@@ -1,0 +1,44 @@
+"""Whatever is wrong with a config is said before anything compiles, by the name of its key."""
+
+import pytest
+
+from experiments import config_file
+from experiments.faults import configs, mutations
+
+SHORT, ALL = 60, 600
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('refused')
+
+
+@pytest.mark.parametrize('first,count', [
+    (0, SHORT), pytest.param(SHORT, ALL - SHORT, marks=pytest.mark.long)])
+def test_every_mutated_config_is_refused_by_the_name_of_its_key(folder, first, count):
+  chosen = mutations.drawn(ALL, seed=0)[first:first + count]
+  assert len(set(map(str, chosen))) == count, 'each is another'
+  with configs.nothing_compiled():
+    found = {str(mutation): configs.judged(mutation, folder) for mutation in chosen}
+  wrong = {name: said for name, said in found.items() if said != 'refused'}
+  assert not wrong, f'{len(wrong)} of {count} were not refused as they should be: {wrong}'
+
+
+def test_mutations_reach_every_key_of_every_config():
+  reached = {path for mutation in mutations.drawn(ALL, seed=0) for path, _ in mutation.changes}
+  every = {path for name, variants in mutations.CONFIGS.items()
+           for variant in variants or config_file(name).VARIANTS
+           for path, _ in mutations.leaves(config_file(name).get_config(variant))}
+  assert every <= reached, f'no mutation changes {sorted(every - reached)}'
+
+
+def test_a_config_that_nothing_is_wrong_with_is_accepted(folder):
+  with configs.nothing_compiled():
+    whole = mutations.Mutation('digits', 'eqm', (), ())
+    assert configs.judged(whole, folder / 'whole') == 'accepted'
+
+
+@pytest.mark.long
+def test_the_command_line_refuses_mutations_in_one_line(folder):
+  found = configs.refuse_by_command(folder, 8, seed=1)
+  assert found['refused'] == found['cases'] == 8
