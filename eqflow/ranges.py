@@ -118,7 +118,8 @@ OPTIONAL = 'sample.guide', 'sample.grid'
 # What networks may be given.
 MODEL = dict(
     patch=_count, width=_count, depth=_count, heads=_count, final_scale=_from_zero, dtype=text,
-    param_dtype=text, remat=flag, remat_policy=text, learned_positions=flag, doubled=flag, mlp_ratio=_multiple,
+    param_dtype=text, remat=flag, remat_policy=text, learned_positions=flag, doubled=flag,
+    mlp_ratio=_multiple,
     dropout=functools.partial(finite, least=0, most=1 - 1e-6), blocks=_count, head_width=_count,
     multipliers=functools.partial(several, of=_multiple, some=True),
     attention=functools.partial(several, of=_count),
