@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from eqflow.arrays import Number
 from eqflow.planning import collectives, flops, hlo, report, topology as topologies
 from eqflow.planning.standin import parts, mesh_of, undivided  # noqa
 
@@ -75,7 +76,7 @@ def sharded_bytes(tree: Any) -> int:
              for leaf in jax.tree.leaves(tree))
 
 
-def memory(program: Any, state: dict[str, int], available: float | None) -> dict[str, Any]:
+def memory(program: Any, state: dict[str, int], available: Number | None) -> dict[str, Any]:
   """Bytes of a compiled program on one device, and whether they fit."""
   stats = program.memory_analysis()
   sizes = dict(arguments=stats.argument_size_in_bytes, outputs=stats.output_size_in_bytes,

@@ -9,14 +9,16 @@ network   DGX H100 and H200: one 400 Gb/s adapter for each GPU.
 
 from typing import NamedTuple
 
+from eqflow.arrays import Number
+
 
 class Chip(NamedTuple):
   """A device's limits; None where there is no such number to hold a program against."""
-  memory: float | None      # bytes that a program may have
-  flops: float | None       # bfloat16, dense
-  bandwidth: float | None   # of its memory
-  inside: float | None      # that it sends to the devices it is wired to
-  outside: float | None     # that it sends to those of other hosts; None: all are wired together
+  memory: Number | None      # bytes that a program may have
+  flops: Number | None       # bfloat16, dense
+  bandwidth: Number | None   # of its memory
+  inside: Number | None      # that it sends to the devices it is wired to
+  outside: Number | None     # that it sends to those of other hosts; None: all are wired together
 
 
 GB, GIB = 1e9, 2**30

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eqflow.arrays import Number
 from eqflow.planning import hlo
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
@@ -42,7 +43,7 @@ def found(module: hlo.Module, shape: dict[str, int]) -> list[Collective]:
   return exchanges
 
 
-def moved(kind: str, size: float, devices: int) -> float:
+def moved(kind: str, size: Number, devices: Number) -> float:
   """Bytes that each device must send at least, for `size` bytes among so many devices.
 
   (n - 1)/n of what is gathered, scattered or exchanged, twice that of what is summed for all.

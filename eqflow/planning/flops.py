@@ -38,7 +38,7 @@ def _of_equation(equation):
     return max(inner)
   if name == 'shard_map':
     # Its body is what one device does.
-    return math.prod(params['mesh'].shape[axis] for axis in params['manual_axes']) * sum(inner)
+    return math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes']) * sum(inner)
   return sum(inner)
 
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from eqflow.arrays import Number
+
 UNITS = 'B', 'KiB', 'MiB', 'GiB', 'TiB'
 
 
-def amount(size: float) -> str:
+def amount(size: Number) -> str:
   """Bytes in the unit that suits them, '2.51 GiB'."""
   unit = 0
   while abs(size) >= 1024 and unit < len(UNITS) - 1:
@@ -13,7 +15,7 @@ def amount(size: float) -> str:
   return f'{size:.3g} {UNITS[unit]}' if abs(size) < 1000 else f'{size:,.0f} {UNITS[unit]}'
 
 
-def number(value: float) -> str:
+def number(value: Number) -> str:
   """A count in the power of thousand that suits it, '712 G'."""
   for power, name in ((15, 'P'), (12, 'T'), (9, 'G'), (6, 'M'), (3, 'k')):
     if abs(value) >= 10**power:
@@ -21,7 +23,7 @@ def number(value: float) -> str:
   return f'{value:.3g} '
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
   """A time in the unit that suits it, '31.2 ms'."""
   for least, unit, name in ((1, 1, 's'), (1e-3, 1e-3, 'ms'), (0, 1e-6, 'us')):
     if seconds >= least:
@@ -98,7 +100,7 @@ def _time(found):
       f"{found['days']:.3g} days for {found['examples']:,}, {found['chip_days']:,.3g} days of a device"]
 
 
-def lever(row: dict[str, Any], limit: float) -> str:
+def lever(row: dict[str, Any], limit: Number) -> str:
   """What a change of the config would make of the total."""
   off = row['total'] - limit
   told = f'fits, {amount(-off)} left' if row['fits'] else f'lacks {amount(off)}'

@@ -13,8 +13,6 @@ EXAMPLES = 'v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:1x8x8, h200:1x1x8, cp
 GPUS = 'h100', 'h200'
 # The packages that compile for devices which are not there.
 PLUGINS = {'tpu': ('libtpu',), 'cuda': ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')}
-INSTALL = {'tpu': "pip install 'eqflow[aot]'",
-           'cuda': 'pip install --no-deps jax-cuda12-plugin=={0} jax-cuda12-pjrt=={0}, of the extra aot'}
 
 
 class Topology(NamedTuple):
@@ -66,8 +64,8 @@ def _of_cpu(name, count):
 def _of_plugin(name, kind, shape, sizes):
   platform = 'cuda' if kind in GPUS else 'tpu'
   if not any(map(_installed, PLUGINS[platform])):
-    raise ValueError(f'--topology={name}: the compiler for {platform} is not installed: '
-                     + INSTALL[platform].format(jax.__version__))
+    raise ValueError(f'--topology={name}: the compiler for {platform} is not installed: pip install '
+                     "'eqflow[aot]'")
   from jax.experimental import topologies
   # Else libtpu asks the network which host it is on, and lets one process at a time have it.
   for variable, value in (('TPU_SKIP_MDS_QUERY', '1'), ('TPU_WORKER_HOSTNAMES', 'localhost'),
