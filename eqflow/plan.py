@@ -16,6 +16,8 @@ from eqflow.arrays import Number
 from eqflow.planning import collectives, flops, hlo, report, topology as topologies
 from eqflow.planning.standin import parts, mesh_of, undivided  # noqa
 
+# Kernels that are chosen by trying them on a device are not chosen where there is none.
+OPTIONS = {'cuda': {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_autotune_level': 0}}
 # Where a TPU's program lies in the chip's own memory, and so takes none of the other.
 NEAR = {'tpu': 'S(1)'}
 
@@ -55,7 +57,8 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   asked = flops.of_jaxpr(traced.jaxpr.jaxpr)
   start = time.perf_counter()
   try:
-    program = traced.lower(lowering_platforms=(target.platform,)).compile()
+    program = traced.lower(lowering_platforms=(target.platform,)).compile(
+        compiler_options=OPTIONS.get(target.platform))
   except jax.errors.JaxRuntimeError as error:
     return found | _refused(error, asked, found)
   found['compile_seconds'] = time.perf_counter() - start
