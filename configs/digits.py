@@ -35,12 +35,14 @@ BASE = dict(
         flip=False, workers=0),
     model=dict(
         name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
-        final_scale=0.0, scale_input=dict(name='unit')),
+        remat_policy='nothing', final_scale=0.0, scale_input=dict(name='unit')),
     process=dict(name='linear'),
     loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
               coupling=dict(name='independent'), at_data=0.0, dispersive=0.0,
               uncertainty=0),
     energy=dict(name='none'),
+    # Devices by what they cut: examples; parameters too; layers. -1: the rest.
+    mesh=dict(data=-1, fsdp=1, tensor=1),
     train=dict(
         batch=64, accumulate=1, num_examples=384_000, drop_label=0.0,
         log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,
@@ -90,7 +92,7 @@ VARIANTS = {
     'edm2': dict(
         process=dict(name='edm'), output=dict(name='edm', sigma_data=0.75),
         model=dict(name='edm2', width=16, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32,
-                   dropout=0.1, dtype='float32', remat=False,
+                   dropout=0.1, dtype='float32', remat=False, remat_policy='nothing',
                    scale_input=dict(name='unit_variance', sigma_data=0.75),
                    label_noise=dict(name='quarter_log_sigma')),
         loss=dict(density=dict(name='lognormal', mean=-0.4, std=1.2), uncertainty=128),

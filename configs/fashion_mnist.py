@@ -28,12 +28,13 @@ BASE = dict(
         num_classes=10, flip=False, workers=0),
     model=dict(
         name='dit', patch=7, width=96, depth=3, heads=4, dtype='float32', remat=False,
-        final_scale=0.0, scale_input=dict(name='unit')),
+        remat_policy='nothing', final_scale=0.0, scale_input=dict(name='unit')),
     process=dict(name='linear'),
     loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
               coupling=dict(name='independent'), at_data=0.0, dispersive=0.0,
               uncertainty=0),
     energy=dict(name='none'),
+    mesh=dict(data=-1, fsdp=1, tensor=1),
     train=dict(
         batch=64, accumulate=1, num_examples=256_000, drop_label=0.0,
         log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,

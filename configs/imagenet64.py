@@ -41,7 +41,7 @@ BASE = dict(
     data=dict(name='folder', split='all', dir='', shape=(64, 64, 3), num_classes=1000, flip=False,
               workers=8),
     # Attention, widths of levels and balances are the network's own defaults, dropout the preset's.
-    model=dict(name='', dtype='bfloat16', remat=False,
+    model=dict(name='', dtype='bfloat16', remat=False, remat_policy='nothing',
                scale_input=dict(name='unit_variance', sigma_data=0.5),
                label_noise=dict(name='quarter_log_sigma')),
     process=dict(name='edm'),
@@ -51,6 +51,7 @@ BASE = dict(
               stratified=False, coupling=dict(name='independent'), at_data=0.0, dispersive=0.0,
               uncertainty=128),
     energy=dict(name='none'),
+    mesh=dict(data=-1, fsdp=1, tensor=1),
     train=dict(
         batch=2048, accumulate=1, num_examples=1, drop_label=0.0, log_examples=2**17,
         sample_examples=2**23, checkpoint_examples=2**25, keep_checkpoints=2, max_skipped=0),

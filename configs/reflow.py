@@ -35,6 +35,7 @@ BASE = dict(
               coupling=dict(name='pairs'), at_data=0.0, dispersive=0.0,
               uncertainty=0),
     energy=dict(name='none'),
+    mesh=dict(data=-1, fsdp=1, tensor=1),
     train=dict(accumulate=1, drop_label=0.0, keep_checkpoints=2, max_skipped=0),
     optimizer=dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0,
                    schedule=dict(name='cosine')),
@@ -59,7 +60,8 @@ VARIANTS = {
     'digits': dict(
         data=dict(dir='runs/digits_pairs', shape=(8, 8, 1), num_classes=10),
         model=dict(name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
-                   final_scale=0.0, scale_input=dict(name='unit'), label_noise=dict(name='time')),
+                   remat_policy='nothing', final_scale=0.0, scale_input=dict(name='unit'),
+                   label_noise=dict(name='time')),
         train=dict(batch=64, num_examples=384_000, log_examples=6_400, sample_examples=64_000,
                    checkpoint_examples=64_000),
         optimizer=dict(rate=3e-3, warmup_examples=6_400),

@@ -32,6 +32,7 @@ BASE = dict(
               coupling=dict(name='independent'), at_data=0.0, dispersive=0.0,
               uncertainty=0),
     energy=dict(name='none'),
+    mesh=dict(data=-1, fsdp=1, tensor=1),
     train=dict(
         batch=256, accumulate=1, num_examples=768_000, drop_label=0.0,
         log_examples=25_600, sample_examples=256_000, checkpoint_examples=256_000,

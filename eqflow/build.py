@@ -18,14 +18,15 @@ import numpy as np
 from eqflow import arrays, couplings, draws, ema, energies, fields, losses, outputs, times, weights
 from eqflow.models import edm2, magnitude
 from eqflow.names import (
-    COUPLINGS, DENSITIES, DTYPES, ENERGIES, LABELS, MADE, MODELS, NESTED, OUTPUTS, PROCESSES, SCALES,
-    SCHEDULES, WEIGHTS)
+    COUPLINGS, DENSITIES, DTYPES, ENERGIES, LABELS, MADE, MODELS, NESTED, OUTPUTS, POLICIES, PROCESSES,
+    SCALES, SCHEDULES, WEIGHTS)
 from eqflow.sections import bound, called, check_ranges, choose, naming, needed, numbers, row_of
 from eqflow.training import optimizer as optimizers
 
 class Recipe(NamedTuple):
   """What a config means: pure functions, and the optimizer that they are trained with."""
   init: Callable        # key -> params
+  rules: Any            # how parameters are cut over a mesh, as `placement` says
   network: Callable     # params -> Network, told time and scale as the config says
   energy: Callable | None   # params -> Energy, of which the network is the gradient; None: it is none
   loss: Callable        # (keys, params, batch, histogram) -> ([b], aux)
@@ -83,7 +84,7 @@ def recipe(config: ConfigDict) -> Recipe:
   sampling = draws.sampling_of(config, network, process, output, label_noise)
   density = _density(config, process)
   return Recipe(
-      init=init, network=network, energy=energy,
+      init=init, rules=module.RULES, network=network, energy=energy,
       loss=_loss(config, _trained(config, network, field), process, output, density, label_noise,
                  watched=lambda params, keys: field(params, watched),
                  log_variance=log_variance if uncertainty else None),
@@ -96,10 +97,9 @@ def recipe(config: ConfigDict) -> Recipe:
 
 def model(section: ConfigDict, num_classes: int) -> Any:
   """The flax module of config.model."""
-  options = {k: v for k, v in section.items() if k not in ('name', 'scale_input', 'label_noise')}
-  for key in ('dtype', 'param_dtype'):
-    if key in options:
-      options[key] = choose(DTYPES, options[key], f'model.{key}')
+  called_by = {'dtype': DTYPES, 'param_dtype': DTYPES, 'remat_policy': POLICIES}
+  options = {k: choose(called_by[k], v, f'model.{k}') if k in called_by else v
+             for k, v in section.items() if k not in ('name', 'scale_input', 'label_noise')}
   make = choose(MODELS, section.name, 'model.name')
   known = [k for k in inspect.signature(make).parameters if k not in ('parent', 'name')]
   for key in options:

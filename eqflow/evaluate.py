@@ -5,6 +5,7 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -18,9 +19,10 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
   """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
 
   Draws config.evaluate.num_samples samples with the labels of the data, clipped to [-1, 1] where
-  they are images. Writes evaluation.json, samples.png and samples.npz to workdir. None of the
-  distances is an FID: their spaces are pixels and fixed random features. With `near`, the samples'
-  nearest training records too; `restored` is (step, params) to take instead of the checkpoint's.
+  they are images. Of several processes all draw; the first does the rest, and the others return {}.
+  Writes evaluation.json, samples.png and samples.npz to workdir. None of the distances is an FID:
+  their spaces are pixels and fixed random features. With `near`, the samples' nearest training
+  records too; `restored` is (step, params) to take instead of the checkpoint's.
   """
   recipe = build.recipe(config)
   source = run.evaluation_source(config)
@@ -31,6 +33,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
   clock = time.perf_counter()
   fake, evaluations, norms = sample.draw(recipe, params, wanted, seed=config.seed,
                                          batch=config.sample.batch)
+  if jax.process_index():
+    return {}
   seconds = time.perf_counter() - clock
   fake = np.clip(fake, -1, 1) if fake.ndim == 4 else fake
   sample.check_finite(fake)

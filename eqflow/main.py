@@ -14,7 +14,7 @@ from eqflow.evaluate import evaluate
 from eqflow.finish import finish
 from eqflow.outliers import score
 from eqflow.train import train
-from eqflow.training import signals
+from eqflow.training import cluster, signals
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
                                           lock_config=True)
@@ -41,6 +41,11 @@ _EXAMPLES = flags.DEFINE_integer('examples', None, 'mode=reconstruct or sweep: t
                                  'the last snapshot if unset.', lower_bound=1)
 _SKIP_DAMAGED = flags.DEFINE_bool('skip_damaged', False, 'mode=reconstruct or sweep: go on without '
                                   'snapshots that are damaged or missing.')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'mode=train or evaluate: one of several '
+                                 'processes; where the next three are unset, JAX finds them.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.', lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which this is, from 0.', lower_bound=0)
 _OUT = flags.DEFINE_string('out', None, 'mode=pairs: the folder to write them to.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'mode=plan: what is planned for, such as v5e:4x4, '
                                 'h100:1x8x8 (partitions, hosts, GPUs a host) or cpu:8.')
@@ -59,6 +64,8 @@ MODES = {
     'noise': (('finish',), 'samples start from noise, and scores are of inputs as they are'),
     **{name: (('reconstruct', 'sweep'), 'nothing else makes averages')
        for name in ('std', 'examples', 'skip_damaged')},
+    **{name: (('train', 'evaluate'), 'the other modes are for one process')
+       for name in ('distributed', 'coordinator', 'num_processes', 'process_id')},
     'out': (('pairs',), 'everything else is written to --workdir'),
     **{name: (('plan',), 'nothing else is compiled for devices that are not there')
        for name in ('topology', 'levers')},
@@ -96,11 +103,15 @@ def main(argv: list[str]) -> None:
       draw_pairs(config, workdir, pathlib.Path(_OUT.value), count=_NUM_SAMPLES.value,
                  seed=_SEED.value)
     else:
+      if _DISTRIBUTED.value:
+        cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
       with signals.watched() as stop:
         if _MODE.value == 'train':
           train(config, workdir, stop)
         evaluate(config, workdir, near=_NEIGHBOURS.value)
+      cluster.part()
   except signals.Stopped as stopped:
+    cluster.part()
     signals.end(str(stopped))
   except REFUSALS as error:
     refuse(error)
@@ -114,6 +125,9 @@ def check_flags(mode: str) -> None:
   for name, (modes, instead) in MODES.items():
     if flags.FLAGS[name].present and mode not in modes:
       raise ValueError(f'--{name} is for --mode={" or ".join(modes)}: {instead}')
+  given = [name for name in ('coordinator', 'num_processes', 'process_id') if flags.FLAGS[name].present]
+  if given and not _DISTRIBUTED.value:
+    raise ValueError(f'--{given[0]} is for one of several processes: add --distributed')
   if mode == 'pairs' and not (_OUT.value and _NUM_SAMPLES.present):
     raise ValueError('--mode=pairs needs --out, the folder to write them to, and --num_samples, how '
                      'many: as many as the data has records, or more')

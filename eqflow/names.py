@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 from jax import numpy as jnp
 import optax
 
@@ -184,6 +185,8 @@ SCHEDULES = {
     'cosine': optimizers.cosine,
     'inverse_square_root': optimizers.inverse_square_root,
 }
+# What is kept of a block for the backward pass, where remat is on.
+POLICIES = {'nothing': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
 
 # A number that is itself a function is a section of its own, found by the key it stands under.

@@ -10,17 +10,25 @@ import pathlib
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from eqflow import beside, build, draws
 from eqflow.data import pairs, sources
+from eqflow.sections import naming
 from eqflow.training import checkpoint, sharding, snapshots, step as steps
 
 # Sections and keys that do not change what a run computes, only what is looked at and when.
-FREE = ('sample', 'evaluate', 'data.dir', 'data.workers', 'train.log_examples',
+FREE = ('sample', 'evaluate', 'mesh', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
         'train.max_skipped', 'ema.snapshot_examples', 'ema.snapshot_dtype')
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+  """The mesh of config.mesh over all devices. Raises ValueError where they are not so many."""
+  with naming('mesh'):
+    return sharding.device_mesh(**config.mesh)
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:
@@ -50,10 +58,7 @@ def evaluation_source(config: ConfigDict) -> sources.Source:
   For pairs, of the data that the first of the models behind them was trained on. Raises ValueError
   for what would fail only after training: batch, split, too few records.
   """
-  devices = jax.device_count()
-  if config.sample.batch % devices:
-    raise ValueError(f'config.sample.batch={config.sample.batch} does not divide by {devices} '
-                     f'device(s): choose a multiple of {devices}')
+  sharding.check_rows(config.sample.batch, mesh_of(config))
   source = open_source(behind_pairs(config), split=config.evaluate.split)
   if len(source) < 8:
     raise ValueError(f'config.evaluate.split={config.evaluate.split!r} has {len(source)} records: '
@@ -195,9 +200,9 @@ def _kept(config, recipe, workdir):
   if not checkpoint.exists(workdir):
     raise FileNotFoundError(f'{workdir} holds no checkpoint: train first, with --mode=train and the '
                             'same --config and --workdir')
-  mesh = sharding.device_mesh()
-  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
-                       histogram=recipe.histogram)
+  # Nothing is made of what is only read.
+  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed,
+                       mesh_of(config), rules=recipe.rules, histogram=recipe.histogram, abstract=True)
   with checkpoint.open_checkpoints(workdir, keep=None) as checkpoints:
     restored = checkpoints.restore(state)
   return int(restored.step), steps.parameters(restored, config.sample.params)
@@ -257,6 +262,6 @@ def _reconstructed(config, recipe, workdir):
                             f'--mode=reconstruct --std={name} and the same --config and --workdir')
   like = jax.eval_shape(recipe.init, jax.random.key(0))
   newest = snapshots.check(folder, like=like, run=identity(config))[-1]
-  params = jax.device_put(snapshots.read(newest.path, name, like),
-                          sharding.replicated(sharding.device_mesh()))
+  params = snapshots.placed(snapshots.read(newest.path, name, like), like,
+                            sharding.of(like, recipe.rules, mesh_of(config)))
   return newest.examples // config.train.batch, params

@@ -46,12 +46,12 @@ def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int,
   each device has a queue of its own and is kept full. Raises ValueError where the batch does not
   divide by the devices.
   """
-  mesh, n = sharding.device_mesh(), len(jax.tree.leaves(labels)[0])
+  mesh, n = sharding.mesh_of(params), len(jax.tree.leaves(labels)[0])
   if recipe.sampling.refill and n > batch:
     function = _on_each(mesh, recipe.sampling, batch)
     # Equal queues, as few as may be: a queue stands on the device with all its noise and samples.
     queues = -(-n // (_QUEUE * batch))
-    batch = -(-n // (queues * mesh.size)) * mesh.size
+    batch = -(-n // (queues * sharding.parts(mesh))) * sharding.parts(mesh)
   else:
     function = recipe.draw
   parts = list(in_batches(function, params, labels, seed=seed, batch=batch))
@@ -60,19 +60,13 @@ def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int,
 
 
 def _on_each(mesh, sampling, batch):
-  _check_batch(batch, mesh)
-  function = functools.partial(draws.draw_refilled, sampling, slots=batch // mesh.size)
+  sharding.check_rows(batch, mesh)
+  function = functools.partial(draws.draw_refilled, sampling, slots=batch // sharding.parts(mesh))
   if mesh.size == 1:
     return function
   examples = sharding.by_example(mesh).spec
   return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(P(), examples, examples),
                                out_specs=examples, check_vma=False))
-
-
-def _check_batch(batch, mesh):
-  if batch < 1 or batch % mesh.size:
-    raise ValueError(f'config.sample.batch={batch} does not divide by {mesh.size} device(s): '
-                     f'choose a multiple of {mesh.size}')
 
 
 def check_finite(x: np.ndarray) -> None:
@@ -113,17 +107,16 @@ def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch:
   given is a pytree of arrays [n, ...], mostly labels. The last batch is padded to the one
   compiled shape, and cut. Raises ValueError where the batch does not divide by the devices.
   """
-  mesh = sharding.device_mesh()
-  _check_batch(batch, mesh)
+  mesh = sharding.mesh_of(params)
+  sharding.check_rows(batch, mesh)
   keys = jax.jit(jax.vmap(lambda index: key_of(seed, index)))
   count = len(jax.tree.leaves(given)[0])
-  place = lambda a: jax.device_put(a, sharding.by_example(mesh))
   for start in range(first, count, batch):
     index = start + np.arange(batch, dtype=np.uint32)
     whole = lambda a: np.resize(a[start:start + batch], (batch, *a.shape[1:]))
-    rows = jax.tree.map(lambda a: place(whole(a)), given)
-    found = function(params, keys(place(index)), rows)
-    yield tuple(np.asarray(a)[:count - start] for a in found)
+    index, rows = sharding.spread((index, jax.tree.map(whole, given)), mesh)
+    found = function(params, keys(index), rows)
+    yield tuple(sharding.fetch(a)[:count - start] for a in found)
 
 
 def check_pairs(recipe: Recipe) -> None:

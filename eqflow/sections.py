@@ -122,6 +122,7 @@ def check_ranges(config: ConfigDict) -> None:
   ranges = {
       'seed': dict(least=0, most=2**32 - 1),
       'data.workers': dict(least=0), 'data.num_classes': dict(least=0),
+      **{f'mesh.{axis}': dict(least=-1, most=2**31 - 1) for axis in ('data', 'fsdp', 'tensor')},
       # Examples are counted in uint32.
       'train.num_examples': dict(least=1, most=2**32 - 1 - max(1, config.train.batch)),
       **{f'train.{key}': positive for key in (

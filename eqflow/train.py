@@ -9,12 +9,14 @@ from typing import Any
 
 from clu import parameter_overview
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import build, run, sample
 from eqflow.data import pipeline, sources
 from eqflow.models import embed
+from eqflow.sections import naming
 from eqflow.training import checkpoint, metrics, sharding, signals, snapshots, step as steps
 
 
@@ -27,12 +29,14 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   the step where loss or gradient is not finite: no such state is written; OSError where a checkpoint
   cannot be; signals.Stopped, with the state saved, where `stop` is asked for.
   """
-  recipe, mesh = build.recipe(config), sharding.device_mesh()
+  recipe, mesh = build.recipe(config), run.mesh_of(config)
   section = config.train
   check_averages(config)
   # Evaluation follows: a guide that is none must not be found out after the training.
   run.guide_of(config, recipe)
   sharding.check_divides(section.batch, section.accumulate, mesh)
+  with naming('mesh'):
+    sharding.own_rows(mesh)
   source = run.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = run.open_source(config)
@@ -42,8 +46,7 @@ def train(config: ConfigDict, workdir: pathlib.Path,
 
 def _train(config, recipe, source, mesh, workdir, stop):
   section = config.train
-  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
-                       histogram=recipe.histogram, scale=recipe.scale)
+  state = create(config, recipe, mesh)
   with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
     restored = checkpoints.restore(state, mend=True)
     state = restored or state
@@ -53,15 +56,45 @@ def _train(config, recipe, source, mesh, workdir, stop):
     if jax.process_index() == 0:
       if source.damaged:
         print(f'{source.name}: left out {len(source.damaged)} damaged images, listed in data.json')
-      describe(state, resumed=restored is not None)
-    step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh,
-                           accumulate=section.accumulate, measure=recipe.measure,
-                           prepare=recipe.prepare, skip=section.max_skipped > 0,
-                           scaled=recipe.scale != 1)
+      describe(state, mesh, recipe.rules, resumed=restored is not None)
+    step = make_step(config, recipe, mesh, state)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(section.num_examples / section.batch)
     return fit(config, recipe, source, step, state, workdir, until=until, checkpoints=checkpoints,
                stop=stop)
+
+
+def create(config: ConfigDict, recipe: build.Recipe, mesh: Mesh, *,
+           abstract: bool = False) -> steps.TrainState:
+  """The state that a run starts from, on the mesh; only shapes and shardings if abstract."""
+  return steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed, mesh,
+                      rules=recipe.rules, histogram=recipe.histogram, scale=recipe.scale,
+                      abstract=abstract)
+
+
+def make_step(config: ConfigDict, recipe: build.Recipe, mesh: Mesh,
+              state: steps.TrainState) -> Callable:
+  """The compiled step of a run whose states are placed as this one."""
+  return steps.make_step(
+      recipe.loss, recipe.optimizer, recipe.share, mesh,
+      places=jax.tree.map(lambda a: a.sharding, state), accumulate=config.train.accumulate,
+      measure=recipe.measure, prepare=recipe.prepare, skip=config.train.max_skipped > 0,
+      scaled=recipe.scale != 1)
+
+
+def blueprint(config: ConfigDict, recipe: build.Recipe, mesh: Mesh) -> tuple[Callable, tuple]:
+  """(step, (state, metrics, batch)): what training compiles, of shapes and shardings alone."""
+  state, b = create(config, recipe, mesh, abstract=True), config.train.batch
+  metrics = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh)),
+      jax.eval_shape(steps.TrainMetrics.empty))
+  rows = {'x': ((b, *config.data.shape), np.float32), 'label': ((b,), np.int32),
+          'index': ((b,), np.uint32)}
+  if recipe.couple or config.data.name == 'pairs':
+    rows['eps'] = rows['x']
+  batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.by_example(mesh))
+           for name, (shape, dtype) in rows.items()}
+  return make_step(config, recipe, mesh, state), (state, metrics, batch)
 
 
 def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: Callable,
@@ -72,15 +105,16 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
   The state is saved every config.train.checkpoint_examples, at the end, and where a signal asks for
   one; never one whose last update was not finite.
   """
-  section, mesh = config.train, sharding.device_mesh()
+  section, mesh = config.train, run.mesh_of(config)
   every = lambda examples: max(1, round(examples / section.batch))
-  first = jax.process_index() == 0
+  first, alone = jax.process_index() == 0, jax.process_count() == 1
+  own, readers = sharding.own_rows(mesh)
   start = at = since = int(state.step)
   writer = metrics.Writer(workdir, step=at, active=first)
   progress = metrics.Progress(section.num_examples, at * section.batch, active=first)
   batches = pipeline.batches(
       source, seed=config.seed, batch=section.batch, start=at * section.batch,
-      process_index=jax.process_index(), process_count=jax.process_count(),
+      process_index=own, process_count=readers,
       workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
   running, health, clock = steps.empty_metrics(mesh), None, time.perf_counter()
   check = lambda health, at: check_health(health, at, section.max_skipped, progress.say)
@@ -90,15 +124,20 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
     while at < until:
       # The first step compiles, and what it starts from is saved.
       with stop.free() if at == start else contextlib.nullcontext():
-        state, running, fresh = step(state, running, sharding.place_batch(next(batches), mesh))
+        batch = next(batches)
+        if not alone:
+          # Processes hear of a signal one by one, and must answer it at the same step.
+          batch |= {'asked': np.full(len(batch['index']), bool(stop.asked), np.float32)}
+        state, running, fresh = step(state, running, sharding.place_batch(batch, mesh))
       checkpoints.check()
       # A step late, so that the device never waits to be asked.
       check(health, at)
+      asked = stop.asked if alone else health is not None and health[4] > 0
       health, at = fresh, at + 1
       logs, saves, keeps, shows = (bool(examples) and (at % every(examples) == 0) for examples in (
           section.log_examples, section.checkpoint_examples, config.ema.snapshot_examples,
           section.sample_examples))
-      if logs or saves or keeps or shows or stop.asked or at == until:
+      if logs or saves or keeps or shows or asked or at == until:
         health = check(health, at)
 
       if logs or at == until:
@@ -113,14 +152,14 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       if keeps or (config.ema.snapshot_examples and at == until):
         keep_snapshot(config, state, workdir)
 
-      if saves or shows or stop.asked or at == until:
+      if saves or shows or asked or at == until:
         checkpoints.save(state)
 
-      if stop.asked:
+      if asked:
         checkpoints.wait()
-        stop.leave()
+        stop.leave(told=True)
 
-      if shows and at < until and first:
+      if shows and at < until:
         paused = time.perf_counter()
         checkpoints.wait()
         with stop.free():
@@ -157,7 +196,7 @@ def check_health(health: Any, step: int, most: int, say: Callable) -> None:
   """
   if health is None:
     return
-  loss, gradient, params, row = np.asarray(health)
+  loss, gradient, params, row = np.asarray(health)[:4]
   if np.isfinite([loss, gradient, params]).all():
     return
   found = f'step {step}: loss {loss}, gradient norm {gradient}, parameter norm {params}'
@@ -177,12 +216,14 @@ def skipped(config: ConfigDict, state: steps.TrainState) -> dict[str, float | in
   return {'skipped': int(state.guard.skipped), 'scale': float(state.guard.scale)}
 
 
-def describe(state: steps.TrainState, *, resumed: bool) -> None:
+def describe(state: steps.TrainState, mesh: Mesh, rules: sharding.Rules, *, resumed: bool) -> None:
   """Prints the parameter table, and where the run stands."""
   print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
   total, trainable = embed.count(state.params)
   print(f'{total:,} parameters, {trainable:,} of them trained, on {jax.device_count()} '
-        f'{jax.devices()[0].platform} device(s)')
+        f'{jax.devices()[0].platform} device(s): {dict(mesh.shape)}')
+  for name, axes in sharding.undivided(state.params, rules, mesh).items():
+    print(f'{name} is not cut along {", ".join(axes)}, which divides none of its sizes')
   print(f'going on from step {int(state.step):,}' if resumed else 'starting anew', flush=True)
 
 
@@ -194,6 +235,8 @@ def preview(config: ConfigDict, recipe: build.Recipe, state: steps.TrainState,
   label = np.arange(count, dtype=np.int32) % max(classes, 1)
   params = steps.parameters(state, config.sample.params)
   x, *_ = sample.draw(recipe, params, label, seed=config.seed, batch=config.sample.batch)
+  if jax.process_index():
+    return   # All have drawn.
   picture = sample.picture(x, label)
   path = workdir / f'samples-{at:07d}.png'
   sample.images.save_png(path, picture)

@@ -12,9 +12,11 @@ from typing import Any
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from eqflow.models import embed
+from eqflow.models.placement import EXAMPLES, FSDP, TENSOR, held
 
 # The published sizes; a name such as 'XL/2' is one of them over the side of a patch.
 SIZES = {
@@ -110,13 +112,15 @@ class Block(nn.Module):
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
 
     qkv = dense(3 * d, name='qkv')(modulate(x, shift_a, scale_a))
-    q, k, v = jnp.unstack(qkv.reshape(*x.shape[:2], 3, self.heads, d // self.heads), axis=2)
+    parts = jnp.unstack(qkv.reshape(*x.shape[:2], 3, self.heads, d // self.heads), axis=2)
+    q, k, v = (held(part, EXAMPLES, None, TENSOR) for part in parts)
     attended = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
     x = x + gate_a * dense(d, name='attended')(attended)
 
     # A ratio that was once hidden/d gives back hidden, from just below it too.
     h = dense(int(self.mlp_ratio * d + 1e-6), name='up')(modulate(x, shift_m, scale_m))
-    return x + gate_m * dense(d, name='down')(gelu(h))
+    h = held(h, EXAMPLES, None, TENSOR)
+    return held(x + gate_m * dense(d, name='down')(gelu(h)), EXAMPLES)
 
 
 class DiT(nn.Module):
@@ -132,7 +136,8 @@ class DiT(nn.Module):
   final_scale: standard deviation of the last layer at the start. At 0 the network starts as zero;
     an energy needs more, since its gradient would then stay zero.
   dtype: of the computation and of the result; params are kept in param_dtype.
-  remat: activations of a block are computed again in the backward pass instead of kept.
+  remat: activations of a block are computed again in the backward pass instead of kept, but for those
+    that remat_policy, one of jax.checkpoint_policies, keeps.
   """
   patch: int
   width: int
@@ -146,6 +151,15 @@ class DiT(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
   remat: bool = False
+  remat_policy: Any = None
+
+  RULES = (
+      ('(qkv|up|noise/up)/kernel', P(FSDP, TENSOR)),
+      ('(attended|down|noise/out)/kernel', P(TENSOR, FSDP)),
+      ('(modulation|final_modulation|final)/kernel', P(FSDP)),
+      ('(patch_embed/kernel|classes/table/embedding)', P(None, FSDP)),
+      ('(qkv|up)/bias', P(TENSOR)),
+  )
 
   @nn.compact
   def __call__(self, z: Float[Array, 'b h w c'], label: Float[Array, 'b'],
@@ -163,7 +177,7 @@ class DiT(nn.Module):
     x = x + self._positions(height // self.patch, width // self.patch)
     c = nn.silu(self._condition(label, condition))[:, None]
 
-    block = nn.remat(Block) if self.remat else Block
+    block = nn.remat(Block, policy=self.remat_policy) if self.remat else Block
     for i in range(self.depth):
       x = block(self.heads, self.mlp_ratio, self.dtype, self.param_dtype, name=f'block_{i}')(x, c)
     # Kept only where the caller asks for the collection.

@@ -13,10 +13,12 @@ from typing import Any
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Num
 
 from eqflow.arrays import Number
 from eqflow.models import embed, magnitude
+from eqflow.models.placement import EXAMPLES, FSDP, TENSOR, held
 
 # name: width, learning rate, dropout, examples in Mi. Batch 2,048; 512 is of latents 64x64x4, 64 of
 # pixels 64x64x3.
@@ -104,7 +106,8 @@ class EDM2(nn.Module):
     widths; the first and the largest multiplier if None.
   dropout: used where keys are given.
   dtype: of the images' path; the embedding's is float32, and so is the result. remat: activations of
-    a block are computed again in the backward pass instead of kept.
+    a block are computed again in the backward pass instead of kept, but for those that remat_policy,
+    one of jax.checkpoint_policies, keeps.
   """
   width: int
   multipliers: tuple = (1, 2, 3, 4)
@@ -124,6 +127,15 @@ class EDM2(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
   remat: bool = False
+  remat_policy: Any = None
+
+  # Filters stand along the last axis, what they sum over along the one before it.
+  RULES = (
+      ('(conv_res0|attn_qkv)/weight', P(None, None, FSDP, TENSOR)),
+      ('(conv_res1|attn_proj)/weight', P(None, None, TENSOR, FSDP)),
+      ('(emb_linear|emb_label|emb_noise)/weight', P(FSDP, TENSOR)),
+      ('(conv_skip|enc_[^/]*_conv|out_conv)/weight', P(None, None, (FSDP, TENSOR))),
+  )
 
   @nn.compact
   def __call__(self, z: Float[Array, 'b h w c'], label: Float[Array, 'b'],
@@ -170,7 +182,7 @@ class EDM2(nn.Module):
 
   def _blocks(self, embedding, keys):
     """(x, name, width, ...) -> what that block makes of x: what all blocks share is bound."""
-    make = nn.remat(Block) if self.remat else Block
+    make = nn.remat(Block, policy=self.remat_policy) if self.remat else Block
     count = 0
 
     def block(x, name, width, *, resampled='', attention=None):
@@ -188,6 +200,7 @@ class EDM2(nn.Module):
       x = make(width, name.startswith('dec'), resampled, attention, self.head_width,
                tuple(self.resample_filter), self.res_balance, self.attn_balance, self.clip,
                self.dropout, self.param_dtype, name=name)(x, embedding, own)
+      x = held(x, EXAMPLES)
       return self._seen(name, x)
 
     return block

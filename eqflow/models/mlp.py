@@ -5,9 +5,11 @@ from typing import Any
 
 from flax import linen as nn
 from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from eqflow.models import embed
+from eqflow.models.placement import EXAMPLES, FSDP, held
 
 
 class MLP(nn.Module):
@@ -26,6 +28,8 @@ class MLP(nn.Module):
   dtype: Any = jnp.float32
   param_dtype: Any = jnp.float32
 
+  RULES = (('kernel', P(None, FSDP)),)
+
   @nn.compact
   def __call__(self, z: Float[Array, 'b d'], label: Float[Array, 'b'],
                condition: Int[Array, 'b'] | None = None) -> Float[Array, 'b d']:
@@ -42,7 +46,7 @@ class MLP(nn.Module):
     if self.num_classes:
       h = h + embed.ClassEmbed(self.num_classes, self.width, name='classes', **dtypes)(rows)
     for i in range(self.depth):
-      h = h + dense(self.width, name=f'layer_{i}')(nn.gelu(h))
+      h = held(h + dense(self.width, name=f'layer_{i}')(nn.gelu(h)), EXAMPLES)
     # Kept only where the caller asks for the collection.
     self.sow('intermediates', 'activations', h)
     return dense(z.shape[-1], name='final',

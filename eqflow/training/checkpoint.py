@@ -16,11 +16,9 @@ from typing import Any
 from absl import logging
 import jax
 from jax import numpy as jnp
-from jax.experimental import multihost_utils
-import numpy as np
 import orbax.checkpoint as ocp
 
-from eqflow.training import manifest
+from eqflow.training import cluster, manifest
 
 
 class Checkpoints:
@@ -47,7 +45,7 @@ class Checkpoints:
     """
     self.wait()
     step = int(state.step)
-    if step in self.steps():
+    if step in cluster.told(self.steps):
       return
     partial = self.folder / f'{step}.partial'
     # A copy: the next update takes the state's own buffers while the write still runs.
@@ -103,15 +101,18 @@ class Checkpoints:
     Checkpoints that are damaged are told and passed over, with `mend` also renamed <step>.damaged.
     Raises ValueError where all are, or where one that is whole is not a state like this.
     """
-    steps = self.steps()
+    steps = cluster.told(self.steps)
     for step in reversed(steps):
       folder = self.folder / str(step)
-      bad = _agreed(_damages(folder))
+      # All must go on from the same step, whatever each would find.
+      bad = cluster.told(lambda folder=folder: _damages(folder))
       if not bad:
         return _read(folder, like)
+      if jax.process_index():
+        continue
       print(f'the checkpoint {folder} is damaged and is not used: {"; ".join(bad[:3])}'
             f'{f", and {len(bad) - 3} more" if len(bad) > 3 else ""}', flush=True)
-      if mend and jax.process_index() == 0:
+      if mend:
         aside = self.folder / f'{step}.damaged'
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(folder, aside)
@@ -166,17 +167,6 @@ def _item(folder):
   """Where orbax's part is; it had another name before checkpoints had a manifest."""
   old = folder / 'default'
   return old if old.is_dir() and not (folder / 'state').exists() else folder / 'state'
-
-
-def _agreed(bad):
-  """What the first process found, on all: they must not go on from different steps."""
-  if jax.process_count() == 1:
-    return bad
-  said = np.zeros(4096, np.uint8)
-  text = json.dumps(bad[:8]).encode()[:4096] if bad else b''
-  said[:len(text)] = np.frombuffer(text, np.uint8)
-  heard = bytes(multihost_utils.broadcast_one_to_all(said)).rstrip(b'\0')
-  return [heard.decode(errors='replace')] if heard else []
 
 
 def _read(folder, like):

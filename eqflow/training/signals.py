@@ -56,10 +56,10 @@ class Stop:
       with self._lock:
         self._busy -= by
 
-  def leave(self) -> None:
-    """Raises Stopped where a signal has asked for the end."""
-    if self.asked:
-      raise Stopped(signal.Signals(self.asked).name)
+  def leave(self, *, told: bool = False) -> None:
+    """Raises Stopped where a signal has asked for the end, here or, as one is told, elsewhere."""
+    if self.asked or told:
+      raise Stopped(signal.Signals(self.asked).name if self.asked else 'a signal to another process')
 
   def _heard(self, number):
     self.asked = number

@@ -259,7 +259,7 @@ def reconstruct(made: Plan, like: PyTree, *, sharding: Any = None) -> dict[float
   """
   trees = (read(path, std, like) for path, std in made.terms)
   sums = ema.reconstruct(trees, made.coefficients, averaged=embed.trainable(like))
-  return {std: _placed(sums.pop(0), like, sharding) for std in made.errors}
+  return {std: placed(sums.pop(0), like, sharding) for std in made.errors}
 
 
 def leaf_by_leaf(made: Plan, like: PyTree, *,
@@ -274,7 +274,7 @@ def leaf_by_leaf(made: Plan, like: PyTree, *,
     places = [sharding] * len(jax.tree.leaves(like))
   for (name, path, leaf), place in zip(_named(like), places):
     sums = ema.reconstruct(_terms(made, name), made.coefficients, averaged=not embed.is_fixed(path))
-    yield name, {std: _placed(sums.pop(0), leaf, place) for std in made.errors}
+    yield name, {std: placed(sums.pop(0), leaf, place) for std in made.errors}
 
 
 def _terms(made, name):
@@ -284,8 +284,8 @@ def _terms(made, name):
       yield file.get_tensor(f'{std}/{name}')
 
 
-def _placed(tree, like, sharding):
-  """The host's tree in the dtypes of `like`, on the devices that `sharding` names, if any."""
+def placed(tree: PyTree, like: PyTree, sharding: Any = None) -> PyTree:
+  """The host's tree in the dtypes of `like`, cut as `sharding` says: one, a tree of them, or None."""
   tree = jax.tree.map(lambda a, b: a.astype(b.dtype, copy=False), tree, like)
   if sharding is None:
     return tree

@@ -37,28 +37,38 @@ class TrainMetrics(clu_metrics.Collection):
 
 
 def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, seed: int,
-           mesh: Mesh, *, histogram: Any = (), scale: Number = 1.0) -> TrainState:
+           mesh: Mesh, *, rules: sharding.Rules = (), histogram: Any = (), scale: Number = 1.0,
+           abstract: bool = False) -> TrainState:
   """A fresh state, made on the devices: params = init(key(seed)), averages equal to them.
 
-  `scale` is what the first losses are multiplied by before their gradients are taken.
+  Every leaf is cut over the mesh as the rules say. `scale` is what the first losses are multiplied by
+  before their gradients are taken. Only shapes, and where they would be, if abstract.
   """
   def make(seed):
     params = init(jax.random.key(seed))
     return TrainState(seed=seed, step=jnp.int32(0), examples=jnp.uint32(0), params=params,
                       opt_state=optimizer.init(params), emas=ema.init(params, names),
                       histogram=jax.tree.map(jnp.asarray, histogram), guard=guards.start(scale))
-  return jax.jit(make, out_shardings=sharding.replicated(mesh))(jnp.uint32(seed))
+  like = jax.eval_shape(make, jnp.uint32(seed))
+  places = sharding.of(like, rules, mesh)
+  if abstract:
+    return jax.tree.map(
+        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like, places)
+  return jax.jit(make, out_shardings=places)(jnp.uint32(seed))
 
 
 def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Callable, mesh: Mesh,
-              *, accumulate: int = 1, measure: Callable | None = None,
+              *, places: Any = None, accumulate: int = 1, measure: Callable | None = None,
               prepare: Callable | None = None, skip: bool = False, scaled: bool = False) -> Callable:
   """(state, metrics, batch) -> (state, metrics, health), compiled.
 
   health is [loss, norm of the gradient, norm of the new parameters, steps left out in a row]. The
   first three are finite, or the new state is none to keep; with `skip` it is the old one then, but
   for its place in the data and its count of such steps. `scaled` multiplies the loss before its
-  gradient is taken, by what keeps float16's in range; it needs `skip`.
+  gradient is taken, by what keeps float16's in range; it needs `skip`. A batch with 'asked' [b], which
+  processes fill with whether each is to stop, adds to health whether any is.
+
+  `places` are the shardings of the state, as in the state that it is given; None: whole everywhere.
 
   loss(keys, params, batch, histogram) -> ([b], aux); share(step, examples, added) -> {name: share} of
   the new parameters in each average, examples counting those of this step. prepare(params) -> params
@@ -98,6 +108,11 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Ca
     return jax.tree.map(lambda a: a / accumulate, total), jax.tree.map(join, seen)
 
   def step(state, metrics, batch):
+    # What layers hold their activations to.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return updated(state, metrics, batch)
+
+  def updated(state, metrics, batch):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
     params = prepare(state.params) if prepare else state.params
     ((value, error), grads), seen = accumulated(params, state.histogram, state.guard.scale, keys, batch)
@@ -120,11 +135,13 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Ca
       kept = guards.chosen(finite, (new, met), (state, metrics))
       new, met = kept[0].replace(step=new.step, examples=examples, guard=(
           guards.rescaled(guard, finite) if scaled else guard)), kept[1]
-    return new, met, jnp.append(health, new.guard.row)
+    asked = [batch['asked'].max()] if 'asked' in batch else []
+    return new, met, jnp.stack([*health, new.guard.row, *asked])
 
   # The old state's buffers become the new one's: it must not be read after the call.
   everywhere = sharding.replicated(mesh)
-  return jax.jit(step, donate_argnums=(0, 1), out_shardings=everywhere)
+  return jax.jit(step, donate_argnums=(0, 1),
+                 out_shardings=(everywhere if places is None else places, everywhere, everywhere))
 
 
 def empty_metrics(mesh: Mesh) -> TrainMetrics:

@@ -1,0 +1,142 @@
+"""Meshes: who holds which part, and that nothing a run computes depends on it."""
+
+import math
+
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import optax
+import pytest
+
+from eqflow import build
+from eqflow import train as training
+from eqflow.data import pipeline
+from eqflow.models import placement
+from eqflow.run import open_source
+from eqflow.training import checkpoint, sharding, step as steps
+from experiments import config_file as load
+
+WHOLE = dict(data=8, fsdp=1, tensor=1)
+
+
+@pytest.mark.parametrize('spec,shape,sizes,expected,lost', [
+    (P('fsdp', 'tensor'), (8, 6), dict(fsdp=4, tensor=3), P('fsdp', 'tensor'), []),
+    (P('fsdp', 'tensor'), (8, 6), dict(fsdp=4, tensor=1), P('fsdp'), []),
+    (P('fsdp', 'tensor'), (8, 6), dict(fsdp=1, tensor=1), P(), []),
+    # 1152 does not divide by 256, four times that does.
+    (P('fsdp', None), (1152, 4608), dict(fsdp=256, tensor=1), P(None, 'fsdp'), []),
+    (P('fsdp', None), (1152, 3456), dict(fsdp=256, tensor=1), P(), ['fsdp']),
+    (P('fsdp', 'tensor'), (9, 8), dict(fsdp=2, tensor=8), P(None, 'tensor'), ['fsdp']),
+    (P(None, 'fsdp'), (3, 12, 5), dict(fsdp=5, tensor=1), P(None, None, 'fsdp'), []),
+    (P(('data', 'fsdp')), (8, 3), dict(data=2, fsdp=4, tensor=1), P(('data', 'fsdp')), []),
+    (P(('data', 'fsdp')), (4, 3), dict(data=2, fsdp=4, tensor=1), P('data'), ['fsdp']),
+    ((), (4, 3), dict(data=2, fsdp=4, tensor=1), P(), []),
+])
+def test_an_array_is_cut_where_it_divides(spec, shape, sizes, expected, lost):
+  assert placement.fitted(spec, shape, sizes) == (expected, lost)
+
+
+def test_a_mesh_is_of_all_devices_or_refused():
+  devices = jax.devices()
+  assert sharding.device_mesh().shape == WHOLE
+  assert sharding.device_mesh(devices, data=2, fsdp=-1).shape == dict(data=2, fsdp=4, tensor=1)
+  assert sharding.device_mesh(devices[:4], fsdp=2, tensor=2).shape == dict(data=1, fsdp=2, tensor=2)
+  for wrong in (dict(data=3), dict(data=-1, fsdp=-1), dict(fsdp=3), dict(data=0), dict(tensor=-2),
+                dict(data=16)):
+    with pytest.raises(ValueError, match=r'on 8 device\(s\): give sizes whose product is that number'):
+      sharding.device_mesh(devices, **wrong)
+
+
+@pytest.mark.parametrize('file,variant,sizes,share', [
+    # Tables of positions and frequencies, biases, and what is left of 1,001 classes stay whole.
+    ('imagenet512', 's', dict(data=1, fsdp=8), 1.02 / 8),
+    ('imagenet512', 's', dict(data=1, fsdp=4, tensor=2), 1.02 / 8),
+    ('imagenet64', 'xs', dict(data=2, fsdp=4), 1.02 / 4),
+    ('digits', 'flow', dict(data=1, fsdp=8), 1.4 / 8),
+])
+def test_everything_large_of_a_state_is_cut_the_moments_and_averages_as_the_parameters(
+    file, variant, sizes, share):
+  config, mesh = load(file).get_config(variant), sharding.device_mesh(**sizes)
+  state = training.create(config, build.recipe(config), mesh, abstract=True)
+  held = lambda tree: sum(math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))
+  size = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
+  assert held(state) <= share * size(state), f'a device holds {held(state) / size(state):.3f} of all'
+  for tree in (*state.emas.values(), *(found for found in optax.tree.get_all_with_path(
+      state.opt_state, 'mu'))):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      name = jax.tree_util.keystr(path)
+      like = {jax.tree_util.keystr(p): a for p, a in jax.tree_util.tree_leaves_with_path(state.params)}
+      matching = [a for p, a in like.items() if name.endswith(p)]
+      assert all(leaf.sharding == a.sharding for a in matching), f'{name} is cut in its own way'
+
+
+def test_what_does_not_divide_is_said():
+  config = load('digits').get_config('flow')
+  config.model.update(dict(width=36, heads=4))
+  recipe = build.recipe(config)
+  state = training.create(config, recipe, sharding.device_mesh(data=1, fsdp=8), abstract=True)
+  found = sharding.undivided(state.params, recipe.rules, sharding.device_mesh(data=1, fsdp=8))
+  # 36, 108 and 216 by 8: only the last, and four times 36, and 256 frequencies.
+  assert found['block_0/qkv/kernel'] == ['fsdp'] and 'block_0/modulation/kernel' not in found
+  assert 'block_0/up/kernel' not in found and 'noise/up/kernel' not in found
+
+
+def _config(file, variant, batch):
+  config = load(file).get_config(variant)
+  config.train.update(dict(batch=batch, num_examples=60 * batch))
+  if 'patch' in config.model:
+    config.model.update(dict(width=32, depth=1, heads=4))
+  if config.model.name == 'edm2':
+    config.model.update(dict(width=16, blocks=1))
+    config.train.accumulate = 2
+  config.optimizer.warmup_examples = 0
+  return config.lock()
+
+
+def _losses(config, mesh, state=None, count=50, first=0):
+  """(the state before the first of these steps, their losses, the state after), on a mesh."""
+  recipe = build.recipe(config)
+  like = training.create(config, recipe, mesh)
+  state = like if state is None else jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), state, like)
+  start = jax.tree.map(np.asarray, state)
+  step, metrics = training.make_step(config, recipe, mesh, like), steps.empty_metrics(mesh)
+  batches = pipeline.batches(open_source(config), seed=config.seed, batch=config.train.batch,
+                             start=first * config.train.batch)
+  found = []
+  for _ in range(count):
+    state, metrics, health = step(state, metrics, sharding.place_batch(next(batches), mesh))
+    found.append(float(health[0]))
+  batches.close()
+  return start, np.array(found), state
+
+
+ELASTIC = {
+    'mlp': ('toy', 'flow', [(2, dict(data=2)), (4, dict(data=2, fsdp=2)), (8, dict(data=8)),
+                            (8, dict(data=1, fsdp=8))]),
+    'dit': ('digits', 'flow', [(8, dict(data=2, fsdp=2, tensor=2))]),
+    'edm2': ('digits', 'edm2', [(8, dict(data=2, fsdp=2, tensor=2))]),
+}
+
+
+@pytest.mark.parametrize('name', [
+    'mlp', 'dit', pytest.param('edm2', marks=pytest.mark.long)])
+def test_a_state_goes_on_alike_on_whatever_mesh_it_is_restored(name, tmp_path):
+  file, variant, meshes = ELASTIC[name]
+  config = _config(file, variant, 64)
+  alone = sharding.device_mesh(jax.devices()[:1])
+  _, _, state = _losses(config, alone, count=5)
+  with checkpoint.open_checkpoints(tmp_path, keep=None) as checkpoints:
+    checkpoints.save(state)
+  start, expected, _ = _losses(config, alone, state, first=5)
+  for devices, sizes in meshes:
+    mesh = sharding.device_mesh(jax.devices()[:devices], **dict(data=1) | sizes)
+    like = training.create(config, build.recipe(config), mesh)
+    with checkpoint.open_checkpoints(tmp_path, keep=None) as checkpoints:
+      restored = checkpoints.restore(like)
+    jax.tree.map(np.testing.assert_array_equal, start, jax.tree.map(np.asarray, restored))
+    assert [a.sharding for a in jax.tree.leaves(restored)] == [
+        a.sharding for a in jax.tree.leaves(like)]
+    _, found, _ = _losses(config, mesh, restored, first=5)
+    worst = abs(found / expected - 1).max()
+    print(name, sizes, f'{worst:.1e}')
+    assert worst < 1e-6, f'on {sizes} the losses of 50 steps differ by {worst:.1e}'
