@@ -29,8 +29,9 @@ BASE = dict(
     data=dict(name='latents', split='all', dir='', shape=(32, 32, 4), num_classes=1000, flip=False,
               workers=8),
     # doubled: as in the published checkpoints, so that either's weights fit the other.
-    model=dict(name='DiT-XL/2', dtype='bfloat16', remat=False, doubled=True,
-               scale_input=dict(name='unit')),
+    model=dict(name='DiT-XL/2', dtype='bfloat16', remat=False, remat_policy='nothing',
+               doubled=True, scale_input=dict(name='unit')),
+    mesh=dict(data=-1, fsdp=1, tensor=1),
     process=dict(name='linear'),
     loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=False,
               coupling=dict(name='independent'), at_data=0.0, dispersive=0.0, uncertainty=0),

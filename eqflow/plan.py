@@ -9,12 +9,16 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
+from eqflow import build
 from eqflow.arrays import Number
-from eqflow.planning import collectives, flops, hlo, report, topology as topologies
-from eqflow.planning.standin import parts, mesh_of, undivided  # noqa
+from eqflow.planning import chips, collectives, flops, hlo, report, topology as topologies
+from eqflow.sections import naming
+from eqflow.train import blueprint
+from eqflow.training import sharding
 
 # Kernels that are chosen by trying them on a device are not chosen where there is none.
 OPTIONS = {'cuda': {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_autotune_level': 0}}
@@ -45,15 +49,15 @@ def plan(config: ConfigDict, topology: str, workdir: pathlib.Path | None = None,
 
 def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   """What the step of config needs of each device of target, as `report.text` tells it."""
-  mesh = mesh_of(config, target.devices)
-  made = parts(config, mesh)
-  given = made.state, made.metrics, made.batch
+  recipe, mesh = build.recipe(config), mesh_of(config, target.devices)
+  sharding.check_divides(config.train.batch, config.train.accumulate, mesh)
+  step, given = blueprint(config, recipe, mesh)
   found = dict(
       topology=target.name, devices=len(target.devices), mesh=dict(mesh.shape),
       batch=config.train.batch, accumulate=config.train.accumulate, remat=bool(config.model.get('remat')),
-      examples=config.train.num_examples, state=state_bytes(made.state),
-      undivided=undivided(config, mesh), chip=target.chip._asdict())
-  traced = made.step.trace(*given)
+      examples=config.train.num_examples, state=state_bytes(given[0]),
+      undivided=undivided(given[0].params, recipe.rules, mesh), chip=target.chip._asdict())
+  traced = step.trace(*given)
   asked = flops.of_jaxpr(traced.jaxpr.jaxpr)
   start = time.perf_counter()
   try:
@@ -64,6 +68,18 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   found['compile_seconds'] = time.perf_counter() - start
   return found | memory(program, found['state'], target.chip.memory) | work(
       program, asked, target, mesh, config)
+
+
+def mesh_of(config: ConfigDict, devices: Any) -> Mesh:
+  """The mesh of config.mesh over devices. Raises ValueError where they are not so many."""
+  with naming('mesh'):
+    return sharding.device_mesh(devices, **config.mesh)
+
+
+def undivided(params: Any, rules: sharding.Rules, mesh: Mesh) -> dict[str, str]:
+  """{path: axes} of parameters that an axis was to cut and does not divide, blocks alike as one."""
+  lost = sharding.undivided(params, rules, mesh)
+  return {re.sub(r'block_?\d+', 'block*', path): ', '.join(axes) for path, axes in lost.items()}
 
 
 def state_bytes(state: Any) -> dict[str, int]:
@@ -115,8 +131,9 @@ def work(program: Any, asked: int, target: topologies.Topology, mesh: Any,
               intensity=asked / count / traffic, collectives=collectives.by_axis(exchanges))
   if not chip.flops:
     return made
+  hosts = np.array([device.process_index for device in mesh.devices.flat])
   bounds = dict(compute=asked / count / chip.flops, memory=traffic / chip.bandwidth,
-                links=sum(one.times * link_seconds(one, target) for one in exchanges))
+                links=sum(one.times * link_seconds(one, chip, hosts) for one in exchanges))
   step = max(bounds.values())
   speed = config.train.batch / step
   return made | dict(seconds=bounds | dict(step=step), examples_per_second=speed,
@@ -124,15 +141,18 @@ def work(program: Any, asked: int, target: topologies.Topology, mesh: Any,
                      chip_days=config.train.num_examples / speed / 86_400 * count)
 
 
-def link_seconds(one: collectives.Collective, target: topologies.Topology) -> float:
-  """The time that an exchange takes at least, done first within a host and then between hosts."""
-  n, chip = len(one.groups[0]), target.chip
-  hosts = max(len(set(group)) for group in (np.asarray(one.groups) // target.domain).tolist())
+def link_seconds(one: collectives.Collective, chip: chips.Chip, host_of: np.ndarray) -> float:
+  """The time that an exchange takes at least, done first within a host and then between hosts.
+
+  `host_of` has the host of each device of the mesh; chips of a slice are wired together whatever it is.
+  """
+  n = len(one.groups[0])
+  hosts = max(len(np.unique(group)) for group in host_of[one.groups]) if chip.outside else 1
   within = n / hosts
   inside = collectives.moved(one.kind, one.size, n if hosts == 1 else within) / chip.inside
   if hosts == 1:
     return inside
-  # Only a share of each device crosses: what those beside it have in common crosses once.
+  # What the devices of a host have in common crosses once, each of them carrying a share of it.
   share = one.size if one.kind in ('collective-permute', 'all-to-all') else one.size / within
   return max(inside, collectives.moved(one.kind, share, hosts) / chip.outside)
 
@@ -148,10 +168,12 @@ def tried(config: ConfigDict, target: topologies.Topology, found: dict[str, Any]
     say(report.lever(rows[-1], limit), flush=True)
 
   # What a state needs is exact without compiling; activations are taken to stay as they are.
-  for fsdp in _powers(found['mesh']['fsdp'], len(target.devices)):
-    changed = with_changes(config, mesh=dict(fsdp=fsdp))
-    size = sum(state_bytes(parts(changed, mesh_of(changed, target.devices)).state).values())
-    if total - state + size <= limit or fsdp == len(target.devices):
+  recipe = build.recipe(config)
+  for fsdp in _powers(found['mesh']['fsdp'], len(target.devices) // found['mesh']['tensor']):
+    changed = with_changes(config, mesh=dict(data=-1, fsdp=fsdp))
+    _, (state_then, *_) = blueprint(changed, recipe, mesh_of(changed, target.devices))
+    size = sum(state_bytes(state_then).values())
+    if total - state + size <= limit or fsdp * found['mesh']['tensor'] == len(target.devices):
       add(f'config.mesh.fsdp={fsdp}', total - state + size, 'arithmetic')
       break
   names = [*config.ema.decays, *config.ema.stds]

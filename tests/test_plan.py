@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from eqflow import plan
+from eqflow import build, plan, train
 from eqflow.planning import chips, collectives, flops, hlo, report, topology
 from experiments import config_file
 
@@ -155,9 +155,11 @@ def test_what_starts_and_ends_apart_counts_once_and_tuples_whole():
     # Each of a host's 8 sends its eighth of the host's sum across, twice to 15 of 16.
     (16, 2 * 1e9 / 8 * 15 / 16 / 50e9)])
 def test_hosts_exchange_only_what_theirs_have_in_common(hosts, expected):
-  target = topology.Topology('h100', 'cuda', chips.CHIPS['h100'], range(8 * hosts), 8)
-  one = collectives.Collective('all-reduce', 1e9, np.arange(8 * hosts)[None], ('data',), 1)
-  assert plan.link_seconds(one, target) == pytest.approx(expected)
+  one = collectives.Collective('all-reduce', 10**9, np.arange(8 * hosts)[None], ('data',), 1)
+  host_of = np.arange(8 * hosts) // 8
+  assert plan.link_seconds(one, chips.CHIPS['h100'], host_of) == pytest.approx(expected)
+  wired = plan.link_seconds(one, chips.CHIPS['v5p'], host_of)
+  assert wired == collectives.moved('all-reduce', 10**9, 8 * hosts) / 600e9
 
 
 def digits(**sections):
@@ -175,17 +177,16 @@ def planned():
 def test_bytes_of_a_plan_are_those_of_the_arrays_on_a_device(planned):
   config, found = planned
   mesh = plan.mesh_of(config, jax.devices()[:8])
-  made = plan.parts(config, mesh)
-  live = jax.tree.map(lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding),
-                      (made.state, made.metrics, made.batch))
+  step, shapes = train.blueprint(config, build.recipe(config), mesh)
+  live = jax.tree.map(lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), shapes)
   given = bytes_of(live)
   state = bytes_of(live[0])
-  program = made.step.lower(*live).compile()
+  program = step.lower(*live).compile()
   outputs = bytes_of(program(*live))
   assert found['bytes']['arguments'] == given
   # A table of pointers to the outputs is counted with them.
   pointers = found['bytes']['outputs'] - outputs
-  assert 0 <= pointers <= 16 * len(jax.tree.leaves(made.state)) + 1024, f'{pointers} bytes too many'
+  assert 0 <= pointers <= 16 * len(jax.tree.leaves(shapes)) + 1024, f'{pointers} bytes too many'
   assert sum(found['state'].values()) == state
 
 

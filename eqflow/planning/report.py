@@ -43,8 +43,8 @@ def text(found: dict[str, Any]) -> str:
   if 'seconds' in found:
     lines += ['', *_time(found)]
   if found['undivided']:
-    lines += ['', 'does not divide, and so is not sharded as the rules ask:',
-              *(f'  {line}' for line in found['undivided'])]
+    lines += ['', 'not cut, since an axis divides none of its sizes',
+              *(f'  {path}, along {axes}' for path, axes in found['undivided'].items())]
   return '\n'.join(lines)
 
 

@@ -21,7 +21,6 @@ class Topology(NamedTuple):
   platform: str      # as the compiler is called
   chip: chips.Chip
   devices: Any
-  domain: int        # devices wired to one another, one after another; beyond, the network
 
 
 def of(name: str) -> Topology:
@@ -44,7 +43,7 @@ def of(name: str) -> Topology:
   if kind in GPUS and len(sizes) != 3:
     raise ValueError(f'--topology={name}: for GPUs give partitions x hosts x GPUs of a host, such as '
                      'h100:1x8x8 for eight hosts of eight')
-  return _of_plugin(name, kind, shape, sizes)
+  return _of_plugin(name, kind, shape)
 
 
 def _of_cpu(name, count):
@@ -58,10 +57,10 @@ def _of_cpu(name, count):
     raise ValueError(f'--topology={name}: this process has {len(devices)} CPU device(s) already; start it '
                      f'with the environment variable JAX_NUM_CPU_DEVICES={count}, and without '
                      'xla_force_host_platform_device_count in XLA_FLAGS')
-  return Topology(name, 'cpu', chips.CHIPS['cpu'], devices[:count], count)
+  return Topology(name, 'cpu', chips.CHIPS['cpu'], devices[:count])
 
 
-def _of_plugin(name, kind, shape, sizes):
+def _of_plugin(name, kind, shape):
   platform = 'cuda' if kind in GPUS else 'tpu'
   if not any(map(_installed, PLUGINS[platform])):
     raise ValueError(f'--topology={name}: the compiler for {platform} is not installed: pip install '
@@ -82,8 +81,7 @@ def _of_plugin(name, kind, shape, sizes):
     said = ' '.join(str(error).split())[:300]
     raise ValueError(f'--topology={name}: the compiler for {platform} has no such slice ({said}); give '
                      f'one such as {EXAMPLES}') from error
-  return Topology(name, platform, chips.CHIPS[kind], found.devices,
-                  sizes[-1] if platform == 'cuda' else len(found.devices))
+  return Topology(name, platform, chips.CHIPS[kind], found.devices)
 
 
 def _installed(package):
