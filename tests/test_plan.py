@@ -162,6 +162,9 @@ def test_hosts_exchange_only_what_theirs_have_in_common(hosts, expected):
   assert wired == collectives.moved('all-reduce', 10**9, 8 * hosts) / 600e9
 
 
+TINY = dict(width=16, depth=1, heads=2)
+
+
 def digits(**sections):
   config = config_file('digits').get_config()
   return plan.with_changes(config, **sections)
@@ -184,9 +187,8 @@ def test_bytes_of_a_plan_are_those_of_the_arrays_on_a_device(planned):
   program = step.lower(*live).compile()
   outputs = bytes_of(program(*live))
   assert found['bytes']['arguments'] == given
-  # A table of pointers to the outputs is counted with them.
-  pointers = found['bytes']['outputs'] - outputs
-  assert 0 <= pointers <= 16 * len(jax.tree.leaves(shapes)) + 1024, f'{pointers} bytes too many'
+  made = len(jax.tree.leaves(jax.eval_shape(step, *live)))
+  assert found['bytes']['outputs'] == outputs + 8 * made, 'beside the arrays, a pointer to each'
   assert sum(found['state'].values()) == state
 
 
@@ -195,8 +197,10 @@ def bytes_of(tree):
              if shard.device == jax.devices()[0])
 
 
-def test_the_compiler_counts_little_more_than_products(planned):
-  _, found = planned
+def test_the_compiler_counts_little_more_than_products():
+  # Beside products it counts elementwise work, which a network as narrow as the digits' has more of.
+  config = digits(model=dict(width=192, depth=2))
+  found = plan.compiled(config, topology.of('cpu:8'))
   ratio = found['flops']['compiler'] / found['flops']['formula']
   assert 1 <= ratio <= 1.08, f'{ratio:.4f} of the products counted by hand'
 
@@ -209,17 +213,30 @@ def test_every_device_is_told_the_whole_gradient(planned):
   assert 0 <= summed - trained < 64
 
 
-def test_what_does_not_fit_is_told_with_what_makes_it_fit(planned, monkeypatch):
-  config, found = planned
-  less = chips.Chip(found['bytes']['total'] - 100_000, 1e12, 1e11, 1e10, None)
-  target = topology.of('cpu:8')._replace(chip=less)
-  told = []
-  rows = plan.tried(config, target, found, lambda line, **_: told.append(line))
-  levers = {row['lever'].partition('=')[0]: row for row in rows}
-  fsdp, fewer = levers['config.mesh.fsdp'], levers['1 average(s) fewer in config.ema']
-  assert fsdp['fits'] and fsdp['how'] == 'arithmetic' and 'left' in told[0]
-  assert fewer['total'] == found['bytes']['total'] - found['state']['averages']
-  assert levers['config.model.remat']['how'] == 'compiled'
+def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
+  config, target = digits(), topology.of('cpu:8')
+  mesh = plan.mesh_of(config, target.devices)
+  _, (state, *_) = train.blueprint(config, build.recipe(config), mesh)
+  sizes = plan.state_bytes(state)
+  found = dict(state=sizes, mesh=dict(mesh.shape), bytes=dict(total=sum(sizes.values()) + 10**6))
+  asked, told = [], []
+
+  def smaller(config, target):
+    asked.append((config.model.remat, config.train.accumulate))
+    return dict(bytes=dict(total=found['bytes']['total'] // sum(asked[-1])))
+
+  monkeypatch.setattr(plan, 'compiled', smaller)
+  less = chips.Chip(found['bytes']['total'] - sizes['averages'] // 2, 1e12, 1e11, 1e10, None)
+  rows = plan.tried(config, target._replace(chip=less), found, lambda line, **_: told.append(line))
+  assert [(row['lever'], row['how']) for row in rows] == [
+      ('config.mesh.fsdp=2', 'arithmetic'), ('1 average(s) fewer in config.ema', 'arithmetic'),
+      ('config.model.remat=True', 'compiled'), ('config.train.accumulate=2', 'compiled'),
+      ('config.train.accumulate=8', 'compiled'),
+      ('config.model.remat=True and config.train.accumulate=8', 'compiled')]
+  assert rows[0]['fits'] and rows[1]['fits'] and rows[3]['fits']
+  assert rows[1]['total'] == found['bytes']['total'] - sizes['averages']
+  assert asked == [(True, 1), (False, 2), (False, 8), (True, 8)]
+  assert 'left' in told[0]
 
 
 @pytest.mark.parametrize('name,words', [
@@ -243,7 +260,7 @@ def test_a_compiler_that_is_missing_is_named_with_its_extra(name, monkeypatch):
                                           ('h100:1x1x4', 'jax_plugins.xla_cuda12')])
 def test_a_step_is_compiled_for_devices_that_are_not_there(name, package):
   pytest.importorskip(package)
-  config = digits(model=dict(width=16, depth=1, heads=2))
+  config = digits(model=TINY)
   found = plan.compiled(config, topology.of(name))
   assert found['fits'] and found['devices'] == 4
   exchanges = found['collectives']['data']
