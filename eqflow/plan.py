@@ -54,8 +54,8 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   step, given = blueprint(config, recipe, mesh)
   found = dict(
       topology=target.name, devices=len(target.devices), mesh=dict(mesh.shape),
-      batch=config.train.batch, accumulate=config.train.accumulate, remat=bool(config.model.get('remat')),
-      examples=config.train.num_examples, state=state_bytes(given[0]),
+      batch=config.train.batch, accumulate=config.train.accumulate,
+      remat=bool(config.model.get('remat')), examples=config.train.num_examples, state=state_bytes(given[0]),
       undivided=undivided(given[0].params, recipe.rules, mesh), chip=target.chip._asdict())
   traced = step.trace(*given)
   asked = flops.of_jaxpr(traced.jaxpr.jaxpr)

@@ -1,4 +1,4 @@
-"""Compiled programs as text: which instructions run, how often, and how many bytes they take and make."""
+"""Compiled programs as text: which instructions run, how often, and the bytes they take and make."""
 
 from collections.abc import Iterator
 import math

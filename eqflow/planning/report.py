@@ -74,8 +74,8 @@ def _flops(found):
   lines += [f'  by the compiler         {number(compiler)}FLOP a device, {compiler / formula - 1:+.1%}'
             if compiler else '  by the compiler         not told']
   if 'traffic' in found:
-    lines += [f"  memory read and written {amount(found['traffic'])} a device: {found['intensity']:.3g} "
-              'FLOP a byte']
+    lines += [f"  memory read and written {amount(found['traffic'])} a device: "
+              f"{found['intensity']:.3g} FLOP a byte"]
   return lines
 
 
@@ -85,8 +85,8 @@ def _collectives(table):
   lines = ['exchanges of a step, by the axes they go along']
   for axes, row in table.items():
     kinds = ', '.join(f'{kind} {amount(size)}' for kind, size in row['kinds'].items())
-    lines.append(f"  {axes:<24}{row['count']} of {amount(row['bytes'])}, {amount(row['moved'])} sent by a "
-                 f'device: {kinds}')
+    lines.append(f"  {axes:<24}{row['count']} of {amount(row['bytes'])}, {amount(row['moved'])} sent by "
+                 f'a device: {kinds}')
   return lines
 
 

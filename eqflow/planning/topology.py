@@ -31,8 +31,8 @@ def of(name: str) -> Topology:
   """
   kind, _, shape = (name or '').partition(':')
   if kind not in chips.CHIPS or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', shape):
-    raise ValueError(f'--topology={name}: give a chip of {sorted(chips.CHIPS)}, a colon and the shape of '
-                     f'the slice, such as {EXAMPLES}')
+    raise ValueError(f'--topology={name}: give a chip of {sorted(chips.CHIPS)}, a colon and the shape '
+                     f'of the slice, such as {EXAMPLES}')
   # Plugins that find no device of theirs are not to be asked for any.
   jax.config.update('jax_platforms', 'cpu')
   sizes = [int(n) for n in shape.split('x')]
@@ -54,8 +54,8 @@ def _of_cpu(name, count):
     pass
   devices = jax.devices('cpu')
   if len(devices) < count:
-    raise ValueError(f'--topology={name}: this process has {len(devices)} CPU device(s) already; start it '
-                     f'with the environment variable JAX_NUM_CPU_DEVICES={count}, and without '
+    raise ValueError(f'--topology={name}: this process has {len(devices)} CPU device(s) already; start '
+                     f'it with the environment variable JAX_NUM_CPU_DEVICES={count}, and without '
                      'xla_force_host_platform_device_count in XLA_FLAGS')
   return Topology(name, 'cpu', chips.CHIPS['cpu'], devices[:count])
 

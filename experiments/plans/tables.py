@@ -4,14 +4,15 @@ import json
 
 from eqflow.planning.report import amount, duration, number
 
-HEAD = ('model', 'slice', 'mesh', 'parts, remat', 'state', 'activations', 'total', 'fits', 'FLOP a step',
-        'compiler', 'exchanged', 'at least', 'bound by', 'examples/s', 'days', 'compiled in')
+HEAD = ('model', 'slice', 'mesh', 'parts, remat', 'state', 'activations', 'total', 'fits',
+        'FLOP a step', 'compiler', 'exchanged', 'at least', 'bound by', 'examples/s', 'days', 'compiled in')
 MARK = '## Measured'
 
 
 def read(folder):
   """{name: plan} of every result."""
-  return {path.stem: json.loads(path.read_text()) for path in sorted((folder / 'results').glob('*.json'))}
+  paths = sorted((folder / 'results').glob('*.json'))
+  return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def table(plans):
@@ -39,8 +40,9 @@ def _row(found):
 
 def undivided(plans):
   """What was not cut, plan by plan."""
-  lines = [f'- {name}: ' + ', '.join(f'`{path}` along {axes}' for path, axes in found['undivided'].items())
-           for name, found in plans.items() if found['undivided']]
+  told = lambda lost: ', '.join(f'`{path}` along {axes}' for path, axes in lost.items())
+  lines = [f"- {name}: {told(found['undivided'])}" for name, found in plans.items()
+           if found['undivided']]
   return '\n'.join(lines) or 'Everything divides.'
 
 
