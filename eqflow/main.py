@@ -132,8 +132,8 @@ def check_flags(mode: str) -> None:
     raise ValueError('--mode=pairs needs --out, the folder to write them to, and --num_samples, how '
                      'many: as many as the data has records, or more')
   if mode == 'plan' and not _TOPOLOGY.value:
-    raise ValueError('--mode=plan needs --topology, what it is planned for, such as v5e:4x4, h100:1x8x8 '
-                     'or cpu:8')
+    raise ValueError('--mode=plan needs --topology, what it is planned for, such as v5e:4x4, '
+                     'h100:1x8x8 or cpu:8')
   if mode in ('finish', 'score') and not _INPUTS.value:
     raise ValueError(f'--mode={mode} needs --inputs, a .npy file of an array '
                      "[n, *config.data.shape], or a .npz file that holds it as 'x' or 'samples'")

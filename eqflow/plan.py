@@ -55,7 +55,8 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   found = dict(
       topology=target.name, devices=len(target.devices), mesh=dict(mesh.shape),
       batch=config.train.batch, accumulate=config.train.accumulate,
-      remat=bool(config.model.get('remat')), examples=config.train.num_examples, state=state_bytes(given[0]),
+      remat=bool(config.model.get('remat')), examples=config.train.num_examples,
+      state=state_bytes(given[0]),
       undivided=undivided(given[0].params, recipe.rules, mesh), chip=target.chip._asdict())
   traced = step.trace(*given)
   asked = flops.of_jaxpr(traced.jaxpr.jaxpr)

@@ -85,8 +85,8 @@ def _collectives(table):
   lines = ['exchanges of a step, by the axes they go along']
   for axes, row in table.items():
     kinds = ', '.join(f'{kind} {amount(size)}' for kind, size in row['kinds'].items())
-    lines.append(f"  {axes:<24}{row['count']} of {amount(row['bytes'])}, {amount(row['moved'])} sent by "
-                 f'a device: {kinds}')
+    lines.append(f"  {axes:<24}{row['count']} of {amount(row['bytes'])}, {amount(row['moved'])} sent "
+                 f'by a device: {kinds}')
   return lines
 
 

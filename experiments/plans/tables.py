@@ -5,7 +5,8 @@ import json
 from eqflow.planning.report import amount, duration, number
 
 HEAD = ('model', 'slice', 'mesh', 'parts, remat', 'state', 'activations', 'total', 'fits',
-        'FLOP a step', 'compiler', 'exchanged', 'at least', 'bound by', 'examples/s', 'days', 'compiled in')
+        'FLOP a step', 'compiler', 'exchanged', 'at least', 'bound by', 'examples/s', 'days',
+        'compiled in')
 MARK = '## Measured'
 
 
