@@ -213,6 +213,16 @@ def test_every_device_is_told_the_whole_gradient(planned):
   assert 0 <= summed - trained < 64
 
 
+def test_what_does_not_divide_is_told_once_for_all_blocks():
+  # 1152 and 3456 do not divide by 256, 4608 and 6912 do: qkv and attended stay whole, others move.
+  recipe = build.recipe(config_file('imagenet_dit').get_config('eqm_256'))
+  mesh = Mesh(np.full((1, 256, 1), jax.devices()[0]), ('data', 'fsdp', 'tensor'))
+  lost = plan.undivided(jax.eval_shape(recipe.init, jax.random.key(0)), recipe.rules, mesh)
+  assert {'block*/qkv/kernel', 'block*/attended/kernel'} <= set(lost)
+  assert not {'block*/up/kernel', 'block*/down/kernel', 'block*/modulation/kernel'} & set(lost)
+  assert lost['block*/qkv/kernel'] == 'fsdp' and len(lost) < 10
+
+
 def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
   config, target = digits(), topology.of('cpu:8')
   mesh = plan.mesh_of(config, target.devices)

@@ -36,7 +36,9 @@ def _row(found):
   return row + [amount(moved), duration(bounds['step']),
                 max(('compute', 'memory', 'links'), key=bounds.get),
                 f"{found['examples_per_second']:,.0f}", f"{found['days']:.3g}",
-                f"{found['compile_seconds']:.0f} s"]
+                f"{found['compile_seconds']:.0f} s"
+                + (f", {found['compile_cpu_seconds']:.0f} of a core" if 'compile_cpu_seconds' in found
+                   else '')]
 
 
 def undivided(plans):
