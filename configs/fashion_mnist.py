@@ -38,7 +38,7 @@ BASE = dict(
     train=dict(
         batch=64, accumulate=1, num_examples=256_000, drop_label=0.0,
         log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,
-        keep_checkpoints=2, max_skipped=0),
+        keep_checkpoints=2, max_skipped=0, stuck_seconds=600.0),
     optimizer=dict(
         rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=6_400,
         schedule=dict(name='cosine')),

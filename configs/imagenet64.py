@@ -54,7 +54,8 @@ BASE = dict(
     mesh=dict(data=-1, fsdp=1, tensor=1),
     train=dict(
         batch=2048, accumulate=1, num_examples=1, drop_label=0.0, log_examples=2**17,
-        sample_examples=2**23, checkpoint_examples=2**25, keep_checkpoints=2, max_skipped=0),
+        sample_examples=2**23, checkpoint_examples=2**25, keep_checkpoints=2, max_skipped=0,
+        stuck_seconds=600.0),
     # The paper's loss is a sum over the pixels, ours a mean: Adam's epsilon is as much smaller.
     optimizer=dict(
         rate=0.0, b1=0.9, b2=0.99, eps=1e-8 / (64 * 64 * 3), weight_decay=0.0, clip=0.0,

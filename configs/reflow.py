@@ -36,7 +36,7 @@ BASE = dict(
               uncertainty=0),
     energy=dict(name='none'),
     mesh=dict(data=-1, fsdp=1, tensor=1),
-    train=dict(accumulate=1, drop_label=0.0, keep_checkpoints=2, max_skipped=0),
+    train=dict(accumulate=1, drop_label=0.0, keep_checkpoints=2, max_skipped=0, stuck_seconds=600.0),
     optimizer=dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0,
                    schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),

@@ -11,7 +11,8 @@ from eqflow import build
 SINCE = {'loss.coupling.name': 'independent', 'loss.at_data': 0.0, 'loss.dispersive': 0.0,
          'energy.name': 'none', 'model.final_scale': 0.0, 'loss.uncertainty': 0, 'ema.stds': [],
          'ema.snapshot_examples': 0, 'ema.snapshot_dtype': 'float32', 'train.max_skipped': 0,
-         'model.remat_policy': 'nothing', 'mesh.data': -1, 'mesh.fsdp': 1, 'mesh.tensor': 1}
+         'model.remat_policy': 'nothing', 'mesh.data': -1, 'mesh.fsdp': 1, 'mesh.tensor': 1,
+         'train.stuck_seconds': 0.0}
 
 
 def config_of(folder: pathlib.Path, flag: str) -> ConfigDict:

@@ -12,27 +12,41 @@ import numpy as np
 from eqflow import build, neighbours, run, sample
 from eqflow.data import pipeline
 from eqflow.evaluation import report
+from eqflow.training import checkpoint, ledger, watchdog
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
-             restored: tuple[int, Any] | None = None) -> dict[str, dict[str, float]]:
+             restored: tuple[int, Any] | None = None,
+             book: ledger.Ledger | None = None) -> dict[str, dict[str, float]]:
   """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
 
   Draws config.evaluate.num_samples samples with the labels of the data, clipped to [-1, 1] where
   they are images. Of several processes all draw; the first does the rest, and the others return {}.
   Writes evaluation.json, samples.png and samples.npz to workdir. None of the distances is an FID:
   their spaces are pixels and fixed random features. With `near`, the samples' nearest training
-  records too; `restored` is (step, params) to take instead of the checkpoint's.
+  records too; `restored` is (step, params) to take instead of the checkpoint's. Wall time is booked
+  in `book`, or in a ledger of this call alone.
   """
+  active = jax.process_index() == 0 and checkpoint.exists(workdir)
+  with ledger.booked(workdir, book, active=active) as book, book.on('evaluate'):
+    return _evaluate(config, workdir, near, restored, book)
+
+
+def _evaluate(config, workdir, near, restored, book):
   recipe = build.recipe(config)
   source = run.evaluation_source(config)
   real, label = pipeline.arrays(source)
-  step, params = restored or run.restore(config, recipe, workdir)
+  with book.on('restore'):
+    step, params = restored or run.restore(config, recipe, workdir)
+  book.step = step
 
   wanted = np.resize(label, config.evaluate.num_samples)
   clock = time.perf_counter()
-  fake, evaluations, norms = sample.draw(recipe, params, wanted, seed=config.seed,
-                                         batch=config.sample.batch)
+  # What follows the samples is this host's own work, for which nobody waits.
+  with watchdog.watching(workdir, config.train.stuck_seconds, book.pulse, process=jax.process_index(),
+                         count=jax.process_count()):
+    fake, evaluations, norms = sample.draw(recipe, params, wanted, seed=config.seed,
+                                           batch=config.sample.batch, beat=book.beat)
   if jax.process_index():
     return {}
   seconds = time.perf_counter() - clock
@@ -54,4 +68,5 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
   if near:
     neighbours.report(config, workdir, fake)
   print(f'\n{workdir / "samples.png"}', flush=True)
+  book.cut(step)
   return rows

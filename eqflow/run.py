@@ -22,7 +22,7 @@ from eqflow.training import checkpoint, sharding, snapshots, step as steps
 # Sections and keys that do not change what a run computes, only what is looked at and when.
 FREE = ('sample', 'evaluate', 'mesh', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
-        'train.max_skipped', 'ema.snapshot_examples', 'ema.snapshot_dtype')
+        'train.max_skipped', 'train.stuck_seconds', 'ema.snapshot_examples', 'ema.snapshot_dtype')
 
 
 def mesh_of(config: ConfigDict) -> Mesh:

@@ -38,13 +38,13 @@ def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
 _QUEUE = 32
 
 
-def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int,
-         batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int, batch: int,
+         beat: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(samples [n, ...], evaluations [n], norms [n]) with the given labels [n], `batch` at a time.
 
   labels is what recipe.draw takes of each sample, a pytree [n, ...]. Where samples stop one by one,
-  each device has a queue of its own and is kept full. Raises ValueError where the batch does not
-  divide by the devices.
+  each device has a queue of its own and is kept full. `beat` is called after every batch. Raises
+  ValueError where the batch does not divide by the devices.
   """
   mesh, n = sharding.mesh_of(params), len(jax.tree.leaves(labels)[0])
   if recipe.sampling.refill and n > batch:
@@ -54,7 +54,10 @@ def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int,
     batch = -(-n // (queues * sharding.parts(mesh))) * sharding.parts(mesh)
   else:
     function = recipe.draw
-  parts = list(in_batches(function, params, labels, seed=seed, batch=batch))
+  parts = []
+  for part in in_batches(function, params, labels, seed=seed, batch=batch):
+    parts.append(part)
+    beat()
   samples, evaluations, norms = (np.concatenate(part) for part in zip(*parts))
   return samples, evaluations, norms
 

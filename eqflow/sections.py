@@ -128,7 +128,7 @@ def check_ranges(config: ConfigDict) -> None:
       **{f'train.{key}': positive for key in (
           'batch', 'accumulate', 'log_examples', 'sample_examples', 'checkpoint_examples',
           'keep_checkpoints')},
-      'train.max_skipped': dict(least=0, most=2**31 - 1),
+      'train.max_skipped': dict(least=0, most=2**31 - 1), 'train.stuck_seconds': dict(least=0),
       'train.drop_label': dict(least=0, most=1), 'loss.uncertainty': dict(least=0, most=2**20),
       'ema.snapshot_examples': dict(least=0),
       'loss.at_data': dict(least=0, most=1 - 1e-9), 'loss.dispersive': dict(least=0),

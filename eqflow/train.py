@@ -17,14 +17,17 @@ from eqflow import build, run, sample
 from eqflow.data import pipeline, sources
 from eqflow.models import embed
 from eqflow.sections import naming
-from eqflow.training import checkpoint, metrics, sharding, signals, snapshots, step as steps
+from eqflow.training import (
+    checkpoint, ledger, metrics, sharding, signals, snapshots, step as steps, watchdog)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path,
-          stop: signals.Stop | None = None) -> steps.TrainState:
+          stop: signals.Stop | None = None,
+          book: ledger.Ledger | None = None) -> steps.TrainState:
   """Trains until config.train.num_examples, going on from the newest whole checkpoint in workdir.
 
-  Writes config.json, metrics.jsonl, tensorboard/, samples-*.png, checkpoints/ and snapshots/ there.
+  Writes config.json, metrics.jsonl, ledger.jsonl, tensorboard/, samples-*.png, checkpoints/ and
+  snapshots/ there. Wall time is booked in `book`, or in a ledger of this call alone.
   Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError with
   the step where loss or gradient is not finite: no such state is written; OSError where a checkpoint
   cannot be; signals.Stopped, with the state saved, where `stop` is asked for.
@@ -40,19 +43,25 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   source = run.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = run.open_source(config)
-  with run.claimed(config, workdir, source):
-    return _train(config, recipe, source, mesh, workdir, stop or signals.Stop())
+  process, count = jax.process_index(), jax.process_count()
+  with (run.claimed(config, workdir, source),
+        ledger.booked(workdir, book, active=process == 0) as book,
+        watchdog.watching(workdir, section.stuck_seconds, book.pulse, process=process, count=count)):
+    return _train(config, recipe, source, mesh, workdir, stop or signals.Stop(), book)
 
 
-def _train(config, recipe, source, mesh, workdir, stop):
+def _train(config, recipe, source, mesh, workdir, stop, book):
   section = config.train
   state = create(config, recipe, mesh)
   with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
-    restored = checkpoints.restore(state, mend=True)
+    with book.on('restore'):
+      restored = checkpoints.restore(state, mend=True)
     state = restored or state
+    book.begin(int(state.step) if restored else None)
     # Before the step compiles, so that a signal may end that at once.
-    checkpoints.save(state)
-    checkpoints.wait()
+    with book.on('save'):
+      checkpoints.save(state)
+      checkpoints.wait()
     if jax.process_index() == 0:
       if source.damaged:
         print(f'{source.name}: left out {len(source.damaged)} damaged images, listed in data.json')
@@ -60,8 +69,12 @@ def _train(config, recipe, source, mesh, workdir, stop):
     step = make_step(config, recipe, mesh, state)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(section.num_examples / section.batch)
-    return fit(config, recipe, source, step, state, workdir, until=until, checkpoints=checkpoints,
-               stop=stop)
+    state = fit(config, recipe, source, step, state, workdir, until=until, checkpoints=checkpoints,
+                stop=stop, book=book)
+    with book.on('save'):
+      checkpoints.wait()
+    book.cut(until)
+    return state
 
 
 def create(config: ConfigDict, recipe: build.Recipe, mesh: Mesh, *,
@@ -99,7 +112,8 @@ def blueprint(config: ConfigDict, recipe: build.Recipe, mesh: Mesh) -> tuple[Cal
 
 def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: Callable,
         state: steps.TrainState, workdir: pathlib.Path, *, until: int,
-        checkpoints: checkpoint.Checkpoints, stop: signals.Stop) -> steps.TrainState:
+        checkpoints: checkpoint.Checkpoints, stop: signals.Stop,
+        book: ledger.Ledger) -> steps.TrainState:
   """The loop: `step` on batch after batch from where `state` stands to `until` updates.
 
   The state is saved every config.train.checkpoint_examples, at the end, and where a signal asks for
@@ -118,22 +132,27 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
   running, health, clock = steps.empty_metrics(mesh), None, time.perf_counter()
   check = lambda health, at: check_health(health, at, section.max_skipped, progress.say)
+  book.step = at
+  book.turn('step')
 
   with (contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress),
         stop.busy()):
     while at < until:
       # The first step compiles, and what it starts from is saved.
       with stop.free() if at == start else contextlib.nullcontext():
-        batch = next(batches)
-        if not alone:
-          # Processes hear of a signal one by one, and must answer it at the same step.
-          batch |= {'asked': np.full(len(batch['index']), bool(stop.asked), np.float32)}
-        state, running, fresh = step(state, running, sharding.place_batch(batch, mesh))
+        with book.on('data', beside=health):
+          batch = next(batches)
+          if not alone:
+            # Processes hear of a signal one by one, and must answer it at the same step.
+            batch |= {'asked': np.full(len(batch['index']), bool(stop.asked), np.float32)}
+          batch = sharding.place_batch(batch, mesh)
+        with book.on('compile' if at == start else 'step'):
+          state, running, fresh = step(state, running, batch)
       checkpoints.check()
       # A step late, so that the device never waits to be asked.
       check(health, at)
       asked = stop.asked if alone else health is not None and health[4] > 0
-      health, at = fresh, at + 1
+      health, book.step, at = fresh, at + 1, at + 1
       logs, saves, keeps, shows = (bool(examples) and (at % every(examples) == 0) for examples in (
           section.log_examples, section.checkpoint_examples, config.ema.snapshot_examples,
           section.sample_examples))
@@ -150,20 +169,26 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
 
       # Before the checkpoint: a run that goes on from there would not come by here again.
       if keeps or (config.ema.snapshot_examples and at == until):
-        keep_snapshot(config, state, workdir)
+        with book.on('save'):
+          keep_snapshot(config, state, workdir)
 
       if saves or shows or asked or at == until:
-        checkpoints.save(state)
+        with book.on('save'):
+          checkpoints.save(state)
+        book.cut(at)
 
       if asked:
-        checkpoints.wait()
+        with book.on('save'):
+          checkpoints.wait()
+        book.cut(at)
         stop.leave(told=True)
 
       if shows and at < until:
         paused = time.perf_counter()
-        checkpoints.wait()
-        with stop.free():
-          preview(config, recipe, state, writer, progress, workdir)
+        with book.on('save'):
+          checkpoints.wait()
+        with stop.free(), book.on('evaluate'):
+          preview(config, recipe, state, writer, progress, workdir, book.beat)
         clock += time.perf_counter() - paused
   return state
 
@@ -228,13 +253,14 @@ def describe(state: steps.TrainState, mesh: Mesh, rules: sharding.Rules, *, resu
 
 
 def preview(config: ConfigDict, recipe: build.Recipe, state: steps.TrainState,
-            writer: metrics.Writer, progress: metrics.Progress, workdir: pathlib.Path) -> None:
+            writer: metrics.Writer, progress: metrics.Progress, workdir: pathlib.Path,
+            beat: Callable[[], None]) -> None:
   """A first look while training: samples-<step>.png and TensorBoard."""
   at, classes = int(state.step), config.data.num_classes
   count = 1_000 if len(config.data.shape) == 1 else 100
   label = np.arange(count, dtype=np.int32) % max(classes, 1)
   params = steps.parameters(state, config.sample.params)
-  x, *_ = sample.draw(recipe, params, label, seed=config.seed, batch=config.sample.batch)
+  x, *_ = sample.draw(recipe, params, label, seed=config.seed, batch=config.sample.batch, beat=beat)
   if jax.process_index():
     return   # All have drawn.
   picture = sample.picture(x, label)

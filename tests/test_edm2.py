@@ -248,6 +248,8 @@ def test_dropout_keeps_the_mean():
 @pytest.mark.parametrize('dtype, least', [
     (jnp.bfloat16, 0.002), pytest.param(jnp.float16, 2e-4, marks=pytest.mark.long)])
 def test_half_precision_computes_the_same_network(dtype, least, tiny):
+  if dtype == jnp.float16 and jax.default_backend() == 'cpu':
+    pytest.skip('XLA has no attention in float16 on CPUs')
   wide, half = (_run(network, tiny, Z, LABEL) for network in (TINY, TINY.clone(dtype=dtype)))
   error = float(jnp.abs(half - wide).max() / jnp.abs(wide).max())
   assert half.dtype == jnp.float32 and least < error < 0.1, f'{dtype.__name__}: {error}'

@@ -97,7 +97,7 @@ def _losses(config, mesh, state=None, count=50, first=0):
   """(the state before the first of these steps, their losses, the state after), on a mesh."""
   recipe = build.recipe(config)
   like = training.create(config, recipe, mesh)
-  state = like if state is None else jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), state, like)
+  state = state or like
   start = jax.tree.map(np.asarray, state)
   step, metrics = training.make_step(config, recipe, mesh, like), steps.empty_metrics(mesh)
   batches = pipeline.batches(open_source(config), seed=config.seed, batch=config.train.batch,

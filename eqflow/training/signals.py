@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from typing import NoReturn
 
 # os.EX_TEMPFAIL: the same command, run again, goes on.
 EXIT_CODE = 75
@@ -75,9 +76,14 @@ def end(name: str) -> None:
   print(f'eqflow: stopped by {name}; the same command goes on from the last checkpoint',
         file=sys.stderr, flush=True)
   sys.stdout.flush()
+  leave(EXIT_CODE)
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process and those it has started at once, with exit code `code`."""
   for child in multiprocessing.active_children():
     child.kill()
-  os._exit(EXIT_CODE)
+  os._exit(code)
 
 
 @contextlib.contextmanager

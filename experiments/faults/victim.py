@@ -7,6 +7,7 @@ phases send it SIGTERM, or --signal.
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import pathlib
@@ -18,7 +19,7 @@ import types
 from ml_collections import ConfigDict
 
 from eqflow import evaluate as evaluation, train as training
-from eqflow.training import checkpoint, manifest, signals, snapshots
+from eqflow.training import checkpoint, ledger, manifest, signals, snapshots
 from experiments import config_file
 
 STEPS, SAVED_EVERY = 600, 30
@@ -142,9 +143,10 @@ def main():
   if given.phase:
     PHASES[given.phase](signal.Signals[given.signal])
   try:
-    with signals.watched() as stop:
-      training.train(config, workdir, stop)
-      evaluation.evaluate(config, workdir)
+    book = ledger.Ledger(since=ledger.created())
+    with signals.watched() as stop, contextlib.closing(book):
+      training.train(config, workdir, stop, book)
+      evaluation.evaluate(config, workdir, book=book)
   except signals.Stopped as stopped:
     signals.end(str(stopped))
 

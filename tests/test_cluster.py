@@ -1,0 +1,95 @@
+"""Several processes are one run: they compute as one, stop as one, and may be fewer the next time."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.test_house import ROOT
+
+pytestmark = pytest.mark.long
+FLAGS = [
+    '--config=configs/digits.py:flow', '--config.model.width=16', '--config.model.depth=1',
+    '--config.model.heads=2', '--config.train.batch=64', '--config.train.num_examples=3200',
+    '--config.train.log_examples=64', '--config.train.sample_examples=1600',
+    '--config.train.checkpoint_examples=640', '--config.sample.batch=64', '--config.sample.num_steps=3',
+    '--config.evaluate.num_samples=64', '--config.ema.stds=(0.05,0.1)',
+    '--config.ema.snapshot_examples=640']
+
+
+def started(workdir, processes, devices, *more):
+  """`processes` that are one run, with as many devices each."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  ours = ['--distributed', f'--coordinator=localhost:{port}', f'--num_processes={processes}']
+  return [subprocess.Popen(
+      [sys.executable, '-m', 'eqflow.main', f'--workdir={workdir}', *FLAGS, *more,
+       *([*ours, f'--process_id={i}'] if processes > 1 else [])],
+      cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+      for i in range(processes)]
+
+
+def ended(processes):
+  """What each has said, and its exit code."""
+  said = [process.communicate(timeout=400)[0] for process in processes]
+  return said, [process.returncode for process in processes]
+
+
+def losses(workdir):
+  return np.array([json.loads(line)['loss'] for line in
+                   (workdir / 'metrics.jsonl').read_text().splitlines()])
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """One process of eight devices, left in peace."""
+  workdir = tmp_path_factory.mktemp('alone')
+  said, codes = ended(started(workdir, 1, 8))
+  assert codes == [0], said
+  return workdir
+
+
+@pytest.mark.parametrize('mesh', ['data', 'fsdp'])
+def test_two_processes_of_four_devices_compute_as_one_of_eight(tmp_path, alone, mesh):
+  said, codes = ended(started(tmp_path, 2, 4, *(
+      ['--config.mesh.data=1', '--config.mesh.fsdp=8'] if mesh == 'fsdp' else [])))
+  assert codes == [0, 0], said
+  worst = abs(losses(tmp_path) / losses(alone) - 1).max()
+  print(f'two processes, {mesh}: {worst:.1e}')
+  assert len(losses(alone)) == 50 and worst < 1e-6, f'50 losses differ by {worst:.1e}'
+  with np.load(tmp_path / 'samples.npz') as ours, np.load(alone / 'samples.npz') as theirs:
+    assert abs(ours['samples'] - theirs['samples']).max() < 1e-4
+  assert 'of 3,200 examples' in said[0] and 'of 3,200 examples' not in said[1], 'one tells of the run'
+  assert len(list((tmp_path / 'snapshots').glob('*.safetensors'))) == 5
+
+
+def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(tmp_path, alone):
+  processes = started(tmp_path, 2, 4)
+  while not (tmp_path / 'checkpoints/10').exists():
+    time.sleep(0.05)
+    assert processes[0].poll() is None
+  processes[1].send_signal(signal.SIGTERM)
+  said, codes = ended(processes)
+  assert codes == [75, 75], said
+  assert 'stopped by a signal to another process' in said[0] and 'stopped by SIGTERM' in said[1]
+  said, codes = ended(started(tmp_path, 1, 4))
+  assert codes == [0] and 'going on from step' in said[0], said
+  assert abs(losses(tmp_path) / losses(alone) - 1).max() < 1e-6
+
+
+def test_what_processes_need_is_asked_for(tmp_path):
+  command = [sys.executable, '-m', 'eqflow.main', f'--workdir={tmp_path}', *FLAGS]
+  for flags, message in (
+      (['--num_processes=2'], '--num_processes is for one of several processes: add --distributed'),
+      (['--distributed'], '--distributed with --coordinator=None'),
+      (['--distributed', '--mode=sample'], '--distributed is for --mode=train or evaluate')):
+    found = subprocess.run(command + flags, cwd=ROOT, text=True, capture_output=True, timeout=100)
+    assert found.returncode == 2 and message in found.stderr, found.stderr
