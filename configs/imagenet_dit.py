@@ -38,7 +38,8 @@ BASE = dict(
     energy=dict(name='none'),
     train=dict(
         batch=256, accumulate=1, num_examples=1_400 * 1_281_167, drop_label=0.1, log_examples=25_600,
-        sample_examples=2_560_000, checkpoint_examples=1_280_000, keep_checkpoints=2, max_skipped=0),
+        sample_examples=2_560_000, checkpoint_examples=1_280_000, keep_checkpoints=2, max_skipped=0,
+        stuck_seconds=600.0),
     optimizer=dict(
         rate=1e-4, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=0,
         schedule=dict(name='constant')),
