@@ -112,7 +112,9 @@ def memory(program: Any, state: dict[str, int], available: Number | None) -> dic
 
 def _refused(error, asked, found):
   """What is known of a program that its compiler refuses since it does not fit."""
-  said = re.search(r'Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm', str(error))
+  size = r'([\d.]+)([KMGT])'
+  said = (re.search(rf'Used {size} of {size} hbm', str(error))
+          or re.search(rf'required[^(]*\({size}\) exceeds available HBM \({size}\)', str(error)))
   if not said:
     raise error
   used, there = (float(said.group(i)) * 2 ** (10 * (1 + 'KMGT'.index(said.group(i + 1))))

@@ -249,6 +249,21 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
   assert 'left' in told[0]
 
 
+@pytest.mark.parametrize('said', [
+    'Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.',
+    'E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries '
+    '(20.50G) exceeds available HBM (15.75G). HLO module: jit_step.'])
+def test_what_a_compiler_refuses_to_fit_is_told_by_how_much(said):
+  found = dict(topology='v5e:2x2', devices=4, mesh=dict(data=4, fsdp=1, tensor=1), batch=8, accumulate=1,
+               remat=False, undivided={}, chip=chips.CHIPS['v5e']._asdict(),
+               state=dict(parameters=2**30, optimizer=2**31, averages=2**30, other=0))
+  found |= plan._refused(jax.errors.JaxRuntimeError(said), 4 * 10**12, found)
+  assert found['bytes']['total'] == 20.5 * 2**30 and not found['fits']
+  assert 'does not fit, by 4.75 GiB' in report.text(found)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+    plan._refused(jax.errors.JaxRuntimeError('INTERNAL: else'), 1, found)
+
+
 @pytest.mark.parametrize('name,words', [
     ('v9:4x4', r"give a chip of \['cpu', 'h100'.*such as v5e:4x4"),
     ('v5e', 'the shape of the slice'), ('v5e:4by4', 'the shape of the slice'), ('', 'give a chip'),
