@@ -254,8 +254,8 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
     'E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries '
     '(20.50G) exceeds available HBM (15.75G). HLO module: jit_step.'])
 def test_what_a_compiler_refuses_to_fit_is_told_by_how_much(said):
-  found = dict(topology='v5e:2x2', devices=4, mesh=dict(data=4, fsdp=1, tensor=1), batch=8, accumulate=1,
-               remat=False, undivided={}, chip=chips.CHIPS['v5e']._asdict(),
+  found = dict(topology='v5e:2x2', devices=4, mesh=dict(data=4, fsdp=1, tensor=1), batch=8,
+               accumulate=1, remat=False, undivided={}, chip=chips.CHIPS['v5e']._asdict(),
                state=dict(parameters=2**30, optimizer=2**31, averages=2**30, other=0))
   found |= plan._refused(jax.errors.JaxRuntimeError(said), 4 * 10**12, found)
   assert found['bytes']['total'] == 20.5 * 2**30 and not found['fits']
