@@ -11,7 +11,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import ConfigDict, config_flags
 
-from eqflow import averages, build, compose, neighbours, run, sample
+from eqflow import averages, build, compose, neighbours, plan, run, sample
 from eqflow.evaluate import evaluate
 from eqflow.finish import finish
 from eqflow.outliers import score
@@ -22,7 +22,7 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, a
                                           lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'sample', 'finish', 'score', 'pairs',
-                           'reconstruct', 'sweep'], 'train goes on to evaluate at its end.')
+                           'reconstruct', 'sweep', 'plan'], 'train goes on to evaluate at its end.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 100, 'mode=sample or pairs: how many.',
                                     lower_bound=1)
 _LABELS = flags.DEFINE_list('labels', None, 'mode=sample or finish: classes, repeated in turn; those '
@@ -49,6 +49,10 @@ _COORDINATOR = flags.DEFINE_string('coordinator', None, 'host:port of process 0.
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many there are.', lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which this is, from 0.', lower_bound=0)
 _OUT = flags.DEFINE_string('out', None, 'mode=pairs: the folder to write them to.')
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'mode=plan: what is planned for, such as v5e:4x4, '
+                                'h100:1x8x8 (partitions, hosts, GPUs a host) or cpu:8.')
+_LEVERS = flags.DEFINE_bool('levers', True, 'mode=plan: where it does not fit, compile what may make '
+                            'it fit.')
 
 # The modes that use a flag, and what the others have instead.
 MODES = {
@@ -65,6 +69,8 @@ MODES = {
     **{name: (('train', 'evaluate'), 'the other modes are for one process')
        for name in ('distributed', 'coordinator', 'num_processes', 'process_id')},
     'out': (('pairs',), 'everything else is written to --workdir'),
+    **{name: (('plan',), 'nothing else is compiled for devices that are not there')
+       for name in ('topology', 'levers')},
 }
 
 # What a user can mend: shown as one line, with exit code 2. Everything else is a traceback.
@@ -77,10 +83,10 @@ def main(argv: list[str]) -> None:
   try:
     if len(argv) > 1:
       raise ValueError(f'unexpected arguments {argv[1:]}: flags are written --name=value')
-    if not _WORKDIR.value:
+    if not _WORKDIR.value and _MODE.value != 'plan':
       raise ValueError('--workdir is not set: give the folder of the run, such as '
                        '--workdir=runs/digits')
-    config, workdir = given_config(), pathlib.Path(_WORKDIR.value)
+    config, workdir = given_config(), _WORKDIR.value and pathlib.Path(_WORKDIR.value)
     check_flags(_MODE.value)
     if _MODE.value == 'sample':
       draw_samples(config, workdir)
@@ -93,6 +99,8 @@ def main(argv: list[str]) -> None:
       make = {'reconstruct': averages.reconstruct, 'sweep': averages.sweep}[_MODE.value]
       make(config, workdir, averages.stds_of(_STD.value), examples=_EXAMPLES.value,
            skip_damaged=_SKIP_DAMAGED.value)
+    elif _MODE.value == 'plan':
+      plan.plan(config, _TOPOLOGY.value, workdir, levers=_LEVERS.value)
     elif _MODE.value == 'pairs':
       draw_pairs(config, workdir, pathlib.Path(_OUT.value), count=_NUM_SAMPLES.value,
                  seed=_SEED.value)
@@ -127,6 +135,9 @@ def check_flags(mode: str) -> None:
   if mode == 'pairs' and not (_OUT.value and _NUM_SAMPLES.present):
     raise ValueError('--mode=pairs needs --out, the folder to write them to, and --num_samples, how '
                      'many: as many as the data has records, or more')
+  if mode == 'plan' and not _TOPOLOGY.value:
+    raise ValueError('--mode=plan needs --topology, what it is planned for, such as v5e:4x4, '
+                     'h100:1x8x8 or cpu:8')
   if mode in ('finish', 'score') and not _INPUTS.value:
     raise ValueError(f'--mode={mode} needs --inputs, a .npy file of an array '
                      "[n, *config.data.shape], or a .npz file that holds it as 'x' or 'samples'")

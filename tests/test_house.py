@@ -23,7 +23,7 @@ RANKS = {
     'models': 1, 'data': 1, 'evaluation': 1, 'training': 2, 'interop': 5.5, 'sections': 5.5,
     'names': 5.8, 'ranges': 5.85, 'draws': 5.9, 'build': 6, 'beside': 6.3, 'run': 6.5,
     'sample': 6.5, 'compose': 6.7, 'neighbours': 6.7, 'evaluate': 7, 'finish': 7,
-    'outliers': 7, 'train': 7, 'averages': 7.5, 'main': 8,
+    'outliers': 7, 'train': 7, 'planning': 2, 'plan': 7.5, 'averages': 7.5, 'main': 8,
 }
 CORE = [name for name, rank in RANKS.items() if rank <= 5 and (ROOT / f'eqflow/{name}.py').exists()]
 LIBRARIES = {'adaptive': {'diffrax'}, 'couplings': {'ot'}}

@@ -1,0 +1,108 @@
+"""A plan as text."""
+
+from typing import Any
+
+from eqflow.arrays import Number
+
+UNITS = 'B', 'KiB', 'MiB', 'GiB', 'TiB'
+
+
+def amount(size: Number) -> str:
+  """Bytes in the unit that suits them, '2.51 GiB'."""
+  unit = 0
+  while abs(size) >= 1024 and unit < len(UNITS) - 1:
+    size, unit = size / 1024, unit + 1
+  return f'{size:.3g} {UNITS[unit]}' if abs(size) < 1000 else f'{size:,.0f} {UNITS[unit]}'
+
+
+def number(value: Number) -> str:
+  """A count in the power of thousand that suits it, '712 G'."""
+  for power, name in ((15, 'P'), (12, 'T'), (9, 'G'), (6, 'M'), (3, 'k')):
+    if abs(value) >= 10**power:
+      return f'{value / 10**power:.3g} {name}'
+  return f'{value:.3g} '
+
+
+def duration(seconds: Number) -> str:
+  """A time in the unit that suits it, '31.2 ms'."""
+  for least, unit, name in ((1, 1, 's'), (1e-3, 1e-3, 'ms'), (0, 1e-6, 'us')):
+    if seconds >= least:
+      return f'{seconds / unit:.3g} {name}'
+  return f'{seconds} s'
+
+
+def text(found: dict[str, Any]) -> str:
+  """All that `plan.compiled` found, for people."""
+  mesh = ' x '.join(f'{axis} {size}' for axis, size in found['mesh'].items())
+  lines = [f"{found['topology']}: {found['devices']} devices as {mesh}; batch {found['batch']:,}"
+           + (f" in {found['accumulate']} parts" if found['accumulate'] > 1 else '')
+           + (', remat' if found['remat'] else '')]
+  lines += ['', *_memory(found), '', *_flops(found)]
+  if found.get('collectives') is not None:
+    lines += ['', *_collectives(found['collectives'])]
+  if 'seconds' in found:
+    lines += ['', *_time(found)]
+  if found['undivided']:
+    lines += ['', 'not cut, since an axis divides none of its sizes',
+              *(f'  {path}, along {axes}' for path, axes in found['undivided'].items())]
+  return '\n'.join(lines)
+
+
+def _memory(found):
+  sizes, limit = found['bytes'], found.get('available') or found['chip']['memory']
+  rows = [(name, found['state'][name]) for name in ('parameters', 'optimizer', 'averages')]
+  rows += [('activations', sizes['activations'])]
+  if 'arguments' in sizes:
+    known = sum(found['state'].values())
+    rows += [('batch, metrics, padding', sizes['arguments'] - known + found['state']['other']),
+             ('program, outputs', sizes['program'] + sizes['outputs'] - sizes['aliased'])]
+  else:
+    rows += [('other state', found['state']['other'])]
+  lines = ['per device', *(f'  {name:<24}{amount(size):>12}' for name, size in rows)]
+  total = f"  {'total':<24}{amount(sizes['total']):>12}"
+  if limit:
+    total += f" of {amount(limit)}, {sizes['total'] / limit:.0%}: " + (
+        'fits' if found['fits'] else f"does not fit, by {amount(sizes['total'] - limit)}")
+  return [*lines, total]
+
+
+def _flops(found):
+  formula, compiler = found['flops']['formula'], found['flops']['compiler']
+  whole = formula * found['devices']
+  lines = [f'FLOPs of a step           {number(whole)}FLOP, {number(whole / found["batch"])}FLOP an '
+           f'example, {number(formula)}FLOP a device']
+  lines += [f'  by the compiler         {number(compiler)}FLOP a device, {compiler / formula - 1:+.1%}'
+            if compiler else '  by the compiler         not told']
+  if 'traffic' in found:
+    lines += [f"  memory read and written {amount(found['traffic'])} a device: "
+              f"{found['intensity']:.3g} FLOP a byte"]
+  return lines
+
+
+def _collectives(table):
+  if not table:
+    return ['exchanges of a step       none']
+  lines = ['exchanges of a step, by the axes they go along']
+  for axes, row in table.items():
+    kinds = ', '.join(f'{kind} {amount(size)}' for kind, size in row['kinds'].items())
+    lines.append(f"  {axes:<24}{row['count']} of {amount(row['bytes'])}, {amount(row['moved'])} sent "
+                 f'by a device: {kinds}')
+  return lines
+
+
+def _time(found):
+  bounds = found['seconds']
+  most = max(('compute', 'memory', 'links'), key=bounds.get)
+  return [
+      f"a step takes at least     {duration(bounds['step'])}: compute {duration(bounds['compute'])}, "
+      f"memory {duration(bounds['memory'])}, links {duration(bounds['links'])}; bound by {most}",
+      f"  so at most              {found['examples_per_second']:,.0f} examples/s, "
+      f"{found['days']:.3g} days for {found['examples']:,}, {found['chip_days']:,.3g} days of a device"]
+
+
+def lever(row: dict[str, Any], limit: Number) -> str:
+  """What a change of the config would make of the total."""
+  off = row['total'] - limit
+  told = f'fits, {amount(-off)} left' if row['fits'] else f'lacks {amount(off)}'
+  how = 'compiled' if row['how'] == 'compiled' else 'by the bytes of the state, activations as they are'
+  return f"  {row['lever']}: {amount(row['total'])}, {told} ({how})"
