@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import build
+from eqflow import build, run
 from eqflow.arrays import Number
 from eqflow.planning import chips, collectives, flops, hlo, report, topology as topologies
-from eqflow.sections import naming
 from eqflow.train import blueprint
 from eqflow.training import sharding
 
@@ -49,7 +48,7 @@ def plan(config: ConfigDict, topology: str, workdir: pathlib.Path | None = None,
 
 def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   """What the step of config needs of each device of target, as `report.text` tells it."""
-  recipe, mesh = build.recipe(config), mesh_of(config, target.devices)
+  recipe, mesh = build.recipe(config), run.mesh_of(config, target.devices)
   sharding.check_divides(config.train.batch, config.train.accumulate, mesh)
   step, given = blueprint(config, recipe, mesh)
   found = dict(
@@ -71,12 +70,6 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
                 compile_cpu_seconds=time.process_time() - work_start)
   return found | memory(program, found['state'], target.chip.memory) | work(
       program, asked, target, mesh, config)
-
-
-def mesh_of(config: ConfigDict, devices: Any) -> Mesh:
-  """The mesh of config.mesh over devices. Raises ValueError where they are not so many."""
-  with naming('mesh'):
-    return sharding.device_mesh(devices, **config.mesh)
 
 
 def undivided(params: Any, rules: sharding.Rules, mesh: Mesh) -> dict[str, str]:
@@ -176,7 +169,7 @@ def tried(config: ConfigDict, target: topologies.Topology, found: dict[str, Any]
   recipe = build.recipe(config)
   for fsdp in _powers(found['mesh']['fsdp'], len(target.devices) // found['mesh']['tensor']):
     changed = with_changes(config, mesh=dict(data=-1, fsdp=fsdp))
-    _, (state_then, *_) = blueprint(changed, recipe, mesh_of(changed, target.devices))
+    _, (state_then, *_) = blueprint(changed, recipe, run.mesh_of(changed, target.devices))
     size = sum(state_bytes(state_then).values())
     if total - state + size <= limit or fsdp * found['mesh']['tensor'] == len(target.devices):
       add(f'config.mesh.fsdp={fsdp}', total - state + size, 'arithmetic')

@@ -25,10 +25,10 @@ FREE = ('sample', 'evaluate', 'mesh', 'data.dir', 'data.workers', 'train.log_exa
         'train.max_skipped', 'train.stuck_seconds', 'ema.snapshot_examples', 'ema.snapshot_dtype')
 
 
-def mesh_of(config: ConfigDict) -> Mesh:
-  """The mesh of config.mesh over all devices. Raises ValueError where they are not so many."""
+def mesh_of(config: ConfigDict, devices: Any = None) -> Mesh:
+  """The mesh of config.mesh over `devices`, or all. Raises ValueError where they are not so many."""
   with naming('mesh'):
-    return sharding.device_mesh(**config.mesh)
+    return sharding.device_mesh(devices, **config.mesh)
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:

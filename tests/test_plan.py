@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from eqflow import build, plan, train
+from eqflow import build, plan, run, train
 from eqflow.planning import chips, collectives, flops, hlo, report, topology
 from experiments import config_file
 
@@ -179,7 +179,7 @@ def planned():
 
 def test_bytes_of_a_plan_are_those_of_the_arrays_on_a_device(planned):
   config, found = planned
-  mesh = plan.mesh_of(config, jax.devices()[:8])
+  mesh = run.mesh_of(config, jax.devices()[:8])
   step, shapes = train.blueprint(config, build.recipe(config), mesh)
   live = jax.tree.map(lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), shapes)
   given = bytes_of(live)
@@ -225,7 +225,7 @@ def test_what_does_not_divide_is_told_once_for_all_blocks():
 
 def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
   config, target = digits(), topology.of('cpu:8')
-  mesh = plan.mesh_of(config, target.devices)
+  mesh = run.mesh_of(config, target.devices)
   _, (state, *_) = train.blueprint(config, build.recipe(config), mesh)
   sizes = plan.state_bytes(state)
   found = dict(state=sizes, mesh=dict(mesh.shape), bytes=dict(total=sum(sizes.values()) + 10**6))
