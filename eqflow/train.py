@@ -113,7 +113,7 @@ def blueprint(config: ConfigDict, recipe: build.Recipe, mesh: Mesh) -> tuple[Cal
 def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: Callable,
         state: steps.TrainState, workdir: pathlib.Path, *, until: int,
         checkpoints: checkpoint.Checkpoints, stop: signals.Stop,
-        book: ledger.Ledger) -> steps.TrainState:
+        book: ledger.Ledger | None = None) -> steps.TrainState:
   """The loop: `step` on batch after batch from where `state` stands to `until` updates.
 
   The state is saved every config.train.checkpoint_examples, at the end, and where a signal asks for
@@ -132,6 +132,7 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
   running, health, before, clock = steps.empty_metrics(mesh), None, None, time.perf_counter()
   check = lambda health, at: check_health(health, at, section.max_skipped, progress.say)
+  book = book or ledger.Ledger()
   book.step = at
   book.turn('step')
 

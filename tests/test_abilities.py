@@ -339,6 +339,7 @@ def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
     del config['energy'], config['model']['final_scale']
     for key in ('coupling', 'at_data', 'dispersive'):
       del config['loss'][key]
+    del config['mesh'], config['train']['stuck_seconds']
   folder, seen = placed(place, 'older', older), []
   monkeypatch.setattr(run, 'restore', lambda config, *_: (seen.append(run.flat(config)), (7, {}))[1])
   ask(eqm, ['3'], others=[folder])

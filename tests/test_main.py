@@ -33,6 +33,8 @@ REFUSED = [
      ['nothing', '/nowhere', 'python -m eqflow.data.prepare']),
     ([DIGITS, '--config.data.name=folder', '--config.data.dir=/nowhere'], ['/nowhere']),
     ([DIGITS, '--mode=evaluate'], ['no checkpoint', 'train first']),
+    ([DIGITS, '--mode=plan'], ['--mode=plan needs --topology']),
+    ([DIGITS, '--topology=cpu:8'], ['--topology is for --mode=plan']),
     ([DIGITS, '--mode=sample', '--labels=1,12'], ['--labels=1,12', 'choose from 0 to 9']),
     ([DIGITS, '--labels=1'], ['--labels', '--mode=sample']),
     ([DIGITS, '--config.evaluate.split=tset'], ['tset', "choose from ['all', 'heldout', 'train']"]),
@@ -69,7 +71,8 @@ def test_train_evaluate_and_sample_from_the_command_line(tmp_path):
   common = [DIGITS, f'--workdir={workdir}', f'--config.data.dir={tmp_path}', *TINY]
   done = eqflow(*common)
   assert done.returncode == 0, done.stderr[-2000:]
-  assert done.stdout.strip().splitlines()[-1] == str(workdir / 'samples.png')
+  said = done.stdout.strip().splitlines()
+  assert str(workdir / 'samples.png') in said and said[-1].startswith('sum '), 'then the ledger'
   assert 'a Gaussian per class' in done.stdout and 'FID' not in done.stdout
   assert set(json.loads((workdir / 'evaluation.json').read_text())['rows']) > {'one Gaussian'}
 

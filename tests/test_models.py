@@ -169,7 +169,7 @@ def test_no_classes_no_table():
 @pytest.mark.parametrize('shape', [(1, 5, 4, 3), (1, 4, 5, 3)])
 def test_image_that_patches_do_not_cover_is_refused(shape):
   network, _, _ = _start('dit')
-  with pytest.raises(ValueError, match=f'{shape[1]}x{shape[2]}.*divisible by 2'):
+  with pytest.raises(ValueError, match=f'{shape[1]}x{shape[2]}.*divisible by patch=2'):
     network.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(1), None)
 
 

@@ -23,19 +23,22 @@ def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
   """A victim in a process group of its own."""
   return subprocess.Popen(
       [sys.executable, '-m', 'experiments.faults.victim', f'--workdir={workdir}', *flags], cwd=ROOT,
+      # One device, and nothing compiled twice: a run should cost little before it is killed.
+      env=os.environ | {'XLA_FLAGS': '', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
       text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def finish(workdir: pathlib.Path) -> float:
+def finish(workdir: pathlib.Path, *flags: str) -> float:
   """Goes on until the run ends, in so many seconds; raises RuntimeError with what it said if not."""
-  clock, process = time.perf_counter(), start(workdir)
+  clock, process = time.perf_counter(), start(workdir, *flags)
   _, said = process.communicate(timeout=LIMIT)
   if process.returncode:
     raise RuntimeError(f'{workdir} was lost: exit code {process.returncode}\n{said[-3000:]}')
   return time.perf_counter() - clock
 
 
-def chain(folder: pathlib.Path, expected: str, seconds: float, most: int, seed: str) -> dict[str, int]:
+def chain(folder: pathlib.Path, expected: str, seconds: float, most: int, seed: str,
+          *flags: str) -> dict[str, int]:
   """{'killed', 'runs', 'lost', 'other', 'without'}: one run, killed up to `most` times, then let end.
 
   Instants are random within a run's usual time, at which it may have ended; then it is not killed.
@@ -43,7 +46,7 @@ def chain(folder: pathlib.Path, expected: str, seconds: float, most: int, seed: 
   chance, workdir = random.Random(seed), folder / 'run'
   found = collections.Counter(killed=0, lost=0, other=0, without=0, runs=1)
   for _ in range(min(most, CHAINED)):
-    process = start(workdir)
+    process = start(workdir, *flags)
     with contextlib.suppress(subprocess.TimeoutExpired):
       process.communicate(timeout=chance.uniform(0, seconds))
     if process.poll() is not None:
@@ -51,12 +54,12 @@ def chain(folder: pathlib.Path, expected: str, seconds: float, most: int, seed: 
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     found.update(killed=1, without=not states.restorable(workdir))
-  return _judged(workdir, expected, found)
+  return _judged(workdir, expected, found, *flags)
 
 
-def _judged(workdir, expected, found):
+def _judged(workdir, expected, found, *flags):
   try:
-    finish(workdir)
+    finish(workdir, *flags)
     found['other'] += states.digest(workdir) != expected
   except (RuntimeError, subprocess.TimeoutExpired) as error:
     found['lost'] += 1

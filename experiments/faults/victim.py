@@ -25,13 +25,17 @@ from experiments import config_file
 STEPS, SAVED_EVERY = 600, 30
 
 
-def config_of(data_dir: str = '~/.cache/eqflow/data') -> ConfigDict:
-  """600 steps of 16 of a tiny network with two averages: 20 checkpoints, 10 snapshots, one picture."""
-  config = config_file('digits').get_config()
-  config.data.dir = data_dir
-  config.model.update(dict(width=16, depth=1, heads=2))
+def config_of(data_dir: str = '~/.cache/eqflow/data', *, short: bool = False) -> ConfigDict:
+  """600 steps of 16 of a tiny network with two averages: 20 checkpoints, 10 snapshots, one picture.
+
+  A short one has 240 steps, on moons, and no picture: it starts faster.
+  """
+  config = config_file('toy' if short else 'digits').get_config()
+  config.data.dir = '' if short else data_dir
+  config.model.update(dict(width=16, depth=1) | ({} if short else dict(heads=2)))
   config.train.update(dict(
-      batch=16, num_examples=16 * STEPS, log_examples=16 * SAVED_EVERY, keep_checkpoints=2,
+      batch=16, num_examples=16 * (240 if short else STEPS), log_examples=16 * SAVED_EVERY,
+      keep_checkpoints=2,
       sample_examples=16 * 450, checkpoint_examples=16 * SAVED_EVERY))
   config.optimizer.warmup_examples = 640
   config.ema.update(ConfigDict(dict(
@@ -59,9 +63,15 @@ def _before(count, function, then, *, counts=lambda *given: True):
   return wrapped
 
 
-def _dies(owner, name, **options):
-  """count -> owner.name is patched so that the process dies before its count-th call."""
-  return lambda count: setattr(owner, name, _before(count, getattr(owner, name), _die, **options))
+def _dies(owner, name, *, own='', **options):
+  """count -> owner.name is patched so that the process dies before its count-th call.
+
+  With `own` it is a name of what the module `owner` calls so, of which it gets a copy.
+  """
+  def patch(count):
+    where = _alone(owner, own) if own else owner
+    setattr(where, name, _before(count, getattr(where, name), _die, **options))
+  return patch
 
 
 def _alone(module, name):
@@ -88,14 +98,14 @@ POINTS = {
     'before a save': _dies(checkpoint.Checkpoints, 'save'),
     'while arrays are written': _dies(checkpoint.Checkpoints, '_finish'),
     'before the manifest': _dies(manifest, 'write'),
-    'before the manifest has its name': _dies(_alone(manifest, 'os'), 'replace'),
+    'before the manifest has its name': _dies(manifest, 'replace', own='os'),
     'before the checkpoint has its name': _dies(
-        _alone(checkpoint, 'os'), 'replace', counts=lambda path, to: path.suffix == '.partial'),
+        checkpoint, 'replace', own='os', counts=lambda path, to: path.suffix == '.partial'),
     'before old ones go': _dies(checkpoint.Checkpoints, '_prune'),
     'before an old one loses its name': _dies(
-        checkpoint.os, 'replace', counts=lambda path, to: to.suffix == '.deleted'),
+        checkpoint, 'replace', own='os', counts=lambda path, to: to.suffix == '.deleted'),
     'while an old one goes': _half_gone,
-    'before a snapshot has its name': _dies(_alone(snapshots, 'os'), 'replace'),
+    'before a snapshot has its name': _dies(snapshots, 'replace', own='os'),
 }
 
 
@@ -136,8 +146,9 @@ def main():
   parser.add_argument('--count', type=int, default=3, help='the save at which it dies')
   parser.add_argument('--phase', choices=PHASES)
   parser.add_argument('--signal', default='SIGTERM')
+  parser.add_argument('--short', action='store_true', help='what starts and ends soon')
   given = parser.parse_args()
-  workdir, config = pathlib.Path(given.workdir), config_of()
+  workdir, config = pathlib.Path(given.workdir), config_of(short=given.short)
   if given.point:
     POINTS[given.point](given.count)
   if given.phase:
@@ -146,7 +157,8 @@ def main():
     book = ledger.Ledger(since=ledger.created())
     with signals.watched() as stop, contextlib.closing(book):
       training.train(config, workdir, stop, book)
-      evaluation.evaluate(config, workdir, book=book)
+      if not given.short:
+        evaluation.evaluate(config, workdir, book=book)
   except signals.Stopped as stopped:
     signals.end(str(stopped))
 
