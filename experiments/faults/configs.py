@@ -5,6 +5,7 @@ import collections
 import contextlib
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ def judged(mutation: mutations.Mutation, folder: pathlib.Path) -> str:
   try:
     training.train(mutation.config(str(folder / 'data')), workdir)
   except Accepted:
+    shutil.rmtree(workdir)
     return 'accepted'
   except ValueError as error:
     if not any(named(str(error), key) for key in mutation.keys):

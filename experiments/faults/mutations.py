@@ -292,5 +292,4 @@ PAIRS = [
     ('digits', 'edm2', {'optimizer.schedule': dict(name='inverse_square_root')},
      ('optimizer.schedule',)),
     ('digits', 'eqm', {'train.num_examples': 2**32 - 10}, ('train.num_examples',)),
-    ('digits', 'eqm', {'sample.batch': 601, 'train.batch': 64}, ('sample.batch',)),
 ]
