@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from eqflow import build, ema, train as training
-from eqflow.training import guard, sharding, step as steps
+from eqflow.training import guard, metrics, sharding, step as steps
 from experiments import config_file as load
 
 
@@ -226,3 +226,10 @@ def test_a_network_in_float16_has_the_gradient_that_it_has_in_float32():
       row = int(health[3])
     found[dtype] = np.asarray(health)
   np.testing.assert_allclose(found['float16'], found['float32'], rtol=5e-3)
+
+
+def test_a_mean_over_no_steps_is_left_out_of_the_log(tmp_path):
+  writer = metrics.Writer(tmp_path)
+  writer.scalars(3, {'loss': float('nan'), 'skipped': 2})
+  writer.close()
+  assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3, "skipped": 2}\n', 'NaN is no JSON'

@@ -90,8 +90,7 @@ class Ledger:
       self._move(self.account, 'compile', seconds)
 
   def write_to(self, path: pathlib.Path) -> None:
-    """Lines go to `path` from here on: those of `begin` and `cut`, and one every 10 s
-    at least."""
+    """Lines go to `path` from here on: of `begin`, of `cut`, and one every 10 s at least."""
     if self._file is not None:
       return
     self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

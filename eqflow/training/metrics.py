@@ -36,8 +36,9 @@ class Writer:
     os.replace(partial, self.path)
 
   def scalars(self, step: int, values: dict[str, float | int]) -> None:
-    """One line of numbers, at `step`."""
+    """One line of numbers, at `step`; a mean over no steps, as where all were left out, is none."""
     if self.active:
+      values = {name: value for name, value in values.items() if math.isfinite(value)}
       self.file.write(json.dumps({'step': step, **values}) + '\n')
       self.file.flush()
       for name, value in values.items():
