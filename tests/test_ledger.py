@@ -1,5 +1,6 @@
 """Accounts sum to the wall time, whatever ends a run; what is lost is told from what stands."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -243,3 +244,17 @@ def test_the_accounts_of_a_run_that_is_killed_three_times_sum_to_its_wall_time(t
   told = subprocess.run([sys.executable, '-m', 'eqflow.training.ledger', tmp_path], cwd=ROOT,
                         capture_output=True, text=True, check=True).stdout
   assert 'in 4 session(s), goodput' in told
+
+
+def test_what_has_held_nothing_up_leaves_its_account_at_nothing():
+  class Computing:
+    def is_ready(self):
+      return False
+  ticks = itertools.count()
+  # Every look at the clock takes a second.
+  book = ledger.Ledger(clock=lambda: float(next(ticks)))
+  book.turn('step')
+  for _ in range(3):
+    with book.on('data', beside=Computing()):
+      pass
+  assert book._seconds['data'] == 0, 'more was taken from the account than it was given'

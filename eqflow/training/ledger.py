@@ -54,14 +54,14 @@ class Ledger:
     Where the array `beside` is still being computed at the end, the block has held nothing up: its time
     is booked where the clock was before.
     """
-    began = self._clock()
     outer = self.turn(account)
+    began = self._turned
     try:
       yield
     finally:
       self.turn(outer)
       if beside is not None and not beside.is_ready():
-        self._move(account, outer, self._clock() - began)
+        self._move(account, outer, self._turned - began)
 
   def turn(self, account: str) -> str:
     """The account that was open: from here on `account` is."""
