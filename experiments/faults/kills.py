@@ -15,6 +15,7 @@ from eqflow.training import signals
 from experiments import ROOT
 from experiments.faults import states, victim
 
+DEVICES = 8    # of every run
 LIMIT = 300    # seconds that any run may take
 CHAINED = 12   # kills of one run, at most
 
@@ -23,8 +24,9 @@ def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
   """A victim in a process group of its own."""
   return subprocess.Popen(
       [sys.executable, '-m', 'experiments.faults.victim', f'--workdir={workdir}', *flags], cwd=ROOT,
-      # One device, and nothing compiled twice: a run should cost little before it is killed.
-      env=os.environ | {'XLA_FLAGS': '', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
+      # Nothing is compiled twice: a run should cost little before it is killed.
+      env=os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}',
+                        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
       text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -68,13 +70,14 @@ def _judged(workdir, expected, found, *flags):
   return {name: int(count) for name, count in found.items()}
 
 
-def at_point(folder: pathlib.Path, expected: str, point: str, count: int) -> dict[str, int]:
+def at_point(folder: pathlib.Path, expected: str, point: str, count: int,
+             *flags: str) -> dict[str, int]:
   """{'killed', 'lost', 'other', 'without'}: killed at the count-th time that a run comes to a point."""
   found, workdir = collections.Counter(killed=0, lost=0, other=0), folder / 'point'
-  process = start(workdir, f'--point={point}', f'--count={count}')
+  process = start(workdir, f'--point={point}', f'--count={count}', *flags)
   process.communicate(timeout=LIMIT)
   found.update(killed=process.returncode == -signal.SIGKILL, without=not states.restorable(workdir))
-  return _judged(workdir, expected, found)
+  return _judged(workdir, expected, found, *flags)
 
 
 def stopped(folder: pathlib.Path, expected: str, phase: str,

@@ -14,8 +14,11 @@ def digest(workdir: pathlib.Path) -> str:
   """SHA-256 of every leaf of the last state, and of every snapshot."""
   found = hashlib.sha256()
   newest = max(workdir.glob('checkpoints/*/state'), key=lambda path: int(path.parent.name))
-  with ocp.StandardCheckpointer() as orbax:
-    tree = orbax.restore(newest)
+  # As numpy, on however many devices it was saved.
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+    leaves = orbax.metadata(newest).item_metadata.tree
+    tree = orbax.restore(newest, args=ocp.args.PyTreeRestore(restore_args=jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), leaves)))
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     leaf = np.asarray(leaf)
     found.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode() + leaf.tobytes())

@@ -22,21 +22,20 @@ from eqflow import evaluate as evaluation, train as training
 from eqflow.training import checkpoint, ledger, manifest, signals, snapshots
 from experiments import config_file
 
-STEPS, SAVED_EVERY = 600, 30
+STEPS, SAVED_EVERY = 240, 12
 
 
 def config_of(data_dir: str = '~/.cache/eqflow/data', *, short: bool = False) -> ConfigDict:
-  """600 steps of 16 of a tiny network with two averages: 20 checkpoints, 10 snapshots, one picture.
+  """240 steps of 16 of a tiny network with two averages: 20 checkpoints, 10 snapshots, one picture.
 
-  A short one has 240 steps, on moons, and no picture: it starts faster.
+  A short one is of moons, and has no picture: it starts faster.
   """
   config = config_file('toy' if short else 'digits').get_config()
   config.data.dir = '' if short else data_dir
   config.model.update(dict(width=16, depth=1) | ({} if short else dict(heads=2)))
   config.train.update(dict(
-      batch=16, num_examples=16 * (240 if short else STEPS), log_examples=16 * SAVED_EVERY,
-      keep_checkpoints=2,
-      sample_examples=16 * 450, checkpoint_examples=16 * SAVED_EVERY))
+      batch=16, num_examples=16 * STEPS, log_examples=16 * SAVED_EVERY, keep_checkpoints=2,
+      sample_examples=16 * 180, checkpoint_examples=16 * SAVED_EVERY))
   config.optimizer.warmup_examples = 640
   config.ema.update(ConfigDict(dict(
       decays=(0.999,), stds=(0.05, 0.1), snapshot_examples=16 * 2 * SAVED_EVERY)))
