@@ -16,7 +16,7 @@ import numpy as np
 from eqflow import build, run
 from eqflow.arrays import Number
 from eqflow.planning import chips, collectives, flops, hlo, report, topology as topologies
-from eqflow.train import blueprint
+from eqflow.train import blueprint, check_parts
 from eqflow.training import sharding
 
 # Kernels that are chosen by trying them on a device are not chosen where there is none.
@@ -35,21 +35,24 @@ def plan(config: ConfigDict, topology: str, workdir: pathlib.Path | None = None,
   """
   target = topologies.of(topology)
   found = compiled(config, target)
+  say(report.text(found), flush=True)
+  _write(found, workdir)
   if found['fits'] is False and levers:
-    say(report.text(found), flush=True)
     found['levers'] = tried(config, target, found, say)
-  else:
-    say(report.text(found), flush=True)
+    _write(found, workdir)
+  return found
+
+
+def _write(found, workdir):
   if workdir:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / 'plan.json').write_text(json.dumps(found, indent=2) + '\n')
-  return found
 
 
 def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   """What the step of config needs of each device of target, as `report.text` tells it."""
   recipe, mesh = build.recipe(config), run.mesh_of(config, target.devices)
-  sharding.check_divides(config.train.batch, config.train.accumulate, mesh)
+  check_parts(config, mesh)
   step, given = blueprint(config, recipe, mesh)
   found = dict(
       topology=target.name, devices=len(target.devices), mesh=dict(mesh.shape),
@@ -167,11 +170,12 @@ def tried(config: ConfigDict, target: topologies.Topology, found: dict[str, Any]
 
   # What a state needs is exact without compiling; activations are taken to stay as they are.
   recipe = build.recipe(config)
-  for fsdp in _powers(found['mesh']['fsdp'], len(target.devices) // found['mesh']['tensor']):
-    changed = with_changes(config, mesh=dict(data=-1, fsdp=fsdp))
+  tensor = found['mesh']['tensor']
+  for fsdp in _more(found['mesh']['fsdp'], len(target.devices) // tensor):
+    changed = with_changes(config, mesh=dict(data=-1, fsdp=fsdp, tensor=tensor))
     _, (state_then, *_) = blueprint(changed, recipe, run.mesh_of(changed, target.devices))
     size = sum(state_bytes(state_then).values())
-    if total - state + size <= limit or fsdp * found['mesh']['tensor'] == len(target.devices):
+    if total - state + size <= limit or fsdp * tensor == len(target.devices):
       add(f'config.mesh.fsdp={fsdp}', total - state + size, 'arithmetic')
       break
   names = [*config.ema.decays, *config.ema.stds]
@@ -186,14 +190,16 @@ def tried(config: ConfigDict, target: topologies.Topology, found: dict[str, Any]
   return rows
 
 
-def _powers(now, most):
-  return [n for n in (2**i for i in range(1, 20)) if now < n <= most and most % n == 0]
+def _more(now, most):
+  """The sizes of an axis above `now` that `most` devices may be cut into."""
+  return [n for n in range(now + 1, most + 1) if most % n == 0]
 
 
 def _activation_levers(config, found):
   """What makes activations smaller: (its words, its changes of the config), the least first."""
   rows = config.train.batch // math.prod(found['mesh'][axis] for axis in ('data', 'fsdp'))
   parts = [n for n in range(2, rows + 1) if rows % n == 0 and n > config.train.accumulate]
+  # A network that cannot has no such key.
   remat = {} if config.model.get('remat', True) else dict(model=dict(remat=True))
   if remat:
     yield 'config.model.remat=True', remat

@@ -18,7 +18,7 @@ from eqflow.data import pipeline, sources
 from eqflow.models import embed
 from eqflow.sections import naming
 from eqflow.training import (
-    checkpoint, cluster, ledger, metrics, sharding, signals, snapshots, step as steps, watchdog)
+    checkpoint, cluster, guard, ledger, metrics, sharding, signals, snapshots, step as steps, watchdog)
 
 
 def train(config: ConfigDict, workdir: pathlib.Path,
@@ -37,9 +37,7 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   check_averages(config)
   # Evaluation follows: a guide that is none must not be found out after the training.
   run.guide_of(config, recipe)
-  sharding.check_divides(section.batch, section.accumulate, mesh)
-  with naming('mesh'):
-    sharding.own_rows(mesh)
+  check_parts(config, mesh)
   source = run.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = run.open_source(config)
@@ -52,11 +50,14 @@ def train(config: ConfigDict, workdir: pathlib.Path,
 
 def _train(config, recipe, source, mesh, workdir, stop, book):
   section = config.train
-  state = create(config, recipe, mesh)
   with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
     with book.on('restore'):
-      restored = checkpoints.restore(state, mend=True)
-    state = restored or state
+      restored = checkpoints.restore(_like(config, recipe, mesh), mend=True)
+    if restored and int(restored.seed) != config.seed:
+      raise ValueError(f'the newest checkpoint of {workdir} is of a run with config.seed='
+                       f'{int(restored.seed)}, not {config.seed}: restore its own from a copy, or give '
+                       'another --workdir')
+    state = restored or create(config, recipe, mesh)
     book.begin(int(state.step) if restored else None)
     # Before the step compiles, so that a signal may end that at once.
     with book.on('save'):
@@ -69,12 +70,18 @@ def _train(config, recipe, source, mesh, workdir, stop, book):
     step = make_step(config, recipe, mesh, state)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(section.num_examples / section.batch)
-    state = fit(config, recipe, source, step, state, workdir, until=until, checkpoints=checkpoints,
-                stop=stop, book=book)
-    with book.on('save'):
-      checkpoints.wait()
-    book.cut(until)
-    return state
+    return fit(config, recipe, source, step, state, workdir, until=until, checkpoints=checkpoints,
+               stop=stop, book=book)
+
+
+def _like(config, recipe, mesh):
+  """What a checkpoint is read into: no state on the devices, which have little room for two.
+
+  But for the guard, which checkpoints from before it do not hold.
+  """
+  like = create(config, recipe, mesh, abstract=True)
+  places = jax.tree.map(lambda a: a.sharding, like.guard)
+  return like.replace(guard=jax.device_put(guard.start(recipe.scale), places))
 
 
 def create(config: ConfigDict, recipe: build.Recipe, mesh: Mesh, *,
@@ -143,10 +150,10 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       with stop.free() if at == start else contextlib.nullcontext():
         with book.on('data', beside=health):
           batch = next(batches)
+          batch = sharding.place_batch(batch, mesh)
           if not alone:
             # Processes hear of a signal one by one, and must answer it at the same step.
-            batch |= {'asked': np.full(len(batch['index']), bool(stop.asked), np.float32)}
-          batch = sharding.place_batch(batch, mesh)
+            batch['asked'] = sharding.of_each(float(bool(stop.asked)), mesh)
         with book.on('compile' if at == start else 'step'):
           state, running, fresh = step(state, running, batch)
       checkpoints.check()
@@ -176,12 +183,12 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       if saves or shows or asked or at == until:
         with book.on('save'):
           checkpoints.save(state)
+          if asked or at == until:
+            # Here, where no other signal ends the process before it stands.
+            checkpoints.wait()
         book.cut(at)
 
       if asked:
-        with book.on('save'):
-          checkpoints.wait()
-        book.cut(at)
         # Where one has left alone, the others would wait for it.
         cluster.part()
         stop.leave(told=True)
@@ -195,6 +202,19 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
           preview(config, recipe, state, writer, progress, workdir, book.beat)
         clock += time.perf_counter() - paused
   return state
+
+
+def check_parts(config: ConfigDict, mesh: Mesh) -> None:
+  """Raises ValueError for batches, also of samples, that the mesh or its processes cannot share."""
+  section = config.train
+  sharding.check_divides(section.batch, section.accumulate, mesh)
+  sharding.check_rows(config.sample.batch, mesh)
+  with naming('mesh'):
+    _, readers = sharding.own_rows(mesh)
+  if config.loss.dispersive and section.accumulate > 1 and readers > 1:
+    raise ValueError(f'config.loss.dispersive={config.loss.dispersive} couples the rows of a '
+                     f'microbatch, and those of {readers} processes hold other rows than those of one: '
+                     'set config.train.accumulate to 1')
 
 
 def check_averages(config: ConfigDict) -> None:

@@ -1,15 +1,17 @@
 """Faults that are injected, in their short form: python -m experiments.faults has the long one."""
 
+import signal
 import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from eqflow import train as training
-from eqflow.training import manifest
+from eqflow.training import manifest, signals
 from experiments.faults import (
-    disk, kills, nans, reader, records, results, states, tables)
+    disk, kills, nans, reader, records, results, states, tables, victim)
 
 
 @pytest.mark.parametrize('count', [9, pytest.param(99, marks=pytest.mark.long)])
@@ -81,6 +83,29 @@ def test_a_save_that_fails_is_told_one_step_after_it_has_failed(tmp_path, monkey
   with pytest.raises(OSError, match='could not be .*No space left.* that stands is 2; make'):
     nans.run(config, recipe, counted, leaves, tmp_path, source)
   assert made[-1] == 5, f'saved after step 4, told after step {made[-1]}'
+
+
+def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, monkeypatch):
+  config = victim.config_of(short=True).copy_and_resolve_references()
+  config.train.num_examples, config.ema.snapshot_examples = 16 * 4, 0
+  stop, write, ended = signals.Stop(), manifest.write, []
+  monkeypatch.setattr(signals, 'end', ended.append)
+
+  def slow(folder):
+    if folder.name == '4.partial':
+      stop._heard(signal.SIGTERM)
+      time.sleep(0.5)
+    write(folder)
+
+  monkeypatch.setattr(manifest, 'write', slow)
+  with pytest.raises(signals.Stopped, match='SIGTERM'):
+    training.train(config, tmp_path, stop)
+  assert states.steps(tmp_path)[-1] == 4 and not ended, 'it was ended before its last save stood'
+
+  (tmp_path / 'config.json').unlink()
+  config.seed += 1
+  with pytest.raises(ValueError, match=f'with config.seed={config.seed - 1}, not {config.seed}'):
+    training.train(config, tmp_path)
 
 
 @pytest.mark.parametrize('count', [5, pytest.param(20, marks=pytest.mark.long)])

@@ -144,7 +144,11 @@ def test_a_line_that_was_cut_short_is_passed_over_and_those_after_it_are_read(op
   other.close()
   assert sums(path) == {'start': 7}
   with path.open('a') as file:
-    file.write('null\n{"seconds": 3}\n[]\n{"session": "a", "seconds": {"x": 1}}\n')
+    file.write('null\n{"seconds": 3}\n[]\n{"session": "a", "seconds": {"x": 1}}\n'
+               '{"session": "a", "seconds": {"step": "x"}}\n'
+               '{"session": "a", "step": [], "seconds": {}}\n')
+  with path.open('ab') as file:
+    file.write(b'\xff\xfe\n')
   assert sums(path) == {'start': 7}
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from eqflow import build, plan, run, train
 from eqflow.planning import chips, collectives, flops, hlo, report, topology
+from eqflow.training import sharding
 from experiments import config_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -249,6 +250,22 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
   assert 'left' in told[0]
 
 
+@pytest.mark.parametrize('now,most,expected', [(1, 24, [2, 3, 4, 6, 8, 12, 24]), (4, 16, [8, 16]),
+                                               (3, 3, [])])
+def test_parameters_are_cut_into_any_number_that_the_devices_divide_by(now, most, expected):
+  assert plan._more(now, most) == expected
+
+
+def test_what_training_refuses_is_not_planned(monkeypatch):
+  config, target = digits(sample=dict(batch=9)), topology.of('cpu:8')
+  with pytest.raises(ValueError, match=r'config.sample.batch=9 does not divide by 8'):
+    plan.compiled(config, target)
+  monkeypatch.setattr(train.sharding, 'own_rows', lambda mesh: (0, 2))
+  config = digits(loss=dict(dispersive=0.5), train=dict(accumulate=2))
+  with pytest.raises(ValueError, match='of 2 processes .* set config.train.accumulate to 1'):
+    plan.compiled(config, target)
+
+
 @pytest.mark.parametrize('said', [
     'Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.',
     'E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries '
@@ -280,6 +297,16 @@ def test_a_compiler_that_is_missing_is_named_with_its_extra(name, monkeypatch):
   monkeypatch.setattr(topology, '_installed', lambda package: False)
   with pytest.raises(ValueError, match=r"not installed: pip install 'eqflow\[aot\]'"):
     topology.of(name)
+
+
+@pytest.mark.parametrize('name', ['v5e:4x4', 'v5p:4x4x4', 'v5p:2x2x2', 'v6e:4x4'])
+@pytest.mark.parametrize('sizes', [dict(fsdp=2), dict(fsdp=8), dict(fsdp=2, tensor=2)], ids=str)
+def test_a_slice_of_any_kind_is_a_mesh_of_any_sizes(name, sizes):
+  pytest.importorskip('libtpu')
+  target = topology.of(name)
+  mesh = sharding.device_mesh(target.devices, **sizes)
+  assert set(mesh.devices.flat) == set(np.ravel(target.devices))
+  assert mesh.shape['fsdp'] == sizes['fsdp']
 
 
 @pytest.mark.parametrize('name,package', [('v5e:2x2', 'libtpu'),

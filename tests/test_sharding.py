@@ -47,6 +47,13 @@ def test_a_mesh_is_of_all_devices_or_refused():
       sharding.device_mesh(devices, **wrong)
 
 
+def test_what_a_process_says_lies_once_on_each_of_its_devices_and_is_no_copy_of_anothers():
+  # Were it one, XLA would take what any device has for what all have.
+  for sizes in (dict(data=8), dict(data=1, tensor=8), dict(data=2, fsdp=2, tensor=2)):
+    said = sharding.of_each(1.0, sharding.device_mesh(**sizes))
+    assert said.shape == (8,) and len({str(shard.index) for shard in said.addressable_shards}) == 8
+
+
 @pytest.mark.parametrize('file,variant,sizes,share', [
     # Tables of positions and frequencies, biases, and what is left of 1,001 classes stay whole.
     ('imagenet512', 's', dict(data=1, fsdp=8), 1.02 / 8),

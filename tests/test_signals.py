@@ -109,8 +109,9 @@ def test_nothing_is_started_anew_where_all_checkpoints_are_damaged(tmp_path):
   folder = written(tmp_path, 1, 2)
   for step in '12':
     (folder / step / manifest.NAME).unlink()
-  with pytest.raises(ValueError, match=r'every checkpoint of .* is damaged \(1, 2\)'):
-    read(tmp_path)
+  for _ in range(2):
+    with pytest.raises(ValueError, match=r'every checkpoint of .* is damaged \(1, 2\)'):
+      read(tmp_path, mend=True)
   assert read(tmp_path / 'elsewhere') is None
 
 
@@ -118,9 +119,13 @@ def test_what_a_save_left_behind_is_no_checkpoint_and_in_nobodys_way(tmp_path):
   folder = written(tmp_path, 1, 2)
   shutil.copytree(folder / '2', folder / '3.partial')
   shutil.copytree(folder / '1', folder / '0.deleted')
+  (folder / '007').mkdir()
   assert_is(read(tmp_path), 2)
   written(tmp_path, 3)
   assert_is(read(tmp_path), 3)
+  shutil.copytree(folder / '2', folder / '4.partial')
+  assert_is(read(tmp_path, mend=True), 3)
+  assert sorted(path.name for path in folder.iterdir()) == ['007', '1', '2', '3']
 
 
 def test_a_state_of_another_network_is_refused_and_nothing_renamed(tmp_path):
@@ -195,6 +200,17 @@ def test_a_signal_ends_a_run_at_once_where_all_is_saved_and_after_saving_where_n
   assert process.returncode == signals.EXIT_CODE == os.EX_TEMPFAIL
   assert f'stopped by {number.name}' in err and time.perf_counter() - clock < 10
   assert out == ('saved\n' if phase == 'busy' else '')
+
+
+def test_a_signal_is_answered_where_nobody_hears_what_is_said():
+  # As where Ctrl-C has ended tee, too.
+  process = subprocess.Popen([sys.executable, '-c', stopping('free')], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  assert process.stdout.readline() == 'ready\n'
+  process.stderr.close()
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=30) == signals.EXIT_CODE
+  process.stdout.close()
 
 
 def test_a_signal_after_the_last_look_is_answered_where_the_run_is_no_longer_busy():

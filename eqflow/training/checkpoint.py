@@ -36,7 +36,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps whose checkpoints stand, rising."""
-    return sorted(int(path.name) for path in self.folder.glob('*') if path.name.isdecimal())
+    return sorted(int(path.name) for path in self.folder.glob('*') if _is_step(path.name))
 
   def save(self, state: Any) -> None:
     """Starts writing the state under its step; a step already there is left alone.
@@ -48,8 +48,7 @@ class Checkpoints:
     if step in cluster.told(self.steps):
       return
     partial = self.folder / f'{step}.partial'
-    # A copy: the next update takes the state's own buffers while the write still runs.
-    held = jax.tree.map(jnp.copy, _held(state))
+    held = jax.tree.map(_apart, _held(state))
     try:
       if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,7 +83,7 @@ class Checkpoints:
     if self._error is not None:
       error, self._error = self._error, None
       raise OSError(f'a checkpoint could not be written to {self.folder} '
-                    f'({type(error).__name__}: {str(error).splitlines()[0][:300]}): '
+                    f'({type(error).__name__}: {_first_line(error)}): '
                     f'{_standing(self.steps())}; make room, or mend the disk, and run the same command '
                     'again') from error
 
@@ -98,34 +97,42 @@ class Checkpoints:
   def restore(self, like: Any, *, mend: bool = False) -> Any | None:
     """The newest state whose files are as they were written, placed like `like`; None without any.
 
-    Checkpoints that are damaged are told and passed over, with `mend` also renamed <step>.damaged.
-    Raises ValueError where all are, or where one that is whole is not a state like this.
+    Checkpoints that are damaged are told and passed over, with `mend` also renamed <step>.damaged, and
+    what killed saves have left is removed. Raises ValueError where all are damaged, however often it is
+    asked, or where one that is whole is not a state like this.
     """
-    steps = cluster.told(self.steps)
+    steps, damaged = cluster.told(self.steps), []
     for step in reversed(steps):
       folder = self.folder / str(step)
       # All must go on from the same step, whatever each would find.
       bad = cluster.told(lambda folder=folder: _damages(folder))
       if not bad:
+        if mend and jax.process_index() == 0:
+          self._mend(damaged)
         return _read(folder, like)
-      if jax.process_index():
-        continue
-      print(f'the checkpoint {folder} is damaged and is not used: {"; ".join(bad[:3])}'
-            f'{f", and {len(bad) - 3} more" if len(bad) > 3 else ""}', flush=True)
-      if mend:
-        aside = self.folder / f'{step}.damaged'
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
+      damaged.append(step)
+      if jax.process_index() == 0:
+        print(f'the checkpoint {folder} is damaged and is not used: {"; ".join(bad[:3])}'
+              f'{f", and {len(bad) - 3} more" if len(bad) > 3 else ""}', flush=True)
     if steps:
       raise ValueError(f'every checkpoint of {self.folder} is damaged ({_named(steps)}): restore one '
                        'from a copy; to start anew, give another --workdir')
     return None
 
+  def _mend(self, damaged):
+    # Only where a whole one stands: else the next start would find none, and begin anew.
+    for step in damaged:
+      aside = self.folder / f'{step}.damaged'
+      shutil.rmtree(aside, ignore_errors=True)
+      os.replace(self.folder / str(step), aside)
+    for path in (*self.folder.glob('*.partial'), *self.folder.glob('*.deleted')):
+      shutil.rmtree(path, ignore_errors=True)
+
 
 def exists(workdir: pathlib.Path) -> bool:
   """Whether a whole checkpoint stands in workdir/checkpoints: a folder named by its step."""
   folder = workdir / 'checkpoints'
-  return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+  return folder.is_dir() and any(_is_step(path.name) for path in folder.iterdir())
 
 
 @contextlib.contextmanager
@@ -142,6 +149,23 @@ def open_checkpoints(workdir: pathlib.Path, *, keep: int | None) -> Iterator[Che
       checkpoints.wait()
     raise
   checkpoints.wait()
+
+
+def _is_step(name):
+  return name.isdecimal() and str(int(name)) == name
+
+
+def _apart(a):
+  """An array that the next update, which takes the state's buffers, leaves alone while it is written.
+
+  Orbax copies from other devices before its save returns; on a CPU it writes from where they are.
+  """
+  on_cpu = any(device.platform == 'cpu' for device in a.sharding.device_set)
+  return jnp.copy(a) if on_cpu else a
+
+
+def _first_line(error):
+  return (str(error).splitlines() or [''])[0][:300]
 
 
 def _held(state):
@@ -179,7 +203,7 @@ def _read(folder, like):
       found = like.replace(**orbax.restore(_item(folder), target))
   except Exception as error:
     raise ValueError(f'the checkpoint {folder} is whole, but is no state of this config and version '
-                     f'({str(error).splitlines()[0][:200]}): give the config it was made with, or '
+                     f'({_first_line(error)}): give the config it was made with, or '
                      'another --workdir') from error
   if int(found.step) != int(folder.name):
     raise ValueError(f'the checkpoint {folder} holds step {int(found.step)}: folders were exchanged; '

@@ -208,11 +208,13 @@ def _lost(lines, begun):
 
 
 def _lines(path):
-  for text in path.read_text().splitlines():
+  for text in path.read_text(errors='replace').splitlines():
     # A line cut short by a crash is none, and neither is one of another program.
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
       line = json.loads(text)
-      if line['session'] and set(line['seconds']) <= set(ACCOUNTS):
+      numbers = [*line['seconds'].values(), line.get('step', 0), line.get('from') or 0]
+      if (line['session'] and set(line['seconds']) <= set(ACCOUNTS)
+          and all(isinstance(number, int | float) for number in numbers)):
         yield line
 
 

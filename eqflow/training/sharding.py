@@ -5,11 +5,12 @@ import re
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 import numpy as np
 
+from eqflow.arrays import Number
 from eqflow.models import placement
 
 Rules = Sequence[tuple[str, PartitionSpec]]
@@ -30,8 +31,13 @@ def device_mesh(devices: Any = None, *, data: int = -1, fsdp: int = 1, tensor: i
   if not whole or len(rest) > 1 or known != devices.size:
     raise ValueError(f'data={data}, fsdp={fsdp}, tensor={tensor} on {devices.size} device(s): give '
                      'sizes whose product is that number, one of them -1 for the rest')
-  return jax.make_mesh(tuple(sizes.values()), placement.AXES, devices=devices.reshape(-1),
-                       axis_types=(AxisType.Auto,) * 3)
+  shape, row = tuple(sizes.values()), devices.reshape(-1)
+  if row[0].platform == 'tpu':
+    # Neighbours along an axis are to be wired together; some axes lie within one of the torus.
+    placed = mesh_utils.create_device_mesh(shape, list(row), allow_split_physical_axes=True)
+  else:
+    placed = row.reshape(shape)   # By hosts: the last axes stay within one, where links are fast.
+  return Mesh(placed, placement.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -86,7 +92,8 @@ def mesh_of(tree: PyTree) -> Mesh:
 def own_rows(mesh: Mesh) -> tuple[int, int]:
   """(i, n): this process reads rows i::n of each batch; those that share their rows have the same i.
 
-  Raises ValueError where some rows would be on some devices of one process and some of another.
+  Of a mesh that this process has no part in, as where it is planned for, i is 0. Raises ValueError
+  where some rows would be on some devices of one process and some of another.
   """
   where = np.arange(parts(mesh)).repeat(mesh.shape[placement.TENSOR]).reshape(mesh.devices.shape)
   held = {}
@@ -97,13 +104,21 @@ def own_rows(mesh: Mesh) -> tuple[int, int]:
     raise ValueError(f'a mesh of {dict(mesh.shape)} cuts batches across processes of '
                      f'{jax.local_device_count()} device(s): choose config.mesh.tensor so that it '
                      'divides that number, or is a multiple of it')
-  return groups.index(tuple(sorted(held[jax.process_index()]))), len(groups)
+  ours = held.get(jax.process_index())
+  return groups.index(tuple(sorted(ours))) if ours else 0, len(groups)
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
   """This process's rows, as `own_rows` counts them, as its part of global arrays over the mesh."""
   sharding = by_example(mesh)
   return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
+
+
+def of_each(value: Number, mesh: Mesh) -> Any:
+  """[devices] over the mesh, this process's all `value`: each device has its own, and none a copy."""
+  own = np.full(len(mesh.local_devices), value, np.float32)
+  place = NamedSharding(mesh, PartitionSpec(placement.AXES))
+  return jax.make_array_from_process_local_data(place, own, (mesh.size,))
 
 
 def spread(tree: PyTree, mesh: Mesh) -> PyTree:

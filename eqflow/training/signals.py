@@ -73,9 +73,12 @@ class Stop:
 
 def end(name: str) -> None:
   """Ends this process and those it has started, with EXIT_CODE and a line that says why."""
-  print(f'eqflow: stopped by {name}; the same command goes on from the last checkpoint',
-        file=sys.stderr, flush=True)
-  sys.stdout.flush()
+  # Ctrl-C may have ended the reader of a pipe too.
+  with contextlib.suppress(OSError, ValueError):
+    print(f'eqflow: stopped by {name}; the same command goes on from the last checkpoint',
+          file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError, ValueError):
+    sys.stdout.flush()
   leave(EXIT_CODE)
 
 

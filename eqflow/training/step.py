@@ -65,8 +65,8 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Ca
   health is [loss, norm of the gradient, norm of the new parameters, steps left out in a row]. The
   first three are finite, or the new state is none to keep; with `skip` it is the old one then, but
   for its place in the data and its count of such steps. `scaled` multiplies the loss before its
-  gradient is taken, by what keeps float16's in range; it needs `skip`. A batch with 'asked' [b], which
-  processes fill with whether each is to stop, adds to health whether any is.
+  gradient is taken, by what keeps float16's in range; it needs `skip`. A batch with 'asked' [devices],
+  which processes fill with whether each is to stop, adds to health whether any is.
 
   `places` are the shardings of the state, as in the state that it is given; None: whole everywhere.
 
@@ -113,6 +113,8 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Ca
       return updated(state, metrics, batch)
 
   def updated(state, metrics, batch):
+    asked = [batch['asked'].max()] if 'asked' in batch else []
+    batch = {name: rows for name, rows in batch.items() if name != 'asked'}
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
     params = prepare(state.params) if prepare else state.params
     ((value, error), grads), seen = accumulated(params, state.histogram, state.guard.scale, keys, batch)
@@ -135,7 +137,6 @@ def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Ca
       kept = guards.chosen(finite, (new, met), (state, metrics))
       new, met = kept[0].replace(step=new.step, examples=examples, guard=(
           guards.rescaled(guard, finite) if scaled else guard)), kept[1]
-    asked = [batch['asked'].max()] if 'asked' in batch else []
     return new, met, jnp.stack([*health, new.guard.row, *asked])
 
   # The old state's buffers become the new one's: it must not be read after the call.

@@ -134,6 +134,8 @@ PHASES = {
     'stepping': _step_signalled(75, 0.0),
     'saving': _signalled(manifest, 'write', 3, 0.0),
     'sampling': _signalled(training, 'preview', 1, 0.2),
+    # The last save: nothing comes after it but the evaluation.
+    'ending': _signalled(manifest, 'write', 1 + STEPS // SAVED_EVERY, 0.0),
     'evaluating': _signalled(evaluation.sample, 'draw', 2, 0.2),
 }
 
