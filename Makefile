@@ -14,8 +14,9 @@ demo: .venv/demo
 test: .venv/dev lint
 	JAX_PLATFORMS=cpu $(PYTEST) -m 'not long'
 
+# Programs are optimized here, as a user's are; make test leaves that out, for time.
 test-all: .venv/dev lint
-	JAX_PLATFORMS=cpu $(PYTEST)
+	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 $(PYTEST)
 
 # make test reads what is recorded of diffusers and needs no torch.
 peers: .venv/peers
