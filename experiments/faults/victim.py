@@ -12,6 +12,7 @@ import functools
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
 import types
@@ -110,8 +111,11 @@ POINTS = {
 
 def _later(number, seconds):
   # From another thread, while the main one is within the phase.
-  threading.Thread(target=lambda: (time.sleep(seconds), os.kill(os.getpid(), number)),
-                   daemon=True).start()
+  def send():
+    time.sleep(seconds)
+    print(f'signalled at {time.time()}', file=sys.stderr, flush=True)
+    os.kill(os.getpid(), number)
+  threading.Thread(target=send, daemon=True).start()
 
 
 def _signalled(owner, name, count, seconds):
