@@ -16,7 +16,7 @@ from eqflow.training import signals
 from experiments import ROOT
 from experiments.faults import states, victim
 
-DEVICES = 8    # of every run
+DEVICES = 8    # of every run, unless XLA_FLAGS are given
 LIMIT = 300    # seconds that any run may take
 CHAINED = 12   # kills of one run, at most
 
@@ -26,8 +26,8 @@ def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
   return subprocess.Popen(
       [sys.executable, '-m', 'experiments.faults.victim', f'--workdir={workdir}', *flags], cwd=ROOT,
       # Nothing is compiled twice: a run should cost little before it is killed.
-      env=os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}',
-                        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
+      env={'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}'} | os.environ | {
+          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
       text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
