@@ -8,7 +8,7 @@ README = pathlib.Path(__file__).parent / 'README.md'
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 # Measurements, what their cases are called, and the counts that are to be zero.
 ROWS = {
-    'kills': ('killed at a random instant', 'killed', ('lost', 'other', 'without')),
+    'kills': ('killed {}', 'killed', ('lost', 'other', 'without')),
     'points': ('killed {}', 'killed', ('lost', 'other', 'without')),
     'signals': ('asked to stop while {}', 'stopped', ('lost', 'other', 'without')),
     'damages': ('a file of the newest checkpoint {}', 'cases', ('silent',)),
