@@ -53,6 +53,8 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   """What the step of config needs of each device of target, as `report.text` tells it."""
   recipe, mesh = build.recipe(config), run.mesh_of(config, target.devices)
   check_parts(config, mesh)
+  # A training asks it of the samples that evaluation will draw.
+  sharding.check_rows(config.sample.batch, mesh)
   step, given = blueprint(config, recipe, mesh)
   found = dict(
       topology=target.name, devices=len(target.devices), mesh=dict(mesh.shape),

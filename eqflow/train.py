@@ -205,10 +205,9 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
 
 
 def check_parts(config: ConfigDict, mesh: Mesh) -> None:
-  """Raises ValueError for batches, also of samples, that the mesh or its processes cannot share."""
+  """Raises ValueError for batches that the mesh or its processes cannot share."""
   section = config.train
   sharding.check_divides(section.batch, section.accumulate, mesh)
-  sharding.check_rows(config.sample.batch, mesh)
   with naming('mesh'):
     _, readers = sharding.own_rows(mesh)
   if config.loss.dispersive and section.accumulate > 1 and readers > 1:

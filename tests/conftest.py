@@ -1,7 +1,7 @@
 """Every test runs on the CPU with eight virtual devices; float64 is asked for where it is meant.
 
 Most of the time goes into compiling: unless XLA_FLAGS are given, nothing is optimized, which takes a
-third of it and computes the same mathematics. `make test-all` compiles as a user's run does.
+fifth of it and computes the same mathematics. `make test-all` compiles as a user's run does.
 
 What one test compiles, the next, the other process and the programs they start need not compile
 again: it is kept in a folder of this session alone, which the first process makes and removes.
