@@ -9,7 +9,7 @@ import time
 from experiments.equilibrium_matching import (
     abilities, command, descents, flows, measure, models, results)
 
-HELDOUT = ['heldout', 'heldout_twice']
+HELDOUT = ['heldout', 'heldout_twice', 'heldout_gain_1']
 BLIND = [row for row in models.ROWS if row not in ('flow', 'eqm_time', *HELDOUT)]
 FLOWS = ['flow', 'blind_flow']
 # name: (function of a model and its row, rows), those that matter most first.
@@ -17,7 +17,7 @@ MEASUREMENTS = {
     'adaptive':   (descents.adaptive, ['eqm']),
     'composed':   (abilities.composed, ['eqm', 'dot']),
     'pictured':   (abilities.pictured, ['eqm', *FLOWS]),
-    'noisy':      (flows.noisy, ['eqm', *FLOWS]),
+    'noisy':      (flows.noisy, [*flows.DESCENDED, *FLOWS]),
     'detected':   (abilities.detected, HELDOUT),
     'ode':        (flows.ode, ['eqm', *FLOWS, 'eqm_time']),
     'descended':  (descents.descended, BLIND),

@@ -35,10 +35,11 @@ def _line(axis, curves, name, colour, **style):
   axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
 
 
-def _finish(axis, title, xlabel, **limits):
+def _finish(axis, title, xlabel, *, below=False, **limits):
   axis.set(title=title, xlabel=xlabel, ylabel=LABEL, **limits)
   axis.grid(alpha=0.25)
-  axis.legend(frameon=False, fontsize=8)
+  place = dict(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncol=2) if below else {}
+  axis.legend(frameon=False, fontsize=8, **place)
 
 
 def decays(data: str):
@@ -93,7 +94,8 @@ def evaluations(data: str):
               for start, one in zip(base, swept)]
     _line(right, fixed, 'EqM, 30 steps of .003 x factor', COLOURS[0], marker='.')
     _line(right, scaled, 'EqM, the best number of them', COLOURS[1], marker='.')
-  _finish(right, 'by step size', 'factor of the step size', xscale='log', yscale='log',
+  # Its lines leave no corner free.
+  _finish(right, 'by step size', 'factor of the step size', below=True, xscale='log', yscale='log',
           ylim=(0.2, 400) if data == 'digits' else None)
   right.set_xticks([0.5, 1, 2, 4, 8], ['0.5', '1', '2', '4', '8'])
   right.set_xticks([], minor=True)

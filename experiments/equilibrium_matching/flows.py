@@ -8,6 +8,8 @@ from eqflow import arrays, descent, names, samplers, sde, sections, times
 from experiments.equilibrium_matching import descents, measure
 
 LEVELS = (0.25, 0.5, 0.75)
+# What finishes partly noised records by descent, all else along times.
+DESCENDED = 'eqm', 'gain_1', 'dot'
 
 
 def vectors(model: measure.Model) -> tuple:
@@ -74,8 +76,10 @@ def noisy(model: measure.Model, row: str) -> dict:
   found = {}
   for level in LEVELS:
     z = ((1 - level) * clean + level * model.noise).astype(np.float32)
-    if row == 'eqm':
-      states = measure.descent_path(model, descent.gradient_descent(descents.STEP), 250, z=z)
+    if row in DESCENDED:
+      size = descents.step_of(row)
+      states = measure.descent_path(model, descent.gradient_descent(size), 250, z=z)
+      # Norms as those of gain 4: one threshold then means one distance from data for every gain.
       rows = descents.by_threshold(model, states, descents.norms_of(states, descents.STEP))
       found[level] = dict(threshold=rows[3.5], rows=rows,
                           fixed=measure.curve(model.data, states[::5], 5))

@@ -29,13 +29,15 @@ def _energy(name):
 # Told the time, a field may not be descended: it is a flow, sampled as one.
 _FLOW = dict(solver=dict(name='ddim'), num_steps=50, grid=dict(name='uniform', start=1.0, end=0.0))
 
+_HELDOUT = {'data.split': 'train', 'evaluate.split': 'train'}
+
 ROWS = {
     'eqm':        ('eqm', {}),
     'flow':       ('flow', {}),
     'blind_flow': ('blind_flow', {}),
-    'heldout':    ('eqm', {'data.split': 'train', 'evaluate.split': 'train'}),
-    'heldout_twice': ('eqm', {'data.split': 'train', 'evaluate.split': 'train',
-                              'train.num_examples': 384_000}),
+    'heldout':    ('eqm', _HELDOUT),
+    'heldout_twice': ('eqm', _HELDOUT | {'train.num_examples': 384_000}),
+    'heldout_gain_1': ('eqm', _HELDOUT | _decay('truncated', start=0.8, gain=1.0)),
     'eqm_time':   ('eqm', {'model.label_noise': dict(name='time'), 'sample': _FLOW}),
     'linear':     ('eqm', _decay('linear', gain=4.0)),
     'dot':        ('eqm', _energy('dot')),

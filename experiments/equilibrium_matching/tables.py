@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from eqflow.evaluation import report
-from experiments.equilibrium_matching import models, results
+from experiments.equilibrium_matching import flows, models, results
 
 TITLES = {
     'eqm': 'truncated .8, gain 4', 'flow': 'flow matching', 'blind_flow': 'blind flow matching',
@@ -13,6 +13,7 @@ TITLES = {
     'start_.5': 'truncated .5', 'start_.9': 'truncated .9', 'height_.8': 'piecewise .8, height .8',
     'height_1.4': 'piecewise .8, height 1.4', 'gain_1': 'truncated .8, gain 1',
     'gain_2': 'truncated .8, gain 2', 'gain_8': 'truncated .8, gain 8', 'dot': 'energy z · f(z)',
+    'heldout': 'gain 4', 'heldout_twice': 'gain 4, twice the examples', 'heldout_gain_1': 'gain 1',
     'squared_norm': 'energy |f|²/2', 'negative': 'energy −|f|²/2',
 }
 
@@ -151,6 +152,22 @@ def noisy_thresholds(data: str) -> str:
   return report.table(rows)
 
 
+def noisy_fields(data: str) -> str:
+  """By field and level: distance at norm < 3.5 of gain 4, and over that of flow matching told the level."""
+  flow = results.read(data, 'noisy', 'flow')
+  rows = {}
+  for row in flows.DESCENDED:
+    found = results.read(data, 'noisy', row)
+    pairs = lambda level: [(one[level]['threshold']['distance'], told[level]['told'])
+                           for one, told in zip(found, flow)]
+    if found:
+      rows[TITLES[row]] = {'seeds': len(found)} | {
+          level: spread([distance for distance, _ in pairs(level)]) for level in found[0]} | {
+          f'{level}, over flow told': spread([distance / told for distance, told in pairs(level)])
+          for level in found[0]}
+  return report.table(rows)
+
+
 def at(tree: dict, keys: tuple) -> float:
   """tree[keys[0]][keys[1]]..."""
   for key in keys:
@@ -163,6 +180,18 @@ def detected(data: str, row: str = 'heldout') -> str:
   found = results.read(data, 'detected', row)
   return report.table({name: {score: spread([one[name][score] for one in found])
                               for score in found[0][name]} for name in found[0]} if found else {})
+
+
+def detected_fields(data: str) -> str:
+  """AUROC of the least norm on what is far out, by what was trained."""
+  rows = {}
+  for row in ('heldout', 'heldout_twice', 'heldout_gain_1'):
+    found = results.read(data, 'detected', row)
+    if found:
+      rows[TITLES[row]] = {'seeds': len(found)} | {
+          name: spread([one[name]['norm, least'] for one in found])
+          for name in ('constants', 'uniform noise', 'shuffled', 'inverted')}
+  return report.table(rows)
 
 
 def descents(data: str) -> str:
@@ -233,7 +262,8 @@ def composed(data: str) -> str:
 TABLES = {'models': models_table, 'decays': decays, 'energies': energies,
           'two_by_two': two_by_two, 'adaptive': adaptive,
           'noisy': noisy, 'noisy_thresholds': noisy_thresholds,
-          'detected': detected, 'descents': descents, 'solvers': solvers,
+          'noisy_fields': noisy_fields,
+          'detected': detected, 'detected_fields': detected_fields, 'descents': descents, 'solvers': solvers,
           'timed': timed, 'composed': composed,
           'composed_energies': composed_energies}
 
