@@ -153,7 +153,7 @@ def noisy_thresholds(data: str) -> str:
 
 
 def noisy_fields(data: str) -> str:
-  """By field and level: distance at norm < 3.5 of gain 4, and over that of flow matching told the level."""
+  """By field and level: distance at norm < 3.5 of gain 4, and over flow matching's told the level."""
   flow = results.read(data, 'noisy', 'flow')
   rows = {}
   for row in flows.DESCENDED:
@@ -260,12 +260,10 @@ def composed(data: str) -> str:
 
 
 TABLES = {'models': models_table, 'decays': decays, 'energies': energies,
-          'two_by_two': two_by_two, 'adaptive': adaptive,
-          'noisy': noisy, 'noisy_thresholds': noisy_thresholds,
-          'noisy_fields': noisy_fields,
-          'detected': detected, 'detected_fields': detected_fields, 'descents': descents, 'solvers': solvers,
-          'timed': timed, 'composed': composed,
-          'composed_energies': composed_energies}
+          'two_by_two': two_by_two, 'adaptive': adaptive, 'noisy': noisy,
+          'noisy_thresholds': noisy_thresholds, 'noisy_fields': noisy_fields, 'detected': detected,
+          'detected_fields': detected_fields, 'descents': descents, 'solvers': solvers, 'timed': timed,
+          'composed': composed, 'composed_energies': composed_energies}
 
 
 def filled(text: str) -> str:
