@@ -213,10 +213,10 @@ def descend_refilled(solver: Solver, network: Network, z: Data, condition: Any, 
                      ) -> tuple[Data, Int[Array, 'n'], Float[Array, 'n']]:
   """descend_until of n samples z [n, ...], `slots` of them at a time.
 
-  A sample that has stopped leaves its slot to the next one that waits, so that steps saved are time
-  saved: fixed shapes, one compiled loop. condition, a pytree [n, ...] or None, and keys [n] go with
-  their samples, which do not depend on slots. On several devices, call it under `jax.shard_map`: each
-  then has a queue of its own. Raises ValueError as `descend` does.
+  A sample that has stopped leaves its slot, at the next fourth step, to one that waits, so that steps
+  saved are time saved: fixed shapes, one compiled loop. condition, a pytree [n, ...] or None, and
+  keys [n] go with their samples, which do not depend on slots. On several devices, call it under
+  `jax.shard_map`: each then has a queue of its own. Raises ValueError as `descend` does.
   """
   solver, z = _start(solver, z, keys)
   if slots < 1:
