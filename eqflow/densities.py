@@ -191,9 +191,9 @@ def adaptive(*, process: Process, low: Number, high: Number, bins: Number = 100,
   measure takes the times and losses that density(histogram) drew and on_logsnr weighted. EDM's t
   goes as far as `low` asks. Raises ValueError for a range that the process does not reach.
   """
-  if not low < high or bins != int(bins) or bins < 1 or not 0 < keep < 1:
+  if not low < high or bins != int(bins) or bins < 2 or not 0 < keep < 1:
     raise ValueError(f'adaptive(low={low}, high={high}, bins={bins}, keep={keep}): low must be below '
-                     'high, bins a whole number of 1 or more, keep between 0 and 1')
+                     'high, bins a whole number of 2 or more, keep between 0 and 1')
   bound = dict(process=arrays.pytree(process), low=float(low), high=float(high),
                **_reach(process, low, high))
   return Adaptive(jnp.zeros((2, int(bins))), Partial(_adapted, **bound),

@@ -154,7 +154,7 @@ def test_whatever_u_draws_has_a_finite_weight_in_single_precision(process):
 
 
 @pytest.mark.parametrize('change,message', [
-    (dict(low=8.0), 'low must be below high'), (dict(bins=0), 'bins a whole number'),
+    (dict(low=8.0), 'low must be below high'), (dict(bins=1), 'bins a whole number of 2 or more'),
     (dict(bins=2.5), 'bins a whole number'), (dict(keep=1.0), 'keep between 0 and 1'),
     (dict(process=rows.PROCESSES['variance_preserving'], low=-12.0),
      r"log-SNR from -12.0 to 7.0 on 'variance_preserving', which in float32 goes from -10.0\d* to 7"),

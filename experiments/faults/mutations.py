@@ -134,6 +134,8 @@ def drawn(count: int, seed: int) -> list[Mutation]:
 def _of_config(name, variant) -> Iterator[Mutation]:
   config = _file(name).get_config(variant)
   for path, value in leaves(config):
+    # As a dict, so that a mutation's repr is Python.
+    plain = value.to_dict() if isinstance(value, ConfigDict) else value
     for wrong in _wrong(path, value):
       yield Mutation(name, variant, ((path, wrong),), (path,))
     if path not in OPTIONAL and '.angles.' not in path:
@@ -141,10 +143,10 @@ def _of_config(name, variant) -> Iterator[Mutation]:
     # Misspelt, and where it does not belong.
     *_, key = path.split('.')
     typo = path.removesuffix(key) + key[0] + key[2:] + key[1] if len(key) > 2 else path + '_'
-    yield Mutation(name, variant, ((typo, value),), (typo,))
+    yield Mutation(name, variant, ((typo, plain),), (typo,))
     other = 'train' if not path.startswith('train') else 'evaluate'
     if key not in config[other]:
-      yield Mutation(name, variant, ((f'{other}.{key}', value),), (f'{other}.{key}',))
+      yield Mutation(name, variant, ((f'{other}.{key}', plain),), (f'{other}.{key}',))
 
 
 def leaves(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
