@@ -218,7 +218,7 @@ class EDM2(nn.Module):
       # The root makes a class a vector of unit RMS.
       made = linear(name='emb_label')(vectors * self.num_classes**0.5)
       x = magnitude.lerp(x, self._seen('emb_label', made), self.label_balance)
-    return magnitude.silu(x)
+    return held(magnitude.silu(x), EXAMPLES)
 
   def _vectors(self, condition, batch):
     if condition is not None and condition.ndim == 2:
