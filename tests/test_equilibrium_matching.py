@@ -14,7 +14,7 @@ import pytest
 
 from eqflow import build, descent, energies, samplers
 from experiments.equilibrium_matching import (
-    __main__ as command, abilities, descents, figures, measure, models, results, tables)
+    __main__ as command, abilities, descents, figures, flows, measure, models, results, tables)
 
 Z = np.random.default_rng(0).standard_normal((9, 4)) * np.tile([[1], [3], [9]], (3, 1))
 
@@ -151,6 +151,25 @@ def small(monkeypatch, tmp_path):
 
 def _toward(z, t, label, *, centre):
   return 2 * (z - centre[label])
+
+
+def test_partly_noised_records_stop_where_descend_until_does_at_the_gain_of_their_field(small):
+  model = small('gain_1')
+  clean = np.resize(measure.records('digits')[0], model.noise.shape)
+  found = flows.noisy(model, 'gain_1')[0.5]['threshold']
+  # Of gain 1: steps four times as long, norms a quarter.
+  direct = descents.stopped(model, 3.5 / 4, ((clean + model.noise) / 2).astype(np.float32), size=0.012)
+  assert found['evaluations'] == pytest.approx(direct['evaluations'], abs=1e-6)
+  assert found['distance'] == pytest.approx(direct['distance'], rel=1e-4)
+
+
+def test_partly_noised_starts_are_seen_over_flow_matching_seed_by_seed(monkeypatch):
+  stored = {'gain_1': [{'0.5': {'threshold': {'distance': distance}}} for distance in (0.2, 0.9)],
+            'flow': [{'0.5': {'told': told}} for told in (0.1, 0.3)]}
+  monkeypatch.setattr(results, 'read', lambda data, name, row: stored.get(row, []))
+  # The mean of quotients, 2.5; the quotient of means would be 2.75.
+  assert '0.550 ± 0.495' in tables.noisy_fields('digits')
+  assert '2.500 ± 0.707' in tables.noisy_fields('digits')
 
 
 def test_every_measurement_has_readers():

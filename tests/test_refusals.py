@@ -1,5 +1,7 @@
 """Whatever is wrong with a config is said before anything compiles, by the name of its key."""
 
+import ast
+
 import pytest
 
 from experiments import config_file
@@ -36,6 +38,12 @@ def test_a_config_that_nothing_is_wrong_with_is_accepted(folder):
   with configs.nothing_compiled():
     whole = mutations.Mutation('digits', 'eqm', (), ())
     assert configs.judged(whole, folder / 'whole') == 'accepted'
+
+
+def test_a_mutation_is_python_when_printed():
+  # So it is written for the command line.
+  for mutation in mutations.drawn(ALL, seed=0):
+    ast.parse(repr(mutation))
 
 
 @pytest.mark.long
