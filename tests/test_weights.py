@@ -193,7 +193,7 @@ def test_the_loss_depends_on_process_density_and_output_through_the_ends_of_log_
     density = times.uniform_on(*ends)
     if name == 'edm':
       # Even in log-SNR, since t spans four decades.
-      density = times.adaptive(process=process, low=LOW, high=HIGH, bins=1)
+      density = times.adaptive(process=process, low=LOW, high=HIGH, bins=2)
       density = density.density(density.start)
     found[name] = _expected_loss(process, rows.OUTPUTS[output], density, w)
   values = np.array(list(found.values()))
