@@ -1,13 +1,12 @@
 """How soon a training that is stopped, or whose main thread hangs, is found, named and ended.
 
-  python -m experiments.faults.stuck [--times=20] [--seconds=10]
+  python -m experiments.faults.stuck [--times=20] [--seconds=10]   goes on where it was broken off
 
 A small training of the digits in two processes. One of them, in turn, is sent SIGSTOP; or its main
 thread hangs in C, within a callback of what is compiled. Times are from then until it is told.
 """
 
 import argparse
-import collections
 import contextlib
 import os
 import pathlib
@@ -19,6 +18,7 @@ import tempfile
 import time
 
 from experiments import ROOT
+from experiments.faults import results, tables
 
 KINDS = 'stopped', 'hanging in C'
 
@@ -64,7 +64,7 @@ def start(workdir: pathlib.Path, process: int, port: int, seconds: float,
 
 
 def once(workdir: pathlib.Path, kind: str, seconds: float, victim: int) -> dict[str, float]:
-  """{'times', 'found' within `seconds`, 'named', 'ended', 'stacks', 'slowest'} of one fault."""
+  """{'stopped', 'slowest'; 'late', 'misnamed', 'not ended', 'stackless'} of one fault."""
   hangs = kind == KINDS[1]
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -87,10 +87,11 @@ def once(workdir: pathlib.Path, kind: str, seconds: float, victim: int) -> dict[
       time.sleep(0.02)
     took = time.perf_counter() - clock
     _, said = teller.communicate(timeout=3 * seconds + 60)
-    return dict(times=1, found=took <= seconds, slowest=took,
-                named=f'process {victim} (host ' in said.partition(', pid')[0],
-                ended=teller.returncode == 70,
-                stacks='most recent call first' in said and '_watch' in said)
+    named = f'process {victim} (host ' in said.partition(', pid')[0]
+    stacks = 'most recent call first' in said and '_watch' in said
+    return {'stopped': 1, 'slowest': round(took, 2), 'late': int(took > seconds),
+            'misnamed': int(not named), 'not ended': int(teller.returncode != 70),
+            'stackless': int(not stacks)}
   finally:
     for process in processes:
       with contextlib.suppress(ProcessLookupError):
@@ -100,7 +101,7 @@ def once(workdir: pathlib.Path, kind: str, seconds: float, victim: int) -> dict[
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--times', type=int, default=20)
+  parser.add_argument('--times', type=int, default=20, help='faults of each kind')
   parser.add_argument('--seconds', type=float, default=10.0, help='what config.train.stuck_seconds is')
   parser.add_argument('--workdir', type=pathlib.Path, help=argparse.SUPPRESS)
   parser.add_argument('--process', type=int, help=argparse.SUPPRESS)
@@ -115,17 +116,17 @@ def main():
     # Nobody wants to see the same compilations again and again.
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/compiled')
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-    for kind in KINDS:
-      row = collections.Counter()
-      for i in range(given.times):
-        workdir = folder / f'{kind}{i}'
-        workdir.mkdir()
-        found = once(workdir, kind, given.seconds, victim=i % 2)
-        print(f'{kind}, {i}:', found, flush=True)
-        slowest = max(row['slowest'], found.pop('slowest'))
-        row.update(found)
-        row['slowest'] = slowest
-      print(f'{kind}, with {given.seconds:g} s allowed:', dict(row), flush=True)
+
+    def case(i, _):
+      kind, workdir = KINDS[i % 2], folder / f'{i}'
+      workdir.mkdir()
+      what = f'{kind}, {given.seconds:g} s allowed'
+      return dict(what=what) | once(workdir, kind, given.seconds, victim=i // 2 % 2)
+
+    rows = results.go_on('stuck', 2 * given.times, case)
+    for what, row in results.summed(rows).items():
+      print(f'{what}: {row}', flush=True)
+  tables.README.write_text(tables.filled(tables.README.read_text()))
 
 
 if __name__ == '__main__':

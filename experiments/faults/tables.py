@@ -17,6 +17,7 @@ ROWS = {
     'disk': ('{}', 'cases', ('unrefused', 'broken', 'other')),
     'records': ('records, killed while read', 'killed', (
         'lost', 'repeated', 'misplaced', 'processes left', 'files left')),
+    'stuck': ('one of two processes {}', 'stopped', ('late', 'misnamed', 'not ended', 'stackless')),
 }
 
 
