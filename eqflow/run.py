@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from eqflow import beside, build, draws
+from eqflow import beside, build, draws, ema
 from eqflow.data import pairs, sources
 from eqflow.sections import naming
 from eqflow.training import checkpoint, sharding, snapshots, step as steps
@@ -255,12 +255,17 @@ def reconstructed(config: ConfigDict, recipe: build.Recipe,
   return step, _guided(params, guide)
 
 
+def average_like(recipe: build.Recipe) -> Any:
+  """The shapes and dtypes of an average of the parameters."""
+  return jax.eval_shape(lambda key: ema.init(recipe.init(key), ['']), jax.random.key(0))['']
+
+
 def _reconstructed(config, recipe, workdir):
   name, folder = config.sample.params, workdir / 'reconstructed' / config.sample.params
   if not snapshots.listed(folder):
     raise FileNotFoundError(f'{workdir} holds no average of std {name}: make it first, with '
                             f'--mode=reconstruct --std={name} and the same --config and --workdir')
-  like = jax.eval_shape(recipe.init, jax.random.key(0))
+  like = average_like(recipe)
   newest = snapshots.check(folder, like=like, run=identity(config))[-1]
   params = snapshots.placed(snapshots.read(newest.path, name, like), like,
                             sharding.of(like, recipe.rules, mesh_of(config)))
