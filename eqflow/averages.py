@@ -6,7 +6,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from eqflow import build, ema, run
@@ -48,8 +47,8 @@ def _between(first, second, last, given):
   """The numbers after `second`, in the steps of the two, that are below `last`."""
   count = (last - second) / (second - first) if second > first else 0
   if not 0 < count < _MOST:
-    raise ValueError(f"--std={','.join(given)}: the two numbers before '...' must rise towards the last, "
-                     f'in fewer than {_MOST} steps')
+    raise ValueError(f"--std={','.join(given)}: the two numbers before '...' must rise towards the "
+                     f'last, in fewer than {_MOST} steps')
   return [round(second + i * (second - first), 10) for i in range(1, math.ceil(count - 1e-6))]
 
 
@@ -75,8 +74,8 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
   at = made.examples
   if at not in times and max(made.errors.values()) > _FAR:
     near = sorted(sorted(times, key=lambda time: abs(time - at))[:2])
-    print(f'there is no snapshot at {at:,} examples, and so averages at that time are far from what they '
-          f'stand for: give --examples={" or ".join(map(str, near))}', flush=True)
+    print(f'there is no snapshot at {at:,} examples, and so averages at that time are far from what '
+          f'they stand for: give --examples={" or ".join(map(str, near))}', flush=True)
   for std, tree in snapshots.reconstruct(made, like).items():
     error, folder = made.errors[std], workdir / 'reconstructed' / repr(std)
     shutil.rmtree(folder, ignore_errors=True)

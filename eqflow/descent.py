@@ -257,8 +257,8 @@ def _start(solver, z, *, keys, condition=None):
   for given, rows in (('condition', condition), ('keys', keys)):
     for leaf in jax.tree.leaves(rows):
       if jnp.shape(leaf)[:1] != (n,):
-        raise ValueError(f'{given} has a leaf of the shape {jnp.shape(leaf)}, z holds {n} samples: give '
-                         f'one row for each, [{n}, ...]')
+        raise ValueError(f'{given} has a leaf of the shape {jnp.shape(leaf)}, z holds {n} samples: '
+                         f'give one row for each, [{n}, ...]')
   return solver, z
 
 

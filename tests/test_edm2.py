@@ -344,7 +344,8 @@ def test_arrays_that_do_not_fit_the_checkpoint_are_refused(given, message):
 
 @pytest.mark.parametrize('options, message', [
     (dict(clip_act=-1), 'clip_act=-1: give one multiplier or more, and a clip_act above 0'),
-    (dict(channel_mult=()), r'channel_mult=\(\)'), (dict(channel_mult=(1, 1.5)), r'channel_mult\[1\]=1.5'),
+    (dict(channel_mult=()), r'channel_mult=\(\)'),
+    (dict(channel_mult=(1, 1.5)), r'channel_mult\[1\]=1.5'),
     (dict(res_balance=2), 'res_balance=2: give a share'), (dict(label_dim=-1), 'label_dim'),
     (dict(attn_balance=float('nan')), 'attn_balance=nan'), (dict(img_resolution=0), 'img_resolution=0'),
     (dict(channels_per_head=0), 'channels_per_head=0')])
@@ -354,7 +355,8 @@ def test_options_that_make_no_network_are_refused(options, message):
 
 
 @pytest.mark.parametrize('lost', [('dec_16x16_block0',), ('enc_16x16_conv',), ('enc_8x8_down',),
-                                  ('enc_8x8_block0', 'emb_linear'), ('uncertainty',), ('out_conv',)], ids=str)
+                                  ('enc_8x8_block0', 'emb_linear'), ('uncertainty',), ('out_conv',)],
+                         ids=str)
 def test_an_export_lacks_nothing(lost, tmp_path):
   _, params = interop.load(_golden()[0], 'edm2', **GOLDEN)
   of = params

@@ -95,8 +95,8 @@ def _apply(params: PyTree, x_in: Float[Array, 'b h w c'], c_noise: Float[Array, 
   b, classes = len(x_in), network.value.num_classes
   c_noise = jnp.asarray(c_noise)
   if c_noise.shape != (b,):
-    raise ValueError(f'c_noise has the shape {c_noise.shape}, x_in holds {b} images: give one ln(sigma)/4 '
-                     f'for each, of shape ({b},)')
+    raise ValueError(f'c_noise has the shape {c_noise.shape}, x_in holds {b} images: give one ln(sigma)'
+                     f'/4 for each, of shape ({b},)')
   if label_vectors is not None:
     _check_labels(label_vectors, b, classes)
     # A network without classes is given vectors of none.
@@ -111,8 +111,8 @@ def _check_labels(labels, b, classes):
                      f'{classes}), or classes of shape ({b},)')
   if len(shape) == 1:
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-      raise ValueError(f'label_vectors of shape {shape} are classes, and {jnp.result_type(labels)} is no '
-                       'type of whole numbers')
+      raise ValueError(f'label_vectors of shape {shape} are classes, and {jnp.result_type(labels)} is '
+                       'no type of whole numbers')
     # One that is not there would be read as none.
     known = not arrays.is_traced(labels)
     wrong = {int(y) for y in np.asarray(labels) if not 0 <= y <= classes} if known else set()
