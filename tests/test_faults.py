@@ -108,7 +108,7 @@ def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, mon
 
   (tmp_path / 'config.json').unlink()
   config.seed += 1
-  with pytest.raises(ValueError, match="checkpoints/4 is whole, but of run '.*', and this config is that of"):
+  with pytest.raises(ValueError, match="4 is whole, but of run '.*', and this config is that of"):
     training.train(config, tmp_path)
 
 
