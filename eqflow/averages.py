@@ -1,17 +1,20 @@
 """--mode=reconstruct and --mode=sweep: power averages of other widths, made after the run."""
 
 import json
+import math
 import pathlib
 import shutil
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from eqflow import build, ema, run
 from eqflow.evaluate import evaluate
 from eqflow.evaluation import report
 from eqflow.training import snapshots
+
+_FAR = 0.05   # of a profile's norm: an average that is another
+_MOST = 1000  # widths of one '...'
 
 
 def stds_of(given: list[str] | None) -> list[float]:
@@ -31,17 +34,22 @@ def stds_of(given: list[str] | None) -> list[float]:
     except ValueError:
       raise ValueError(f'--std={",".join(given)}: {text!r} is no number; write {example}') from None
     if i and given[i - 1] == '...':
-      step = stds[-1] - stds[-2]
-      if step <= 0:
-        raise ValueError(f"--std={','.join(given)}: the two numbers before '...' must rise")
-      while (following := round(stds[-1] + step, 10)) < number - 1e-9:
-        stds.append(following)
+      stds += _between(*stds[-2:], number, given)
     stds.append(number)
   wrong = [std for std in stds if not ema.is_std(repr(std))]
   if wrong or not stds:
     raise ValueError(f'--std={",".join(given or ())}: give widths between 0 and 0.2887 relative to the '
                      f'time trained, such as {example}' + (f', not {wrong}' if wrong else ''))
   return list(dict.fromkeys(stds))
+
+
+def _between(first, second, last, given):
+  """The numbers after `second`, in the steps of the two, that are below `last`."""
+  count = (last - second) / (second - first) if second > first else 0
+  if not 0 < count < _MOST:
+    raise ValueError(f"--std={','.join(given)}: the two numbers before '...' must rise towards the "
+                     f'last, in fewer than {_MOST} steps')
+  return [round(second + i * (second - first), 10) for i in range(1, math.ceil(count - 1e-6))]
 
 
 def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
@@ -55,14 +63,19 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
   all widths; the host holds a tree for each, and one more. Raises as `snapshots.plan` does.
   """
   run.check_config(config, workdir)
-  like = jax.eval_shape(build.recipe(config).init, jax.random.key(0))
-  name, last = run.identity(config), max(snapshots.listed(workdir / 'snapshots'), default=0)
+  like = run.average_like(build.recipe(config))
+  name, times = run.identity(config), snapshots.listed(workdir / 'snapshots')
+  last = max(times, default=0)
   if examples and 0 < last < examples:
     raise ValueError(f'--examples={examples} is later than the last snapshot, at {last}: nothing is '
                      'known of that time; give that one, or none')
   made = snapshots.plan(workdir / 'snapshots', examples, stds, like=like, run=name,
                         skip_damaged=skip_damaged)
   at = made.examples
+  if at not in times and max(made.errors.values()) > _FAR:
+    near = sorted(sorted(times, key=lambda time: abs(time - at))[:2])
+    print(f'there is no snapshot at {at:,} examples, and so averages at that time are far from what '
+          f'they stand for: give --examples={" or ".join(map(str, near))}', flush=True)
   for std, tree in snapshots.reconstruct(made, like).items():
     error, folder = made.errors[std], workdir / 'reconstructed' / repr(std)
     shutil.rmtree(folder, ignore_errors=True)

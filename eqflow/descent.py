@@ -14,6 +14,7 @@ import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, Num
+import numpy as np
 
 from eqflow import arrays, slots as queue
 from eqflow.arrays import Data, Keys, Static, combine
@@ -124,8 +125,11 @@ def langevin(step_size: ArrayLike, temperature: ArrayLike, *,
   E is the energy whose gradient f is; unadjusted, so for small steps. Temperature 0 is gradient
   descent. Draws from keys, of which every sample has its own.
   """
-  if not arrays.is_traced(temperature) and not temperature >= 0:
-    raise ValueError(f'langevin: temperature={temperature}: give 0, for descent, or more')
+  for name, number, right in (('step_size', step_size, np.greater),
+                              ('temperature', temperature, np.greater_equal)):
+    if not arrays.is_traced(number) and not np.all(right(number, 0)):
+      raise ValueError(f'langevin: {name}={number}: give a step size above 0, and a temperature of 0, '
+                       'for descent, or more')
   return _solver(_langevin_step, step_size, schedule, temperature=temperature)
 
 
@@ -174,9 +178,11 @@ def descend(solver: Solver, field: Predict, z: Data, *, num_steps: int,
             keys: Keys | None = None) -> Data:
   """z after num_steps steps of the solver on the field, from z [b, ...]. One compiled scan.
 
-  keys [b] feed a solver that draws: step k uses fold_in(keys, k). Raises ValueError where it has none.
+  keys [b] feed a solver that draws: step k uses fold_in(keys, k). Raises ValueError where it has none,
+  or another number than z has examples.
   """
-  solver, z = _start(solver, z, keys)
+  solver, z = _start(solver, z, keys=keys)
+  _check_steps('num_steps', num_steps, least=0)
   return _descend(solver, arrays.pytree(field), z, keys, num_steps=num_steps)
 
 
@@ -216,19 +222,26 @@ def descend_refilled(solver: Solver, network: Network, z: Data, condition: Any, 
   A sample that has stopped leaves its slot, at the next fourth step, to one that waits, so that steps
   saved are time saved: fixed shapes, one compiled loop. condition, a pytree [n, ...] or None, and
   keys [n] go with their samples, which do not depend on slots. On several devices, call it under
-  `jax.shard_map`: each then has a queue of its own. Raises ValueError as `descend` does.
+  `jax.shard_map`: each then has a queue of its own. Raises ValueError as `descend` does, and where
+  condition has not n rows.
   """
-  solver, z = _start(solver, z, keys)
+  solver, z = _start(solver, z, keys=keys, condition=condition)
   if slots < 1:
     raise ValueError(f'slots={slots}: give the number of samples to descend at a time, 1 or more')
-  if not arrays.is_traced(max_steps) and max_steps < 1:
-    raise ValueError(f'max_steps={max_steps}: give the steps after which a sample stops, 1 or more')
+  _check_steps('max_steps', max_steps, least=1)
+  if not arrays.is_traced(threshold) and np.isnan(threshold).any():
+    raise ValueError(f'threshold={threshold}: give the norm of the field below which a sample stops')
   slots = min(slots, arrays.batch_size(z))
   return queue.refilled(solver, arrays.pytree(network), z, condition, keys, max_steps, threshold,
                         slots=slots)
 
 
-def _start(solver, z, keys):
+def _check_steps(name, steps, *, least):
+  if not arrays.is_traced(steps) and (steps != int(steps) or steps < least):
+    raise ValueError(f'{name}={steps}: give a whole number of steps, {least} or more')
+
+
+def _start(solver, z, *, keys, condition=None):
   solver, z = Solver(*map(arrays.pytree, solver)), jax.tree.map(jnp.asarray, z)
   name = arrays.name_of(solver.step)
   if not hasattr(jax.eval_shape(solver.init, z), 'slope'):
@@ -237,6 +250,15 @@ def _start(solver, z, keys):
   if keys is None and getattr(solver.step.func, 'draws', False):
     raise ValueError(f"{name.strip('_').removesuffix('_step')} draws noise: give keys=..., one key "
                      'per sample')
+  n = arrays.batch_size(z)
+  if not n:
+    raise ValueError('z holds no sample: give one or more to descend')
+  # A row that is not there would be read as the last one that is.
+  for given, rows in (('condition', condition), ('keys', keys)):
+    for leaf in jax.tree.leaves(rows):
+      if jnp.shape(leaf)[:1] != (n,):
+        raise ValueError(f'{given} has a leaf of the shape {jnp.shape(leaf)}, z holds {n} samples: '
+                         f'give one row for each, [{n}, ...]')
   return solver, z
 
 

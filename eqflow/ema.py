@@ -15,6 +15,8 @@ from jax import numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 import numpy as np
 
+from eqflow import arrays
+
 WIDEST = 12 ** -0.5   # the std of power 0, where all parameters weigh the same
 BLOCK = 1 << 16       # coordinates summed at a time: what a sum needs beside its terms stays small
 
@@ -22,8 +24,14 @@ Numbers = Float[np.ndarray, '...']
 
 
 def init(params: PyTree, names: Any) -> dict[str, PyTree]:
-  """Every average starts at the parameters themselves."""
-  return {name: jax.tree.map(jnp.copy, params) for name in names}
+  """Every average starts at the parameters themselves, in float32 where they are of less.
+
+  A thousandth of what is new rounds away in bfloat16: such an average would stand still.
+  """
+  def kept(a):
+    floating = jnp.issubdtype(jnp.result_type(a), jnp.floating)
+    return jnp.array(a, jnp.result_type(a, jnp.float32) if floating else None)
+  return {name: jax.tree.map(kept, params) for name in names}
 
 
 def update(emas: Mapping[str, PyTree], params: PyTree,
@@ -36,9 +44,11 @@ def move(emas: Mapping[str, PyTree], params: PyTree,
          share: Mapping[str, ArrayLike]) -> dict[str, PyTree]:
   """mean + share (params - mean), for each average with its own share in [0, 1].
 
-  In float32 a share of 1e-6 is known to 1e-13; taken from 1 - share, to 6e-8, or 6 % of it.
+  In float32 a share of 1e-6 is known to 1e-13; taken from 1 - share, to 6e-8, or 6 % of it. Raises
+  ValueError where params are of other shapes than the averages.
   """
   def average(mean, share):
+    arrays.check_alike('params', params, 'an average of them', mean)
     return jax.tree.map(lambda m, p: m + (share * (p - m)).astype(m.dtype), mean, params)
   return {name: average(mean, share[name]) for name, mean in emas.items()}
 
@@ -79,7 +89,8 @@ def power_from_std(std: Any) -> Numbers | np.float64:
 def _checked_std(std, name):
   """std as float64. Raises ValueError naming those outside (0, 1/sqrt 12)."""
   std = np.asarray(std, np.float64)
-  bad = ~((std > 0) & (std < WIDEST))
+  # The square of what is smaller has no inverse.
+  bad = ~((std > 1e-100) & (std < WIDEST))
   if bad.any():
     raise ValueError(f'{name}={_shown(std, bad)} is outside (0, {WIDEST:.6f}): the std of a power '
                      'average is relative to the time trained; 0.01 to 0.25 is usual')
@@ -118,8 +129,9 @@ def power_average(stds: Iterable[float] = (0.05, 0.1)) -> PowerAverage:
   """Power averages for any training loop: an (init, update) pair as in optax.
 
   `update(state, params, examples)` goes after the optimizer's step, every step or every few, jitted
-  or not; examples counts all so far, at most 2^32 - 1 (count in batches beyond that). Raises
-  ValueError where a std is outside (0, 1/sqrt 12).
+  or not; examples counts all so far, at most 2^32 - 1 (count in batches beyond that). Averages are
+  kept in float32 at least. Raises ValueError where a std is outside (0, 1/sqrt 12), where params are
+  of other shapes than before, and for a count below the last one; under jit such averages are NaN.
   """
   powers = {repr(float(std)): float(power_from_std(std)) for std in stds}
 
@@ -127,6 +139,10 @@ def power_average(stds: Iterable[float] = (0.05, 0.1)) -> PowerAverage:
     return PowerState(jnp.uint32(0), init(params, powers))
 
   def step(state, params, examples):
+    known = not arrays.is_traced((examples, state.examples))
+    if known and not int(state.examples) <= int(examples) < 2**32:
+      raise ValueError(f'examples={examples}: the averages stand at {int(state.examples)} examples; '
+                       'count all from the first on, at most 2^32 - 1')
     examples = jnp.asarray(examples, jnp.uint32)
     added = examples - state.examples
     share = {name: power_share(power, examples, added) for name, power in powers.items()}

@@ -60,10 +60,7 @@ def _default(config, path, label, count, given, others):
   if given is not None or not classes:
     return np.zeros(count, np.int32)
   if label is not None:
-    if label.min() < 0 or label.max() >= classes:
-      raise ValueError(f"{path}: 'labels' go from {label.min()} to {label.max()}, those of the model "
-                       f'from 0 to {classes - 1}')
-    return label
+    return inputs.classes(path, label, count, classes)
   if config.train.drop_label and not others and draws.scale_of(config.sample) == 1:
     return np.full(count, classes, np.int32)
   raise ValueError('--mode=finish: the model is told a class, and was not trained to do without: give '

@@ -1,5 +1,11 @@
 """python -m eqflow.main --config=configs/digits.py --workdir=runs/digits [--mode=train]: flags only."""
 
+from eqflow.training import signals
+
+if __name__ == '__main__':
+  # Before all else is imported, which takes seconds.
+  signals.answer()
+
 import contextlib
 import json
 import pathlib
@@ -16,7 +22,7 @@ from eqflow.evaluate import evaluate
 from eqflow.finish import finish
 from eqflow.outliers import score
 from eqflow.train import train
-from eqflow.training import cluster, ledger, signals
+from eqflow.training import cluster, ledger
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
                                           lock_config=True)
@@ -86,8 +92,13 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value and _MODE.value != 'plan':
       raise ValueError('--workdir is not set: give the folder of the run, such as '
                        '--workdir=runs/digits')
+    if '://' in (_WORKDIR.value or ''):
+      raise ValueError(f'--workdir={_WORKDIR.value}: give a folder of a file system; a bucket may be '
+                       'mounted as one')
     config, workdir = given_config(), _WORKDIR.value and pathlib.Path(_WORKDIR.value)
     check_flags(_MODE.value)
+    if _MODE.value not in ('train', 'evaluate'):
+      signals.unanswered()
     if _MODE.value == 'sample':
       draw_samples(config, workdir)
     elif _MODE.value == 'finish':
@@ -106,9 +117,9 @@ def main(argv: list[str]) -> None:
                  seed=_SEED.value)
     else:
       book = ledger.Ledger(since=ledger.created())
-      if _DISTRIBUTED.value:
-        cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
       with signals.watched() as stop, contextlib.closing(book):
+        if _DISTRIBUTED.value:
+          cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         if _MODE.value == 'train':
           train(config, workdir, stop, book)
         evaluate(config, workdir, near=_NEIGHBOURS.value, book=book)
@@ -196,7 +207,10 @@ def draw_pairs(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, 
 
 def refuse(error: Exception | str) -> NoReturn:
   """One line on stderr, and exit code 2."""
-  print('eqflow:', ' '.join(str(error).split()), file=sys.stderr)
+  print('eqflow:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():
+    # An orderly end would wait for the others, which may wait for this one.
+    signals.leave(2)
   sys.exit(2)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from eqflow import build, run
 from eqflow.arrays import Number
 from eqflow.planning import chips, collectives, flops, hlo, report, topology as topologies
-from eqflow.train import blueprint, check_parts
+from eqflow.train import blueprint, check_averages, check_parts
 from eqflow.training import sharding
 
 # Kernels that are chosen by trying them on a device are not chosen where there is none.
@@ -35,6 +35,9 @@ def plan(config: ConfigDict, topology: str, workdir: pathlib.Path | None = None,
   is tried, if `levers`. Raises ValueError for a topology that is none, a compiler that is missing or
   a config that cannot run on so many devices.
   """
+  if workdir:
+    # What cannot be written is refused before minutes of compiling.
+    workdir.mkdir(parents=True, exist_ok=True)
   target = topologies.of(topology)
   found = compiled(config, target)
   say(report.text(found), flush=True)
@@ -47,14 +50,14 @@ def plan(config: ConfigDict, topology: str, workdir: pathlib.Path | None = None,
 
 def _write(found, workdir):
   if workdir:
-    workdir.mkdir(parents=True, exist_ok=True)
     (workdir / 'plan.json').write_text(json.dumps(found, indent=2) + '\n')
 
 
 def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   """What the step of config needs of each device of target, as `report.text` tells it."""
   recipe, mesh = build.recipe(config), run.mesh_of(config, target.devices)
-  check_parts(config, mesh)
+  check_averages(config)
+  check_parts(config, mesh, recipe.rules)
   # A training asks it of the samples that evaluation will draw.
   sharding.check_rows(config.sample.batch, mesh)
   step, given = blueprint(config, recipe, mesh)
@@ -190,7 +193,12 @@ def tried(config: ConfigDict, target: topologies.Topology, found: dict[str, Any]
       add(f'{fewer} average(s) fewer in config.ema', total - size, 'arithmetic')
       break
   for lever, changes in _activation_levers(config, found):
-    again = compiled(with_changes(config, **changes), target)
+    try:
+      again = compiled(with_changes(config, **changes), target)
+    except ValueError as error:
+      # A lever may not be one for this config.
+      say(f'  {lever}: {error}', flush=True)
+      continue
     add(lever, again['bytes']['total'], 'compiled')
   return rows
 
@@ -203,7 +211,9 @@ def _more(now, most):
 def _activation_levers(config, found):
   """What makes activations smaller: (its words, its changes of the config), the least first."""
   rows = config.train.batch // math.prod(found['mesh'][axis] for axis in ('data', 'fsdp'))
-  parts = [n for n in range(2, rows + 1) if rows % n == 0 and n > config.train.accumulate]
+  # Dispersion is among the rows of a part: with other parts it is another loss.
+  parts = [n for n in range(2, rows + 1) if rows % n == 0 and n > config.train.accumulate
+           and not config.loss.dispersive]
   # A network that cannot has no such key.
   remat = {} if config.model.get('remat', True) else dict(model=dict(remat=True))
   if remat:

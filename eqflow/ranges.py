@@ -115,6 +115,13 @@ KEYS = {
 }
 # A descent goes along no grid; older runs knew no guide.
 OPTIONAL = 'sample.guide', 'sample.grid'
+# Numbers of the rows that a descent and its field are made of.
+STEPS = dict(
+    momentum=_below_one, temperature=_from_zero, b1=_below_one, b2=_below_one,
+    half=_multiple, num_steps=_multiple)
+DECAY = dict(
+    # From there the field falls, to nothing at data.
+    start=functools.partial(finite, least=0, most=1 - 1e-6), gain=_multiple, height=finite)
 # What networks may be given.
 MODEL = dict(
     patch=_count, width=_count, depth=_count, heads=_count, final_scale=_from_zero, dtype=text,
@@ -144,15 +151,25 @@ def check(config: ConfigDict) -> None:
   whole(train.num_examples, 'train.num_examples', least=1, most=2**32 - 1 - train.batch)
   _check_channels(config.sample.scale, shape)
   decay = config.output.get('decay')
-  if isinstance(decay, ConfigDict) and 'start' in decay:
-    # From there the field falls, to nothing at data.
-    finite(decay.start, 'output.decay.start', least=0, most=1 - 1e-6)
+  _check_rows(decay, 'output.decay', DECAY)
+  _check_rows(config.sample.get('solver'), 'sample.solver', STEPS)
+  _check_rows(config.sample.solver.get('schedule'), 'sample.solver.schedule', STEPS)
+  if isinstance(decay, ConfigDict) and decay.get('name') == 'piecewise' and decay.get('start') == 0:
+    raise ValueError('config.output.decay.start=0: the first piece of a decay must have a length; give '
+                     'a number above 0, or the decay linear')
   if config.data.flip and len(shape) != 3:
     raise ValueError(f'config.data.flip=True mirrors images, but config.data.shape={shape}: set it to '
                      'False')
   if config.data.flip and config.data.name == 'pairs':
     raise ValueError("config.data.flip=True mirrors data, but in config.data.name='pairs' each "
                      'belongs to its noise: set it to False')
+
+
+def _check_rows(found, path, checks):
+  # Keys that are missing or unknown are told where the row is bound.
+  for key in found if isinstance(found, ConfigDict) else ():
+    if key in checks:
+      checks[key](found[key], f'{path}.{key}')
 
 
 def _check_section(found: ConfigDict, path: str, keys: Mapping[str, Callable]) -> None:

@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from eqflow import beside, build, draws
+from eqflow import beside, build, draws, ema
 from eqflow.data import pairs, sources
 from eqflow.sections import naming
-from eqflow.training import checkpoint, sharding, snapshots, step as steps
+from eqflow.training import checkpoint, cluster, manifest, sharding, snapshots, step as steps
 
 # Sections and keys that do not change what a run computes, only what is looked at and when.
 FREE = ('sample', 'evaluate', 'mesh', 'data.dir', 'data.workers', 'train.log_examples',
@@ -119,12 +119,13 @@ def claimed(config: ConfigDict, workdir: pathlib.Path, source: sources.Source) -
   Raises ValueError where another config's run, other data or another process is there.
   """
   check_config(config, workdir)
-  if jax.process_index() != 0:
-    yield
-    return
-  with held(workdir, 'training in', '--workdir'):
-    _check_data(workdir / 'data.json', source)
-    _write(workdir / 'config.json', json.loads(config.to_json_best_effort()))
+  with contextlib.ExitStack() as stack:
+    def enter():
+      stack.enter_context(held(workdir, 'training in', '--workdir'))
+      _check_data(workdir / 'data.json', source)
+      _write(workdir / 'config.json', json.loads(config.to_json_best_effort()))
+    # All hear of what the first process is refused: else they would wait for it.
+    cluster.told(enter)
     yield
 
 
@@ -135,9 +136,13 @@ def held(folder: pathlib.Path, doing: str, flag: str) -> Iterator[None]:
   with (folder / '.lock').open('w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
       raise ValueError(f'another process is {doing} {folder}: wait for it, or give another '
                        f'{flag}') from error
+    except OSError as error:
+      raise ValueError(f'{lock.name} cannot be locked ({error}), so that two processes might write to '
+                       f'{folder}: mount its file system with locks (Lustre: -o flock), or give '
+                       f'another {flag}') from error
     yield
 
 
@@ -146,16 +151,29 @@ def _check_data(path, source):
   names = getattr(source.records, 'made', '\n'.join(getattr(source.records, 'paths', ())))
   ours = {'records': len(source), 'damaged': list(source.damaged),
           'files': hashlib.sha256(names.encode()).hexdigest()}
-  if path.exists() and json.loads(path.read_text()) != ours:
+  try:
+    theirs = json.loads(path.read_text()) if path.exists() else ours
+  except ValueError as error:
+    raise ValueError(f'{path} cannot be read ({error}): restore it from a copy, or delete it where the '
+                     'data are those that this run was trained on') from error
+  if theirs != ours:
     raise ValueError(f'{source.name} has {len(source)} records that are not those this run was '
                      f'trained on ({path}): restore the data, or give another --workdir')
   _write(path, ours)
 
 
 def _write(path, value):
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(value, indent=2) + '\n')
-  os.replace(partial, path)
+  partial, text = path.with_suffix('.partial'), json.dumps(value, indent=2) + '\n'
+  if path.exists() and path.read_bytes() == text.encode():
+    return
+  try:
+    partial.write_text(text)
+    # A name that is on the disk before its content is an empty file where the power fails.
+    manifest.sync(partial)
+    os.replace(partial, path)
+    manifest.sync(path.parent)
+  except OSError as error:
+    raise OSError(f'{path} cannot be written ({error}): make room, or mend the disk') from error
 
 
 def flat(config: Any, prefix: str = '') -> dict[str, Any]:
@@ -203,7 +221,7 @@ def _kept(config, recipe, workdir):
   # Nothing is made of what is only read.
   state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), config.seed,
                        mesh_of(config), rules=recipe.rules, histogram=recipe.histogram, abstract=True)
-  with checkpoint.open_checkpoints(workdir, keep=None) as checkpoints:
+  with checkpoint.open_checkpoints(workdir, keep=None, run=identity(config)) as checkpoints:
     restored = checkpoints.restore(state)
   return int(restored.step), steps.parameters(restored, config.sample.params)
 
@@ -255,12 +273,17 @@ def reconstructed(config: ConfigDict, recipe: build.Recipe,
   return step, _guided(params, guide)
 
 
+def average_like(recipe: build.Recipe) -> Any:
+  """The shapes and dtypes of an average of the parameters."""
+  return jax.eval_shape(lambda key: ema.init(recipe.init(key), ['']), jax.random.key(0))['']
+
+
 def _reconstructed(config, recipe, workdir):
   name, folder = config.sample.params, workdir / 'reconstructed' / config.sample.params
   if not snapshots.listed(folder):
     raise FileNotFoundError(f'{workdir} holds no average of std {name}: make it first, with '
                             f'--mode=reconstruct --std={name} and the same --config and --workdir')
-  like = jax.eval_shape(recipe.init, jax.random.key(0))
+  like = average_like(recipe)
   newest = snapshots.check(folder, like=like, run=identity(config))[-1]
   params = snapshots.placed(snapshots.read(newest.path, name, like), like,
                             sharding.of(like, recipe.rules, mesh_of(config)))

@@ -52,7 +52,7 @@ def _descent_drop(field, z, step_size, num_steps):
     z = arrays.combine((1, z), (-step_size, slope))
     ahead = _slope(field, z)
     mean = arrays.combine((0.5, slope), (0.5, ahead))
-    return z, ahead, drop + step_size * arrays.inner(slope, mean)
+    return z, ahead, drop + (step_size * arrays.inner(slope, mean)).astype(drop.dtype)
 
   slope = _slope(field, z)
   none = jnp.zeros_like(arrays.square_norm(slope))
@@ -60,13 +60,21 @@ def _descent_drop(field, z, step_size, num_steps):
 
 
 def energy_at(energy: Callable, z: Data) -> Float[Array, 'b']:
-  """E(z), of an explicit energy with its condition bound; its zero is not that of other classes."""
+  """E(z), of an explicit energy with its condition bound; its zero is not that of other classes.
+
+  Raises ValueError where the energy is not one number for each example.
+  """
   return _energy_at(arrays.pytree(energy), _floating(z))
 
 
 @jax.jit
 def _energy_at(energy, z):
-  return energy(z, jnp.zeros(arrays.batch_size(z)))
+  b = arrays.batch_size(z)
+  value = energy(z, jnp.zeros(b))
+  if jnp.shape(value) != (b,):
+    raise ValueError(f'energy {arrays.name_of(energy)!r} has the shape {jnp.shape(value)}: one number '
+                     f'for each of {b} examples')
+  return value
 
 
 def over_classes(score: Score, network: Network, z: Data, *,
@@ -76,8 +84,11 @@ def over_classes(score: Score, network: Network, z: Data, *,
   Where the class of an input is unknown its score is the least, `.min(0)`, and `.argmin(0)` the class
   that it fits best; `.mean(0)` asks that it fit all of them. Without classes (0) there is one row, of
   the network given None. network may be an energy, (z, t, condition) -> [b], of which `energy_at` is
-  the score. An example's scores do not depend on the others in the batch.
+  the score. An example's scores do not depend on the others in the batch. Raises ValueError for fewer
+  classes than none.
   """
+  if num_classes < 0:
+    raise ValueError(f'num_classes={num_classes}: give the number of classes, 0 for a model without')
   return _over_classes(arrays.pytree(score), arrays.pytree(network), _floating(z),
                        num_classes=num_classes)
 

@@ -5,7 +5,6 @@ import contextlib
 import math
 import pathlib
 import time
-from typing import Any
 
 from clu import parameter_overview
 import jax
@@ -37,7 +36,7 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   check_averages(config)
   # Evaluation follows: a guide that is none must not be found out after the training.
   run.guide_of(config, recipe)
-  check_parts(config, mesh)
+  check_parts(config, mesh, recipe.rules)
   source = run.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = run.open_source(config)
@@ -50,13 +49,14 @@ def train(config: ConfigDict, workdir: pathlib.Path,
 
 def _train(config, recipe, source, mesh, workdir, stop, book):
   section = config.train
-  with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints) as checkpoints:
+  with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints,
+                                   run=run.identity(config)) as checkpoints:
     with book.on('restore'):
       restored = checkpoints.restore(_like(config, recipe, mesh), mend=True)
-    if restored and int(restored.seed) != config.seed:
-      raise ValueError(f'the newest checkpoint of {workdir} is of a run with config.seed='
-                       f'{int(restored.seed)}, not {config.seed}: restore its own from a copy, or give '
-                       'another --workdir')
+    kept = cluster.told(lambda: _kept(workdir))
+    if kept and not restored:
+      raise ValueError(f'{workdir / "checkpoints"} holds no checkpoint, but {kept}: bring the '
+                       'checkpoints back (is a disk not mounted?), or start anew in another --workdir')
     state = restored or create(config, recipe, mesh)
     book.begin(int(state.step) if restored else None)
     # Before the step compiles, so that a signal may end that at once.
@@ -72,6 +72,17 @@ def _train(config, recipe, source, mesh, workdir, stop, book):
     until = math.ceil(section.num_examples / section.batch)
     return fit(config, recipe, source, step, state, workdir, until=until, checkpoints=checkpoints,
                stop=stop, book=book)
+
+
+def _kept(workdir):
+  """What in workdir is of a run that had checkpoints, or ''.
+
+  An index of snapshots that cannot be read is refused here, before anything compiles.
+  """
+  if times := snapshots.listed(workdir / 'snapshots'):
+    return f'snapshots of a training until {times[-1]:,} examples'
+  step = ledger.reached(workdir / 'ledger.jsonl')
+  return f'ledger.jsonl is of a training that came to step {step:,}' if step else ''
 
 
 def _like(config, recipe, mesh):
@@ -138,7 +149,7 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
       process_index=own, process_count=readers,
       workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
   running, health, before, clock = steps.empty_metrics(mesh), None, None, time.perf_counter()
-  check = lambda health, at: check_health(health, at, section.max_skipped, progress.say)
+  check = lambda health, at: guard.check_health(health, at, section.max_skipped, progress.say)
   book = book or ledger.Ledger()
   book.step = at
   book.turn('step')
@@ -204,10 +215,11 @@ def fit(config: ConfigDict, recipe: build.Recipe, source: sources.Source, step: 
   return state
 
 
-def check_parts(config: ConfigDict, mesh: Mesh) -> None:
-  """Raises ValueError for batches that the mesh or its processes cannot share."""
+def check_parts(config: ConfigDict, mesh: Mesh, rules: sharding.Rules) -> None:
+  """Raises ValueError for batches and networks that the mesh or its processes cannot share."""
   section = config.train
   sharding.check_divides(section.batch, section.accumulate, mesh)
+  sharding.check_tensor(rules, mesh)
   with naming('mesh'):
     _, readers = sharding.own_rows(mesh)
   if config.loss.dispersive and section.accumulate > 1 and readers > 1:
@@ -235,26 +247,6 @@ def keep_snapshot(config: ConfigDict, state: steps.TrainState, workdir: pathlib.
   averages = {repr(std): state.emas[repr(std)] for std in config.ema.stds}
   snapshots.write(workdir / 'snapshots', int(state.examples), averages, run=run.identity(config),
                   dtype=config.ema.snapshot_dtype)
-
-
-def check_health(health: Any, step: int, most: int, say: Callable) -> None:
-  """Says where loss, gradient or new parameters were not finite, and the step was left out.
-
-  Raises FloatingPointError where more than `most` were, one after another.
-  """
-  if health is None:
-    return
-  loss, gradient, params, row = np.asarray(health)[:4]
-  if np.isfinite([loss, gradient, params]).all():
-    return
-  found = f'step {step}: loss {loss}, gradient norm {gradient}, parameter norm {params}'
-  if most and row <= most:
-    say(f'{found}: left out, {row:.0f} in a row of at most {most}')
-    return
-  raise FloatingPointError(
-      f'{found}. Nothing after the last checkpoint was written; lower config.optimizer.rate, set '
-      f'config.optimizer.clip, compute in float32, or leave out more than '
-      f'config.train.max_skipped={most} such steps in a row')
 
 
 def skipped(config: ConfigDict, state: steps.TrainState) -> dict[str, float | int]:

@@ -174,6 +174,17 @@ def test_a_class_is_needed_where_the_model_was_not_trained_without(eqm, place, t
     finish(eqm.config, eqm.workdir, path, seed=0)
   with pytest.raises(ValueError, match="'labels' go from 3 to 12"):
     finish(eqm.config, eqm.workdir, saved(path, x=noisy(2), labels=np.array([3, 12])), seed=0)
+  with pytest.raises(ValueError, match='labels. go from 3 to 4294967299'):
+    finish(eqm.config, eqm.workdir, saved(path, x=noisy(2), labels=np.array([3, 2**32 + 3])), seed=0)
+
+
+@pytest.mark.parametrize('labels', [np.array([0.0, 1.0]), np.arange(3), np.eye(10, dtype=int)[:2]])
+def test_labels_that_are_no_classes_are_not_taken_for_none(eqm, tmp_path, labels):
+  config = eqm.config.copy_and_resolve_references().unlock()
+  config.train.drop_label = 0.1
+  path = saved(tmp_path / 'x.npz', x=noisy(2), labels=labels)
+  with pytest.raises(ValueError, match="'labels' are .* give one whole number for each of 2 inputs"):
+    finish(config, eqm.workdir, path, seed=0)
 
 
 def test_no_class_is_needed_where_a_scale_of_ones_guides_nothing(eqm, tmp_path):

@@ -168,6 +168,15 @@ def test_a_damaged_snapshot_is_named_and_left_out_only_when_told(copied):
   assert without[0.12] > whole[0.12], 'fewer snapshots are further from the average'
 
 
+def test_a_time_without_a_snapshot_is_told_with_those_that_have_one(copied, capsys):
+  found, workdir = copied
+  averages.reconstruct(found, workdir, [0.12], examples=256)
+  assert 'no snapshot' not in capsys.readouterr().out
+  averages.reconstruct(found, workdir, [0.12], examples=200)
+  said = capsys.readouterr().out
+  assert 'no snapshot at 200 examples' in said and 'give --examples=' in said and '256' in said
+
+
 def test_snapshots_of_another_run_are_refused(copied):
   found, workdir = copied
   with found.unlocked():
@@ -217,7 +226,9 @@ def test_widths_are_listed_or_go_on_in_steps(given, expected):
 @pytest.mark.parametrize('given, message', [
     ('', 'give widths between 0 and 0.2887'), ('0.1,0.3', r'not \[0.3\]'),
     ('0.1,wide', "'wide' is no number"), ('0.1,...,0.2', "'...' stands between two numbers"),
-    ('0.1,0.2,...', "'...' stands between two numbers"), ('0.2,0.1,...,0.05', 'must rise')])
+    ('0.1,0.2,...', "'...' stands between two numbers"), ('0.2,0.1,...,0.05', 'must rise'),
+    ('0.03,0.05,...,0.04', 'must rise towards the last'),
+    ('0.1,0.10000000001,...,0.2', 'fewer than 1000 steps')])
 def test_widths_that_are_none_are_refused(given, message):
   with pytest.raises(ValueError, match=message):
     averages.stds_of(given.split(',') if given else None)

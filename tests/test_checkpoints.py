@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import types
@@ -413,6 +414,18 @@ def test_params_without_a_place_in_the_layout_are_refused(tmp_path):
   params = _started(num_classes=2)
   with pytest.raises(ValueError, match='channels=4: a patch of this network has 12 numbers'):
     interop.export(params, tmp_path / 'out', channels=4)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_arrays_of_another_shape_are_not_exported(tmp_path):
+  params = _started(num_classes=5)
+  kernel = params['block_0']['qkv']['kernel']
+  params['block_0']['qkv']['kernel'] = kernel.T
+  with pytest.raises(ValueError, match=re.escape(f'block_0/qkv/kernel is {list(kernel.T.shape)}')):
+    interop.export(params, tmp_path / 'out', channels=3)
+  params['block_0']['qkv']['kernel'] = kernel
+  with pytest.raises(ValueError, match='channels=0'):
+    interop.export(params, tmp_path / 'out', channels=0)
   assert not (tmp_path / 'out').exists()
 
 

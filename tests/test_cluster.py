@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from eqflow import run
 from tests.test_house import ROOT
 
 pytestmark = pytest.mark.long
@@ -90,6 +91,15 @@ def test_what_processes_need_is_asked_for(tmp_path):
   for flags, message in (
       (['--num_processes=2'], '--num_processes is for one of several processes: add --distributed'),
       (['--distributed'], '--distributed with --coordinator=None'),
+      (['--distributed', '--coordinator=localhost'], '--coordinator=localhost: give host:port'),
       (['--distributed', '--mode=sample'], '--distributed is for --mode=train or evaluate')):
     found = subprocess.run(command + flags, cwd=ROOT, text=True, capture_output=True, timeout=100)
     assert found.returncode == 2 and message in found.stderr, found.stderr
+
+
+def test_what_the_first_process_is_refused_ends_them_all(tmp_path):
+  with run.held(tmp_path, 'training in', '--workdir'):
+    clock = time.monotonic()
+    said, codes = ended(started(tmp_path, 2, 4))
+  assert 'another process is training in' in said[0] and codes[0] == 2, said[0]
+  assert codes[1] and time.monotonic() - clock < 120, said[1]

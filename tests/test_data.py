@@ -2,9 +2,12 @@
 
 import contextlib
 import itertools
+import os
+import pathlib
 import pickle
 import subprocess
 import sys
+import time
 
 from absl import logging
 from eqflow.data import digits, folder, images, pipeline, prepare, prepared, records, sources, toys
@@ -13,6 +16,8 @@ from PIL import Image
 import pytest
 from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
+
+from tests.test_house import ROOT
 
 
 class Paintings(tfds.core.GeneratorBasedBuilder):
@@ -129,6 +134,32 @@ def test_workers_do_not_change_the_batches():
   source = sources.load('moons', split='train', data_dir=None, num_points=50)
   assert_same(take(5, source, seed=2, batch=20, workers=2), take(5, source, seed=2, batch=20),
               'two workers must give the batches of none')
+
+
+def test_workers_end_with_a_training_that_is_killed_alone(tmp_path):
+  program = '''
+import multiprocessing, time
+from eqflow.data import pipeline, toys
+from eqflow.run import open_source
+from experiments import config_file
+if __name__ == '__main__':
+  batches = pipeline.batches(open_source(config_file('toy').get_config()), seed=0, batch=8, workers=2)
+  next(batches), next(batches)
+  print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+  time.sleep(60)
+'''
+  (tmp_path / 'program.py').write_text(program)
+  process = subprocess.Popen([sys.executable, tmp_path / 'program.py'], cwd=ROOT, text=True,
+                             env=os.environ | {'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE)
+  workers = [int(pid) for pid in process.stdout.readline().split()]
+  process.kill()
+  process.wait()
+  clock = time.monotonic()
+  while (left := [pid for pid in workers if pathlib.Path(f'/proc/{pid}/cmdline').exists()
+                  and pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()]):
+    assert time.monotonic() - clock < 20, f'{len(left)} of {len(workers)} workers were left'
+    time.sleep(0.1)
+  assert len(workers) >= 2
 
 
 def test_a_batch_may_be_larger_than_the_data_set():

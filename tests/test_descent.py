@@ -293,10 +293,33 @@ def test_samples_that_stop_by_themselves_ask_nothing_of_other_devices():
   assert not found, f'{len(found)} collectives: {set(found)}'
 
 
-def test_no_step_is_refused():
-  with pytest.raises(ValueError, match='max_steps=0'):
-    descent.descend_until(descent.gradient_descent(0.1), _field, jnp.asarray(Z), max_steps=0,
-                          threshold=0.4)
+@pytest.mark.parametrize('given, said', [
+    (dict(max_steps=0), 'max_steps=0: give a whole number of steps, 1 or more'),
+    (dict(threshold=float('nan')), 'threshold=nan'), (dict(z=jnp.zeros((0, 2))), 'z holds no sample')])
+def test_no_step_no_threshold_and_no_sample_are_refused(given, said):
+  with pytest.raises(ValueError, match=said):
+    descent.descend_until(descent.gradient_descent(0.1), _field,
+                          **dict(z=jnp.asarray(Z), max_steps=6, threshold=0.4) | given)
+
+
+def test_steps_are_not_negative():
+  with pytest.raises(ValueError, match='num_steps=-3: give a whole number of steps, 0 or more'):
+    descent.descend(descent.gradient_descent(0.1), _field, jnp.asarray(Z), num_steps=-3)
+
+
+@pytest.mark.parametrize('ends', [ENDS[:-1], jnp.concatenate([ENDS, ENDS]), jnp.zeros(())],
+                         ids=['fewer', 'more', 'none'])
+@pytest.mark.parametrize('slots', [2, len(STARTS)])
+def test_every_sample_has_a_condition_of_its_own(ends, slots):
+  with pytest.raises(ValueError, match=f'condition has a leaf .*z holds {len(STARTS)} samples'):
+    descent.descend_refilled(descent.gradient_descent(0.1), _toward, STARTS, ends, slots=slots,
+                             max_steps=6, threshold=0.4)
+
+
+@pytest.mark.parametrize('numbers', [(-0.1, 1.0), (0.0, 1.0), (0.1, -1.0), (0.1, np.array([1, -1]))])
+def test_langevin_goes_down_at_a_temperature(numbers):
+  with pytest.raises(ValueError, match='give a step size above 0, and a temperature of 0'):
+    descent.langevin(*numbers)
 
 
 def test_no_slot_is_refused():

@@ -331,7 +331,9 @@ def test_a_file_of_other_options_is_refused_with_every_tensor():
 
 @pytest.mark.parametrize('given, message', [
     (dict(x_in=jnp.zeros((2, 3, 16, 16))), 'transpose x_in'),
-    (dict(label_vectors=jnp.zeros((2, 9))), r'one-hot vectors of shape \(2, 10\)')])
+    (dict(label_vectors=jnp.zeros((2, 9))), r'one-hot vectors of shape \(2, 10\)'),
+    (dict(label_vectors=jnp.array([99, -1])), r'holds the classes \[-1, 99\]: give 0 to 9'),
+    (dict(label_vectors=jnp.array([0.5, 1.5])), 'float32 is no type of whole numbers')])
 def test_arrays_that_do_not_fit_the_checkpoint_are_refused(given, message):
   path, _ = _golden()
   apply, params = interop.load(path, 'edm2', **GOLDEN)
@@ -340,6 +342,32 @@ def test_arrays_that_do_not_fit_the_checkpoint_are_refused(given, message):
     apply(params, **fits | given)
 
 
+@pytest.mark.parametrize('options, message', [
+    (dict(clip_act=-1), 'clip_act=-1: give one multiplier or more, and a clip_act above 0'),
+    (dict(channel_mult=()), r'channel_mult=\(\)'),
+    (dict(channel_mult=(1, 1.5)), r'channel_mult\[1\]=1.5'),
+    (dict(res_balance=2), 'res_balance=2: give a share'), (dict(label_dim=-1), 'label_dim'),
+    (dict(attn_balance=float('nan')), 'attn_balance=nan'), (dict(img_resolution=0), 'img_resolution=0'),
+    (dict(channels_per_head=0), 'channels_per_head=0')])
+def test_options_that_make_no_network_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    interop.load(_golden()[0], 'edm2', **GOLDEN | options)
+
+
+@pytest.mark.parametrize('lost', [('dec_16x16_block0',), ('enc_16x16_conv',), ('enc_8x8_down',),
+                                  ('enc_8x8_block0', 'emb_linear'), ('uncertainty',), ('out_conv',)],
+                         ids=str)
+def test_an_export_lacks_nothing(lost, tmp_path):
+  _, params = interop.load(_golden()[0], 'edm2', **GOLDEN)
+  of = params
+  for name in lost[:-1]:
+    of = of[name]
+  del of[lost[-1]]
+  with pytest.raises(ValueError, match=lost[-1] if lost[-1] != 'out_conv' else 'no EDM2'):
+    interop.export(params, tmp_path / 'file', 'edm2')
+  assert not (tmp_path / 'file').exists()
+
+
 def test_a_transformer_is_not_exported_as_edm2(tmp_path):
-  with pytest.raises(ValueError, match='no place for:\n  final/kernel'):
+  with pytest.raises(ValueError, match='no EDM2, whose sizes cannot be told .*final/kernel'):
     interop.export({'final': {'kernel': np.zeros(3)}}, tmp_path / 'file', 'edm2')

@@ -274,7 +274,33 @@ def test_the_pair_can_be_jitted_with_its_buffers_given_away():
   np.testing.assert_array_equal(again.means['0.1']['w'], state.means['0.1']['w'])
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_averages_of_low_precision_do_not_stand_still(dtype):
+  # A ramp from 0 to 1: its average under (p + 1) t^p is (p + 1)/(p + 2), p = 6.9372 for 0.1.
+  average = ema.power_average([0.1])
+  ramp = jnp.linspace(0, 1, 3_001).astype(dtype)[1:]
+  start = average.init({'w': jnp.zeros((), dtype), 'i': jnp.arange(2)})
+  assert start.means['0.1']['i'].dtype == jnp.int32
+
+  def step(state, given):
+    count, w = given
+    return average.update(state, {'w': w, 'i': jnp.arange(2)}, count), None
+  end, _ = jax.lax.scan(step, start, (jnp.arange(1, 3_001), ramp))
+  np.testing.assert_allclose(end.means['0.1']['w'], 7.937204 / 8.937204, rtol=1e-3)
+
+
+def test_a_count_that_falls_is_refused_and_under_jit_it_shows():
+  average, params = ema.power_average([0.1]), {'w': jnp.ones(2)}
+  state = average.update(average.init(params), params, 64)
+  with pytest.raises(ValueError, match='examples=32: the averages stand at 64 examples'):
+    average.update(state, params, 32)
+  assert np.isnan(jax.jit(average.update)(state, params, 32).means['0.1']['w']).all()
+  with pytest.raises(ValueError, match=r'params \(1,\) for an average of them \(2,\)'):
+    average.update(state, {'w': jnp.ones(1)}, 128)
+
+
 @pytest.mark.parametrize('call,message', [
+    (lambda: ema.power_from_std(1e-160), 'std=1e-160 is outside'),
     (lambda: ema.power_from_std(0.3), r'std=0.3 is outside \(0, 0.288675\).*0.01 to 0.25'),
     (lambda: ema.power_from_std([0.1, 0, float('nan')]), 'std=0 and 1 more is outside'),
     (lambda: ema.std_from_power(-0.5), 'power=-0.5 is no power.*give finite powers >= 0'),

@@ -1,6 +1,10 @@
 """Faults that are injected, in their short form: python -m experiments.faults has the long one."""
 
+import collections
+import os
 import signal
+import subprocess
+import textwrap
 import threading
 import time
 
@@ -104,7 +108,7 @@ def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, mon
 
   (tmp_path / 'config.json').unlink()
   config.seed += 1
-  with pytest.raises(ValueError, match=f'with config.seed={config.seed - 1}, not {config.seed}'):
+  with pytest.raises(ValueError, match="4 is whole, but of run '.*', and this config is that of"):
     training.train(config, tmp_path)
 
 
@@ -117,7 +121,36 @@ def test_a_run_that_is_killed_again_and_again_ends_where_one_left_alone_does(tmp
       tmp_path, expected, seconds, wanted, f'0 {i}', '--short')), counted='killed',
                         folder=tmp_path / 'results')
   found = results.summed(found)['all']
-  assert found['killed'] == count and not (found['lost'] or found['other'] or found['without']), found
+  wrong = {name: found[name] for name in ('lost', 'other', 'without', 'anew') if found[name]}
+  assert found['killed'] == count and not wrong, found
+
+
+def test_a_program_that_begins_anew_after_every_kill_is_found_out(tmp_path, monkeypatch):
+  # It ends where one left alone does, and has kept nothing.
+  training = textwrap.dedent('''
+      import shutil, sys
+      from experiments.faults import victim
+      place = next(arg.partition('=')[2] for arg in sys.argv if arg.startswith('--workdir='))
+      for name in ('checkpoints', 'snapshots'):
+        shutil.rmtree(f'{place}/{name}', ignore_errors=True)
+      victim.training._kept = lambda workdir: ''
+      victim.main()
+      ''')
+  start = subprocess.Popen
+  kills.finish(tmp_path / 'whole', '--short')
+  monkeypatch.setattr(kills.subprocess, 'Popen', lambda command, **options: start(
+      [command[0], '-c', training, *command[3:]], **options))
+  kills.finish(tmp_path / 'again', '--short')
+  process = kills.start(tmp_path / 'run', '--short')
+  while not states.whole(tmp_path / 'run'):
+    time.sleep(0.05)
+  os.killpg(process.pid, signal.SIGKILL)
+  process.communicate()
+  found = collections.Counter(lost=0, other=0, anew=0)
+  stood = [(len(states.gone_on_from(tmp_path / 'run')), states.whole(tmp_path / 'run')[-1])]
+  expected = states.digest(tmp_path / 'whole')
+  found = kills._judged(tmp_path / 'run', expected, found, '--short', stood=stood)
+  assert found == dict(lost=0, other=0, anew=1)
 
 
 def test_a_measurement_goes_on_where_it_stopped(tmp_path):

@@ -7,6 +7,8 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2
 
 from eqflow import build, ema, train as training
 from eqflow.training import guard, metrics, sharding, step as steps
@@ -233,3 +235,47 @@ def test_a_mean_over_no_steps_is_left_out_of_the_log(tmp_path):
   writer.scalars(3, {'loss': float('nan'), 'skipped': 2})
   writer.close()
   assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3, "skipped": 2}\n', 'NaN is no JSON'
+
+
+def test_tensorboard_on_a_full_disk_holds_nothing_up_and_goes_on_when_there_is_room(tmp_path, capsys,
+                                                                                    monkeypatch):
+  writer, write = metrics.Writer(tmp_path), event_file_writer.EventsWriter.write_event
+
+  def full(*given):
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(event_file_writer.EventsWriter, 'write_event', full)
+  for step in range(30):
+    writer.scalars(step, {'loss': 1.0, 'error': 2.0})
+  writer.picture(30, 'samples', np.zeros((8, 8, 3), np.uint8))
+  assert capsys.readouterr().out.count('TensorBoard lacks what comes until it can') == 1
+  assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 30
+  monkeypatch.setattr(event_file_writer.EventsWriter, 'write_event', write)
+  before = {path: path.stat().st_size for path in tmp_path.glob('tensorboard/*')}
+  writer.scalars(31, {'loss': 1.0})
+  writer.close()
+  after = {path: path.stat().st_size for path in tmp_path.glob('tensorboard/*')}
+  assert any(size > before.get(path, 0) for path, size in after.items()), 'nothing more was written'
+
+
+def test_what_tensorboard_reads_is_what_was_logged(tmp_path):
+  writer = metrics.Writer(tmp_path, step=4)
+  writer.scalars(5, {'loss': 0.25})
+  writer.picture(6, 'samples', np.zeros((8, 8, 3), np.uint8))
+  writer.close()
+  data, found = next(tmp_path.glob('tensorboard/events.*')).read_bytes(), []
+  while data:
+    size = int.from_bytes(data[:8], 'little')
+    found.append(event_pb2.Event.FromString(data[12:12 + size]))
+    data = data[16 + size:]
+  assert [event.step for event in found[1:]] == [5, 5, 6]
+  # What older files have from step 5 on is void.
+  assert found[1].session_log.status == event_pb2.SessionLog.START
+  assert (found[2].summary.value[0].tag, found[2].summary.value[0].simple_value) == ('loss', 0.25)
+  assert found[3].summary.value[0].image.width == 8
+
+
+@pytest.mark.parametrize('line', ['{"step": "x"}', 'null', '{"step": 2, "lo', '\xff'])
+def test_lines_that_are_none_go_with_those_that_are_made_again(tmp_path, line):
+  (tmp_path / 'metrics.jsonl').write_bytes(f'{{"step": 1}}\n{line}\n'.encode('latin-1'))
+  metrics.Writer(tmp_path, step=3).close()
+  assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 1}\n'

@@ -249,6 +249,41 @@ def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
   assert 'left' in told[0]
 
 
+def test_room_that_a_library_asks_for_is_no_traffic():
+  text = '''
+ENTRY %main {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = s8[8,16]{1,0} parameter(1)
+  %dot = (f32[4,16]{1,0}, s8[33554432]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul"
+  %own = (f32[4,16]{1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target="mine"
+}'''
+  read, made = 4 * 4 * 8 + 8 * 16, 4 * 4 * 16
+  assert hlo.traffic(hlo.parse(text)) == 2 * (read + made) + 64
+
+
+def test_a_lever_that_is_none_for_a_config_is_told_and_passed_over(monkeypatch):
+  config, target = digits(loss=dict(dispersive=0.5)), topology.of('cpu:8')
+  found = dict(mesh=dict(data=8, fsdp=1, tensor=1))
+  assert [words for words, _ in plan._activation_levers(config, found)] == ['config.model.remat=True']
+
+  def refused(config, target):
+    raise ValueError('not so')
+  monkeypatch.setattr(plan, 'compiled', refused)
+  told = []
+  sizes = dict(parameters=8, optimizer=8, averages=8)
+  less = target._replace(chip=chips.Chip(20, 1e12, 1e11, 1e10, None))
+  plan.tried(config, less, found | dict(state=sizes, bytes=dict(total=100)),
+             lambda line, **_: told.append(line))
+  assert told[-1] == '  config.model.remat=True: not so'
+
+
+def test_devices_that_would_all_compute_the_same_are_refused():
+  config = config_file('toy').get_config()
+  config.mesh.tensor = 2
+  with pytest.raises(ValueError, match='config.mesh.tensor=2: no layer of this network is cut'):
+    plan.compiled(config, topology.of('cpu:8'))
+
+
 @pytest.mark.parametrize('now,most,expected', [(1, 24, [2, 3, 4, 6, 8, 12, 24]), (4, 16, [8, 16]),
                                                (3, 3, [])])
 def test_parameters_are_cut_into_any_number_that_the_devices_divide_by(now, most, expected):
@@ -283,6 +318,9 @@ def test_what_a_compiler_refuses_to_fit_is_told_by_how_much(said):
 @pytest.mark.parametrize('name,words', [
     ('v9:4x4', r"give a chip of \['cpu', 'h100'.*such as v5e:4x4"),
     ('v5e', 'the shape of the slice'), ('v5e:4by4', 'the shape of the slice'), ('', 'give a chip'),
+    ('v5e:4x4x4', 'a slice of v5e has 2 sides and at most 256 chips'),
+    ('v5e:32x32', 'at most 256 chips'),
+    ('v5p:4x4', 'a slice of v5p has 3 sides'),
     ('h100:8', 'h100:1x8x8 for eight hosts of eight'), ('cpu:2x4', 'give their number, as cpu:8'),
     ('cpu:99', 'JAX_NUM_CPU_DEVICES=99')])
 def test_a_topology_that_is_none_is_refused_with_what_is(name, words):

@@ -65,6 +65,23 @@ def test_a_descent_that_goes_nowhere_is_refused(numbers):
     scores.descent_drop(_quadratic, jnp.asarray(Z), **numbers)
 
 
+def test_a_drop_is_of_the_dtype_of_its_input(x64):
+  z = jnp.asarray(Z, jnp.float32)
+  found = scores.descent_drop(_quadratic, z, step_size=np.float64(0.1), num_steps=3)
+  assert found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('energy', [lambda z, t: z.sum(), lambda z, t: z.sum(1, keepdims=True)])
+def test_an_energy_is_a_number_for_each_example(energy):
+  with pytest.raises(ValueError, match='one number for each of'):
+    scores.energy_at(energy, jnp.asarray(Z, jnp.float32))
+
+
+def test_fewer_classes_than_none_are_refused():
+  with pytest.raises(ValueError, match='num_classes=-1: give the number of classes, 0 for'):
+    scores.over_classes(scores.gradient_norm, lambda z, t, y: z, jnp.ones((2, 2)), num_classes=-1)
+
+
 def test_integers_are_no_inputs():
   with pytest.raises(TypeError, match='z is uint8'):
     scores.gradient_norm(_quadratic, np.ones((2, 2), np.uint8))

@@ -128,6 +128,43 @@ def test_what_a_save_left_behind_is_no_checkpoint_and_in_nobodys_way(tmp_path):
   assert sorted(path.name for path in folder.iterdir()) == ['007', '1', '2', '3']
 
 
+def test_hidden_files_of_a_file_system_are_no_damage_and_an_empty_manifest_is(tmp_path):
+  folder = written(tmp_path, 1, 2)
+  (folder / '2/state/.nfs0001').write_text('held open elsewhere')
+  assert_is(read(tmp_path), 2)
+  shutil.rmtree(folder / '2/state')
+  (folder / '2/manifest.json').write_text('{}\n')
+  assert_is(read(tmp_path), 1)
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path):
+  for run, step in (('ours', 1), ('theirs', 2)):
+    with checkpoint.open_checkpoints(tmp_path, keep=None, run=run) as checkpoints:
+      checkpoints.save(state(step))
+  with checkpoint.open_checkpoints(tmp_path, keep=None, run='ours') as checkpoints:
+    with pytest.raises(ValueError, match="checkpoints/2 is whole, but of run 'theirs', .* of 'ours'"):
+      checkpoints.restore(state(0), mend=True)
+  assert_is(read(tmp_path), 2)
+  shutil.rmtree(tmp_path / 'checkpoints/2')
+  with checkpoint.open_checkpoints(tmp_path, keep=None, run='ours') as checkpoints:
+    assert_is(checkpoints.restore(state(0)), 1)
+
+
+@pytest.mark.parametrize('moment', ['_damages', '_read'])
+def test_who_reads_beside_a_training_takes_what_stands_by_then(tmp_path, monkeypatch, moment):
+  folder, function, seen = written(tmp_path, 1), getattr(checkpoint, moment), []
+
+  def pruned(path, *like):
+    if not seen:
+      seen.append(path)
+      written(tmp_path, 2)
+      shutil.rmtree(folder / '1')
+    return function(path, *like)
+  monkeypatch.setattr(checkpoint, moment, pruned)
+  assert_is(read(tmp_path), 2)
+  assert seen == [folder / '1']
+
+
 def test_a_state_of_another_network_is_refused_and_nothing_renamed(tmp_path):
   folder = written(tmp_path, 1)
   with checkpoint.open_checkpoints(tmp_path, keep=None) as checkpoints:
@@ -227,3 +264,50 @@ def test_a_handler_that_was_there_is_there_again():
   with signals.watched() as stop:
     assert stop.asked is None
   assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+@pytest.mark.parametrize('number', signals.SIGNALS)
+def test_a_signal_is_answered_while_the_program_is_still_being_imported(number):
+  # JAX takes a second; a handler of its own waits for it in a module that is imported before.
+  program = """
+import runpy, sys, types
+def imported(name, *given, **named):
+  if name == 'jax' and 'waited' not in sys.modules:
+    sys.modules['waited'] = None
+    print('importing', flush=True)
+    import time
+    time.sleep(30)
+  return there(name, *given, **named)
+import builtins
+there, builtins.__import__ = builtins.__import__, imported
+sys.argv = ['eqflow.main']
+runpy.run_module('eqflow.main', run_name='__main__')
+"""
+  process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  assert process.stdout.readline() == 'importing\n'
+  process.send_signal(number)
+  _, said = process.communicate(timeout=20)
+  assert process.returncode == signals.EXIT_CODE and f'stopped by {number.name}' in said
+
+
+def test_last_words_that_nobody_reads_keep_no_process(tmp_path):
+  program = """
+import os, signal, sys
+from eqflow.training import signals
+signals._PATIENCE = 0.5
+signals.answer()
+os.set_blocking(2, True)
+os.write(1, b'ready')
+while True:
+  os.write(2, b'x' * 4096)
+"""
+  ours, theirs = os.pipe()
+  process = subprocess.Popen([sys.executable, '-c', program], cwd=ROOT, stdout=subprocess.PIPE,
+                             stderr=theirs)
+  assert process.stdout.read(5) == b'ready'
+  time.sleep(0.3)   # The pipe is full by then.
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=10) == signals.EXIT_CODE
+  os.close(ours)
+  os.close(theirs)

@@ -98,6 +98,13 @@ def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_
   assert all(np.isfinite(list(row.values())).all() for row in rows.values())
   found = json.loads((tmp_path / 'whole/evaluation.json').read_text())
   assert found['rows'] == rows and found['num_samples'] == 40
+
+  # Where they are gone, as with a disk that is not mounted, nothing is begun anew or written over.
+  before = (tmp_path / 'whole/metrics.jsonl').read_text()
+  (tmp_path / 'whole/checkpoints').rename(tmp_path / 'elsewhere')
+  with pytest.raises(ValueError, match='holds no checkpoint, but ledger.jsonl .* came to step 24'):
+    training.train(config, tmp_path / 'whole')
+  assert (tmp_path / 'whole/metrics.jsonl').read_text() == before
   with np.load(tmp_path / 'whole/samples.npz') as file:
     assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
 

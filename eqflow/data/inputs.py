@@ -4,17 +4,17 @@ import os
 import pathlib
 from typing import Any
 
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Shaped
 import numpy as np
 
 
 def read(path: str | os.PathLike, shape: tuple[int, ...]) -> tuple[
-    Float32[np.ndarray, 'n ...'], Int32[np.ndarray, 'n'] | None]:
-  """(x [n, *shape], label [n] or None): a .npy file's array, or 'samples' or 'x' of a .npz file.
+    Float32[np.ndarray, 'n ...'], Shaped[np.ndarray, '...'] | None]:
+  """(x [n, *shape], labels or None): a .npy file's array, or 'samples' or 'x' of a .npz file.
 
-  Images of uint8 become x/127.5 - 1, as data does; floating ones are as they are. label is 'labels' of
-  a .npz file, where it has one number for each input. Pickles are never read. Raises ValueError for
-  what is no such file, has other sizes, or numbers that are not finite.
+  Images of uint8 become x/127.5 - 1, as data does; floating ones are as they are. Labels are 'labels'
+  of a .npz file, whatever they are: see `classes`. Pickles are never read. Raises ValueError for what
+  is no such file, has other sizes, or numbers that are not finite.
   """
   path = pathlib.Path(path).expanduser()
   try:
@@ -30,10 +30,19 @@ def read(path: str | os.PathLike, shape: tuple[int, ...]) -> tuple[
   key = next((key for key in ('samples', 'x') if key in arrays), None)
   if key is None:
     raise ValueError(f"{path} holds {sorted(arrays)}: name its inputs 'x', as np.savez(..., x=inputs)")
-  x, label = _floating(path, arrays[key], shape), arrays.get('labels')
-  if label is None or label.shape != (len(x),) or not np.issubdtype(label.dtype, np.integer):
-    return x, None
-  return x, label.astype(np.int32)
+  return _floating(path, arrays[key], shape), arrays.get('labels')
+
+
+def classes(path: str | os.PathLike, labels: Shaped[np.ndarray, '...'], count: int,
+            num_classes: int) -> Int32[np.ndarray, 'n']:
+  """The labels of a file as [count] classes below num_classes; raises ValueError for all others."""
+  if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f"{path}: 'labels' are {labels.dtype} of the shape {labels.shape}: give one whole "
+                     f'number for each of {count} inputs, or --labels')
+  if labels.min() < 0 or labels.max() >= num_classes:
+    raise ValueError(f"{path}: 'labels' go from {labels.min()} to {labels.max()}, those of the model "
+                     f'from 0 to {num_classes - 1}')
+  return labels.astype(np.int32)
 
 
 def _floating(path: Any, x, shape):

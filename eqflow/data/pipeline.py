@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 import functools
+import multiprocessing
 import os
+import threading
 
 from absl import flags
 import grain
@@ -72,7 +74,16 @@ def arrays(source: Source) -> tuple[Float32[np.ndarray, 'n ...'], Int32[np.ndarr
   return _scaled(records.x), records.label
 
 
+@functools.cache
+def _end_with_parent():
+  """In a worker: from here on it ends when the training does, even by a kill that gives no time."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def _rows(source, seed, flip, offsets, first):
+  _end_with_parent()
   k = first + offsets
   batch = gather(source, record_index(len(source), seed, k))
   x = batch['x']

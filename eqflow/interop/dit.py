@@ -100,6 +100,8 @@ def _check_examples(b, t, label, rows):
     return
   # A row beyond the table is read as NaN, and a negative one from its end.
   label = np.asarray(label)
+  if not np.issubdtype(label.dtype, np.integer):
+    raise ValueError(f'label is {label.dtype}: give the number of a class as a whole number')
   if (wrong := label[(label < 0) | (label >= rows)]).size:
     raise ValueError(f'label holds {sorted(set(wrong.tolist()))}, the class table has the rows 0 to '
                      f'{rows - 1}: give labels of these, or None for the null label')
@@ -119,6 +121,8 @@ def export(params: PyTree, path: files.Path, *, channels: int, field: str = 'eqm
   if wrong := names ^ set(flat):
     said = (f'{"missing" if ours in names else "no place for"} {"/".join(ours)}' for ours in wrong)
     raise ValueError('these params are no published DiT:\n  ' + '\n  '.join(sorted(said)))
+  if channels < 1:
+    raise ValueError(f'channels={channels}: give those of the images, 1 or more')
   entries, width = flat['patch_embed', 'kernel'].shape
   patch = math.isqrt(entries // channels)
   if patch**2 * channels != entries:
@@ -127,10 +131,15 @@ def export(params: PyTree, path: files.Path, *, channels: int, field: str = 'eqm
   sizes = Sizes(width, depth, len(flat['block_0', 'up', 'bias']), patch, channels,
                 len(flat['final', 'bias']), len(flat['classes', 'table', 'embedding']),
                 len(flat['fixed_positions',]))
-  sign = FIELDS[field].sign
+  layout, sign = _layout(sizes), FIELDS[field].sign
+  wrong = [f"{'/'.join(ours)} is {list(flat[ours].shape)}" for ours, shape in layout.values()
+           if np.size(flat[ours]) != math.prod(shape) or (
+               len(shape) < 3 and flat[ours].shape != (shape[::-1] if ours[-1] == 'kernel' else shape))]
+  if wrong:
+    raise ValueError(f'these params are no DiT of width {width}:\n  ' + '\n  '.join(wrong))
   files.write(path, {
       key: _to_theirs(_signed(np.asarray(flat[ours]), ours, sign), ours, shape)
-      for key, (ours, shape) in _layout(sizes).items()})
+      for key, (ours, shape) in layout.items()})
 
 
 class Sizes(NamedTuple):

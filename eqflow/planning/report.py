@@ -63,6 +63,8 @@ def _memory(found):
   if limit:
     total += f" of {amount(limit)}, {sizes['total'] / limit:.0%}: " + (
         'fits' if found['fits'] else f"does not fit, by {amount(sizes['total'] - limit)}")
+  if found['chip']['outside'] and found['fits'] and sizes['total'] > 0.75 * limit:
+    total += '; JAX takes 75 % of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise'
   return [*lines, total]
 
 
@@ -71,7 +73,10 @@ def _flops(found):
   whole = formula * found['devices']
   lines = [f'FLOPs of a step           {number(whole)}FLOP, {number(whole / found["batch"])}FLOP an '
            f'example, {number(formula)}FLOP a device']
-  lines += [f'  by the compiler         {number(compiler)}FLOP a device, {compiler / formula - 1:+.1%}'
+  # A compiler counts the body of a loop once.
+  against = (f', loops of {found["accumulate"]} parts counted once' if found['accumulate'] > 1
+             else f', {compiler / formula - 1:+.1%}' if compiler else '')
+  lines += [f'  by the compiler         {number(compiler)}FLOP a device{against}'
             if compiler else '  by the compiler         not told']
   if 'traffic' in found:
     lines += [f"  memory read and written {amount(found['traffic'])} a device: "
@@ -94,7 +99,8 @@ def _time(found):
   bounds = found['seconds']
   most = max(('compute', 'memory', 'links'), key=bounds.get)
   return [
-      f"a step takes at least     {duration(bounds['step'])}: compute {duration(bounds['compute'])}, "
+      f"a step takes at least     {duration(bounds['step'])}: compute {duration(bounds['compute'])} in "
+      f"bfloat16, "
       f"memory {duration(bounds['memory'])}, links {duration(bounds['links'])}; bound by {most}",
       f"  so at most              {found['examples_per_second']:,.0f} examples/s, "
       f"{found['days']:.3g} days for {found['examples']:,}, {found['chip_days']:,.3g} days of a device"]

@@ -1,6 +1,7 @@
 """'v5e:4x4' -> the devices of that slice, as its compiler knows them: none need be there."""
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from eqflow.planning import chips
 
 EXAMPLES = 'v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:1x8x8, h200:1x1x8, cpu:8'
 GPUS = 'h100', 'h200'
+# Sides of a slice, and chips of the largest: a compiler takes others too, which nobody can rent.
+SIDES, MOST = {'v5e': 2, 'v6e': 2, 'v5p': 3}, {'v5e': 256, 'v6e': 256, 'v5p': 8_960}
 # The packages that compile for devices which are not there.
 PLUGINS = {'tpu': ('libtpu',), 'cuda': ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')}
 
@@ -43,6 +46,9 @@ def of(name: str) -> Topology:
   if kind in GPUS and len(sizes) != 3:
     raise ValueError(f'--topology={name}: for GPUs give partitions x hosts x GPUs of a host, such as '
                      'h100:1x8x8 for eight hosts of eight')
+  if kind in SIDES and (len(sizes) != SIDES[kind] or math.prod(sizes) > MOST[kind]):
+    raise ValueError(f'--topology={name}: a slice of {kind} has {SIDES[kind]} sides and at most '
+                     f'{MOST[kind]:,} chips; give one such as {EXAMPLES}')
   return _of_plugin(name, kind, shape)
 
 

@@ -1,7 +1,8 @@
 """Saving and restoring the whole train state, through orbax: a checkpoint is whole, or it is none.
 
-checkpoints/<step>/state is as orbax writes it, checkpoints/<step>/manifest.json says what every file
-of it is. It is called <step>.partial until all of that is on disk, and takes its name in one instant.
+checkpoints/<step>/state is as orbax writes it, checkpoints/<step>/run is the name of the run, and
+checkpoints/<step>/manifest.json says what every file of it is. It is called <step>.partial until all of
+that is on disk, and takes its name in one instant.
 """
 
 from collections.abc import Iterator
@@ -24,10 +25,10 @@ from eqflow.training import cluster, manifest
 class Checkpoints:
   """The checkpoints of one run. Saves one at a time, in the background, and keeps the newest `keep`."""
 
-  def __init__(self, folder: pathlib.Path, keep: int | None):
+  def __init__(self, folder: pathlib.Path, keep: int | None, run: str = ''):
     # Orbax tells every step of every save; a run's own log says what matters.
     logging.get_absl_logger().setLevel(max(logging.get_absl_logger().level, 30))
-    self.folder, self.keep = folder.absolute(), keep
+    self.folder, self.keep, self.run = folder.absolute(), keep, run
     # Replicas are not cut into parts, one for each device to write: every cut would be compiled.
     whole = ocp.type_handlers.create_type_handler_registry(
         (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)))
@@ -64,6 +65,8 @@ class Checkpoints:
     try:
       self._orbax.wait_until_finished()
       if jax.process_index() == 0:
+        if self.run:
+          (partial / 'run').write_text(self.run)
         manifest.write(partial)
         os.replace(partial, partial.with_suffix(''))
         manifest.sync(self.folder)
@@ -99,17 +102,26 @@ class Checkpoints:
 
     Checkpoints that are damaged are told and passed over, with `mend` also renamed <step>.damaged, and
     what killed saves have left is removed. Raises ValueError where all are damaged, however often it is
-    asked, or where one that is whole is not a state like this.
+    asked, or where one that is whole is not a state like this, or of another run.
     """
     steps, damaged = cluster.told(self.steps), []
     for step in reversed(steps):
       folder = self.folder / str(step)
       # All must go on from the same step, whatever each would find.
       bad = cluster.told(lambda folder=folder: _damages(folder))
-      if not bad:
-        if mend and jax.process_index() == 0:
-          self._mend(damaged)
-        return _read(folder, like)
+      try:
+        if not bad:
+          _check_run(folder, self.run)
+          found = _read(folder, like)
+          if mend and jax.process_index() == 0:
+            self._mend(damaged)
+          return found
+      except ValueError:
+        if os.path.lexists(folder):
+          raise
+      if cluster.told(lambda folder=folder: not os.path.lexists(folder)):
+        # A training beside this has newer ones.
+        return self.restore(like, mend=mend)
       damaged.append(step)
       if jax.process_index() == 0:
         print(f'the checkpoint {folder} is damaged and is not used: {"; ".join(bad[:3])}'
@@ -136,12 +148,14 @@ def exists(workdir: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_checkpoints(workdir: pathlib.Path, *, keep: int | None) -> Iterator[Checkpoints]:
+def open_checkpoints(workdir: pathlib.Path, *, keep: int | None,
+                     run: str = '') -> Iterator[Checkpoints]:
   """The run's checkpoints in workdir/checkpoints, of which the newest `keep` (None: all) are kept.
 
-  Left in peace, it waits for the last save, and raises what that failed of.
+  `run` is what the run is called: those of another name are not restored, where both have one. Left in
+  peace, it waits for the last save, and raises what that failed of.
   """
-  checkpoints = Checkpoints(workdir / 'checkpoints', keep)
+  checkpoints = Checkpoints(workdir / 'checkpoints', keep, run)
   try:
     yield checkpoints
   except BaseException:
@@ -185,6 +199,14 @@ def _damages(folder):
   if not (folder / manifest.NAME).exists() and _item(folder).name == 'default':
     return []   # Written before checkpoints had a manifest.
   return manifest.damages(folder)
+
+
+def _check_run(folder, run):
+  path = folder / 'run'
+  theirs = path.read_text() if path.exists() else ''
+  if run and theirs and theirs != run:
+    raise ValueError(f'the checkpoint {folder} is whole, but of run {theirs!r}, and this config is '
+                     f'that of {run!r}: restore its own from a copy, or give another --workdir')
 
 
 def _item(folder):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import json
+import re
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
   What is None is found by JAX, from the variables of SLURM, Open MPI, Kubernetes or a TPU pod. Comes
   before anything that asks for devices. Raises ValueError where it is neither given nor found.
   """
+  if coordinator is not None and not re.fullmatch(r'.+:[0-9]+', coordinator):
+    raise ValueError(f'--coordinator={coordinator}: give host:port of process 0, such as node1:12345')
   given = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
   try:
     jax.distributed.initialize(**given, shutdown_timeout_seconds=LONGEST)

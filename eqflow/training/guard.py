@@ -1,11 +1,13 @@
 """What becomes of a step whose numbers are not finite, and of the scale that float16 gradients need."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, PyTree
+import numpy as np
 
 from eqflow.arrays import Number
 
@@ -46,3 +48,23 @@ def rescaled(guard: Guard, finite: Bool[Array, '']) -> Guard:
 def chosen(finite: Bool[Array, ''], new: PyTree, old: PyTree) -> PyTree:
   """new where finite, else old, leaf by leaf."""
   return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+
+def check_health(health: Any, step: int, most: int, say: Callable) -> None:
+  """Says where loss, gradient or new parameters were not finite, and the step was left out.
+
+  Raises FloatingPointError where more than `most` were, one after another.
+  """
+  if health is None:
+    return
+  loss, gradient, params, row = np.asarray(health)[:4]
+  if np.isfinite([loss, gradient, params]).all():
+    return
+  found = f'step {step}: loss {loss}, gradient norm {gradient}, parameter norm {params}'
+  if most and row <= most:
+    say(f'{found}: left out, {row:.0f} in a row of at most {most}')
+    return
+  raise FloatingPointError(
+      f'{found}. Nothing after the last checkpoint was written; lower config.optimizer.rate, set '
+      f'config.optimizer.clip, compute in float32, or leave out more than '
+      f'config.train.max_skipped={most} such steps in a row')

@@ -7,7 +7,8 @@ workdir/ledger.jsonl is only ever appended to. A line holds what was booked sinc
 the checkpoint of that step; with "from", its session goes on from the checkpoint of that step, or from
 none. What is lost is found when the lines are read: whatever a training had booked after the checkpoint
 that the next one went on from. A killed process loses what came after its last line: half a percent of
-its time or a tenth of a second, and never more than 10 s.
+its time or a tenth of a second, and never more than 10 s. What the interpreter takes to end, half a
+second, is in no account.
 """
 
 from collections.abc import Callable, Iterator
@@ -179,6 +180,11 @@ def created() -> float:
   except (OSError, ValueError, IndexError, AttributeError):
     return _IMPORTED
   return time.monotonic() - ago if 0 <= ago < math.inf else _IMPORTED
+
+
+def reached(path: pathlib.Path) -> int:
+  """The last step that a checkpoint was written of, 0 where none was."""
+  return max((line.get('step', 0) for line in _lines(path)), default=0) if path.exists() else 0
 
 
 def totals(path: pathlib.Path) -> dict[str, float]:

@@ -30,11 +30,13 @@ def damages(folder: pathlib.Path) -> list[str]:
     expected = dict(json.loads(text))
   except (OSError, ValueError, TypeError) as error:
     return [f'{NAME} cannot be read ({error})']
-  if text != _text(expected):
+  if not expected or text != _text(expected):
     return [f'{NAME} is not as it was written']
   found = _files(folder)
   bad = [f'{name} is missing' for name in expected if name not in found]
-  bad += [f'{name} does not belong there' for name in found if name not in expected]
+  # Network file systems and file managers leave hidden files of their own.
+  bad += [f'{name} does not belong there' for name in found
+          if name not in expected and not pathlib.PurePath(name).name.startswith('.')]
   for name in found:
     try:
       if name in expected and _digest(folder / name) != expected[name]:

@@ -1,14 +1,54 @@
 """Where a run's numbers and pictures go: metrics.jsonl, TensorBoard files, and the terminal."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import sys
+import time
 from typing import Any
 
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 import tqdm
+
+_FLUSHED = 10.0   # seconds from one time to the next that TensorBoard's file is brought to the disk
+
+
+class Board:
+  """TensorBoard's events in a folder, what came after `step` in older files being void.
+
+  Written here and now: tensorboardX's own thread dies of a full disk, and whoever then has something to
+  write waits for it without end. What cannot be written is left out, and a new file begun for the next.
+  """
+
+  def __init__(self, folder: pathlib.Path, *, step: int):
+    self.folder, self.file, self.flushed, self.whole = folder, None, time.monotonic(), True
+    self.add(step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+  def add(self, step: int, **what: Any) -> None:
+    """An event of `step`: its `summary`, or its `session_log`."""
+    try:
+      if self.file is None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file = event_file_writer.EventsWriter(str(self.folder / 'events'))
+      self.file.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
+      if time.monotonic() - self.flushed > _FLUSHED:
+        self.file.flush()
+        self.flushed = time.monotonic()
+      self.whole = True
+    except OSError as error:
+      if self.whole:
+        print(f'{self.folder} cannot be written ({error}): TensorBoard lacks what comes until it can',
+              flush=True)
+      self.file, self.whole = None, False
+
+  def close(self) -> None:
+    """Brings all to the disk that goes there."""
+    with contextlib.suppress(OSError):
+      if self.file is not None:
+        self.file.close()
 
 
 class Writer:
@@ -25,43 +65,52 @@ class Writer:
     self.path = workdir / 'metrics.jsonl'
     self._drop_after(step)
     self.file = self.path.open('a')
-    self.board = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=10)
+    self.board = Board(workdir / 'tensorboard', step=step)
 
   def _drop_after(self, step):
-    lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+    text = self.path.read_text(errors='replace') if self.path.exists() else ''
+    lines = text.splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     partial = self.path.with_suffix('.partial')
     partial.write_text(''.join(kept))
     os.replace(partial, self.path)
 
   def scalars(self, step: int, values: dict[str, float | int]) -> None:
-    """One line of numbers, at `step`; a mean over no steps, as where all were left out, is none."""
+    """One line of numbers, at `step`; a mean over no steps, as where all were left out, is none.
+
+    Raises OSError where the line cannot be written.
+    """
     if self.active:
       values = {name: value for name, value in values.items() if math.isfinite(value)}
-      self.file.write(json.dumps({'step': step, **values}) + '\n')
-      self.file.flush()
+      try:
+        self.file.write(json.dumps({'step': step, **values}) + '\n')
+        self.file.flush()
+      except OSError as error:
+        raise OSError(f'{self.path} cannot be written ({error}): make room, or mend the disk, and run '
+                      'the same command again') from error
       for name, value in values.items():
-        self.board.add_scalar(name, value, step)
+        self.board.add(step, summary=summary.scalar(name, value))
 
   def picture(self, step: int, name: str, picture: Any) -> None:
     """A uint8 picture [h, w, c], at `step`."""
     if self.active:
-      self.board.add_image(name, picture, step, dataformats='HWC')
+      self.board.add(step, summary=summary.image(name, picture, dataformats='HWC'))
 
   def close(self) -> None:
     """Flushes and closes both files."""
     if self.active:
-      self.file.close()
+      # Its last line is there, or its loss was told.
+      with contextlib.suppress(OSError):
+        self.file.close()
       self.board.close()
 
 
 def _step_of(line):
-  try:
-    return json.loads(line)['step']
-  except (ValueError, KeyError, TypeError):
-    # Cut short by a crash, or no line of ours: it goes with the lines that are made again.
-    return math.inf
+  with contextlib.suppress(ValueError, KeyError, TypeError):
+    if isinstance(step := json.loads(line)['step'], int):
+      return step
+  # Cut short by a crash, or no line of ours: it goes with the lines that are made again.
+  return math.inf
 
 
 class Progress:

@@ -1,5 +1,6 @@
 """Where arrays live: one mesh over all devices, of all processes, with the axes of `placement`."""
 
+import collections
 from collections.abc import Sequence
 import re
 from typing import Any
@@ -101,8 +102,10 @@ def own_rows(mesh: Mesh) -> tuple[int, int]:
     held.setdefault(device.process_index, set()).add(int(part))
   groups = sorted({tuple(sorted(rows)) for rows in held.values()})
   if sum(map(len, groups)) != parts(mesh) or len(set(map(len, groups))) > 1:
+    # Of those that are planned for, none need be here.
+    most = max(collections.Counter(device.process_index for device in mesh.devices.flat).values())
     raise ValueError(f'a mesh of {dict(mesh.shape)} cuts batches across processes of '
-                     f'{jax.local_device_count()} device(s): choose config.mesh.tensor so that it '
+                     f'{most} device(s): choose config.mesh.tensor so that it '
                      'divides that number, or is a multiple of it')
   ours = held.get(jax.process_index())
   return groups.index(tuple(sorted(ours))) if ours else 0, len(groups)
@@ -142,6 +145,14 @@ def check_rows(batch: int, mesh: Mesh) -> None:
   if batch < 1 or batch % parts(mesh):
     raise ValueError(f'config.sample.batch={batch} does not divide by {parts(mesh)} device(s): choose '
                      f'a multiple of {parts(mesh)}')
+
+
+def check_tensor(rules: Rules, mesh: Mesh) -> None:
+  """Raises ValueError where a mesh has more than one device along an axis that no rule cuts along."""
+  cut = {axis for _, spec in rules for axes in spec if axes for axis in np.atleast_1d(axes)}
+  if mesh.shape[placement.TENSOR] > 1 and placement.TENSOR not in cut:
+    raise ValueError(f'config.mesh.tensor={mesh.shape[placement.TENSOR]}: no layer of this network is '
+                     'cut, and all these devices would compute the same; set it to 1')
 
 
 def check_divides(batch: int, accumulate: int, mesh: Mesh) -> None:

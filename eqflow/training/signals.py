@@ -16,6 +16,7 @@ from typing import NoReturn
 # os.EX_TEMPFAIL: the same command, run again, goes on.
 EXIT_CODE = 75
 SIGNALS = signal.SIGTERM, signal.SIGINT
+_PATIENCE = 5.0   # seconds for the last words
 
 
 class Stopped(Exception):
@@ -73,7 +74,10 @@ class Stop:
 
 def end(name: str) -> None:
   """Ends this process and those it has started, with EXIT_CODE and a line that says why."""
-  # Ctrl-C may have ended the reader of a pipe too.
+  # Nobody may be reading a pipe that is full; Ctrl-C may have ended who did.
+  late = threading.Timer(_PATIENCE, leave, (EXIT_CODE,))
+  late.daemon = True
+  late.start()
   with contextlib.suppress(OSError, ValueError):
     print(f'eqflow: stopped by {name}; the same command goes on from the last checkpoint',
           file=sys.stderr, flush=True)
@@ -87,6 +91,18 @@ def leave(code: int) -> NoReturn:
   for child in multiprocessing.active_children():
     child.kill()
   os._exit(code)
+
+
+def answer() -> None:
+  """From here on a signal ends the process with EXIT_CODE: nothing is begun that could be lost."""
+  for number in SIGNALS:
+    signal.signal(number, lambda number, _: end(signal.Signals(number).name))
+
+
+def unanswered() -> None:
+  """Signals do again what they do in any Python program."""
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

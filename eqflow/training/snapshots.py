@@ -51,10 +51,12 @@ def write(folder: pathlib.Path, examples: Any, averages: Mapping[str, PyTree], *
 
   Floats are stored in `dtype`, fixed tables and other leaves as they are. Every process calls this;
   the first one writes. A file of the same time is replaced: a resumed run writes it again. Raises
-  ValueError where dtype is neither float32 nor bfloat16, or a name is no std.
+  ValueError where dtype is neither float32 nor bfloat16, nothing is trained, or a name is no std.
   """
   if dtype not in DTYPES:
     raise ValueError(f'dtype={dtype!r}: snapshots are kept in one of {DTYPES}')
+  if int(examples) < 1:
+    raise ValueError(f'examples={examples}: a snapshot is of a training that has seen some')
   try:
     ema.power_from_std([float(name) for name in averages])
   except ValueError as error:
@@ -167,7 +169,8 @@ def check(folder: pathlib.Path, *, like: PyTree, run: str | None = None, until: 
   whole, lost, foreign = [], [], []
   index = _index(folder)
   for name in sorted({*index, *(path.name for path in folder.glob('*.safetensors'))}):
-    if until is not None and _time(name) > until:
+    # Another program's file may be called anything.
+    if until is not None and name.split('.')[0].isdecimal() and _time(name) > until:
       continue
     if name not in index:
       lost.append(f'{name} is not in {INDEX}: a run broken off there writes it anew when it goes on')

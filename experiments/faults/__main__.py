@@ -2,7 +2,9 @@
 
   python -m experiments.faults [--kills=20] [--points=9] [--only=kills,points] [--results=FOLDER]
 
-What is found is stored as it comes, and counts: the same command, or one that asks for more, goes on.
+What is found is stored in FOLDER as it comes, runs/faults unless given, and counts: the same command,
+or one that asks for more, goes on. With --results=experiments/faults/results that is what its README
+has.
 """
 
 import argparse
@@ -84,7 +86,7 @@ def main():
   for name, count in SHORT.items():
     parser.add_argument(f'--{name}', type=int, default=count)
   parser.add_argument('--only', default=','.join(SHORT), help='measurements, with commas between')
-  parser.add_argument('--results', type=pathlib.Path, default=results.FOLDER)
+  parser.add_argument('--results', type=pathlib.Path, default=pathlib.Path('runs/faults'))
   parser.add_argument('--seed', type=int, default=0)
   given = parser.parse_args()
   names = given.only.split(',')
@@ -99,10 +101,12 @@ def main():
     found = measures(folder, given.seed)
     for name in names:
       case, counted = found[name]
+      before = len(results.read(name, given.results))
       rows = results.go_on(name, getattr(given, name), case, counted=counted, folder=given.results)
+      print(f'{name}: {len(rows) - before} rows now, {before} were stored in {given.results}')
       for what, row in results.summed(rows).items():
         print(f'{what}: {row}', flush=True)
-  if given.results == results.FOLDER:
+  if given.results.resolve() == results.FOLDER.resolve():
     tables.README.write_text(tables.filled(tables.README.read_text()))
 
 

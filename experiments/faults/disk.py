@@ -44,45 +44,50 @@ def _fill(process, folder):
   _mount(folder, f'remount,size={used + 4096}')
 
 
-# How each keeps a run from writing, and lets the next write again; on a file system of its own or not.
+# How each keeps a run from writing, and lets the next write again; what of the run's folder is a file
+# system of its own for that, None: nothing.
 KINDS = {
-    'disk full': (True, _fill, lambda folder: _mount(folder, f'remount,size={ROOM}')),
-    'files may not grow': (False, lambda process, folder: resource.prlimit(
+    'disk full': ('checkpoints', _fill, lambda folder: _mount(folder, f'remount,size={ROOM}')),
+    'files may not grow': (None, lambda process, folder: resource.prlimit(
         process.pid, resource.RLIMIT_FSIZE, (4096, 4096)), lambda folder: None),
-    'folder read-only': (True, lambda process, folder: _mount(folder, 'remount,ro'),
+    'folder read-only': ('checkpoints', lambda process, folder: _mount(folder, 'remount,ro'),
                          lambda folder: _mount(folder, 'remount,rw')),
+    # The log and TensorBoard's files too.
+    'disk of the whole run full': ('', _fill, lambda folder: _mount(folder, f'remount,size={ROOM}')),
 }
 
 
 def hurt(folder: pathlib.Path, expected: str, kind: str) -> dict[str, int]:
   """{'cases', 'unrefused', 'broken', 'other'}: one run that cannot write once its first state stands.
 
-  unrefused: not exit code 2 and a line that names the newest checkpoint that stands; broken: that
-  one is not whole; other: the command given again does not end where the run that was left alone
-  did. Raises PermissionError where this user may not mount.
+  unrefused: not exit code 2 and a line that names the newest checkpoint that stands, or the log;
+  broken: that one is not whole; other: the command given again does not end where the run that was
+  left alone did. Raises PermissionError where this user may not mount.
   """
   own, break_it, mend = KINDS[kind]
   workdir = folder / kind.replace(' ', '_')
   checkpoints = workdir / 'checkpoints'
-  checkpoints.mkdir(parents=True)
+  place = workdir / (own or '')
+  place.mkdir(parents=True)
   with contextlib.ExitStack() as stack:
-    if own:
-      _mounted(checkpoints)
-      stack.callback(subprocess.run, ['umount', str(checkpoints)], check=True)
+    if own is not None:
+      _mounted(place)
+      stack.callback(subprocess.run, ['umount', str(place)], check=True)
     process, clock = start(workdir), time.perf_counter()
     # It stands before the step compiles, so well before the next.
     while not states.steps(workdir) and process.poll() is None and time.perf_counter() - clock < LIMIT:
       time.sleep(0.01)
-    break_it(process, checkpoints)
+    break_it(process, place)
     _, said = process.communicate(timeout=LIMIT)
     # Orbax may tell of its own threads after that.
     told = [line for line in said.splitlines() if line.startswith('eqflow: ')]
     stand = states.steps(workdir)
-    refused = process.returncode == 2 and len(told) == 1 and told[0].startswith(
-        'eqflow: a checkpoint could not be written') and (
-            f'the newest that stands is {stand[-1]};' in told[0])
+    refused = process.returncode == 2 and len(told) == 1 and (
+        told[0].startswith('eqflow: a checkpoint could not be written')
+        and f'the newest that stands is {stand[-1]};' in told[0]
+        or own == '' and 'metrics.jsonl cannot be written' in told[0])
     intact = not manifest.damages(checkpoints / str(stand[-1]))
-    mend(checkpoints)
+    mend(place)
     process = start(workdir)
     _, again = process.communicate(timeout=LIMIT)
     same = process.returncode == 0 and states.digest(workdir) == expected

@@ -42,12 +42,15 @@ def finish(workdir: pathlib.Path, *flags: str) -> float:
 
 def chain(folder: pathlib.Path, expected: str, seconds: float, most: int, seed: str,
           *flags: str) -> dict[str, int]:
-  """{'killed', 'runs', 'lost', 'other', 'without'}: one run, killed up to `most` times, then let end.
+  """{'killed', 'runs', 'lost', 'other', 'without', 'anew'}: one run, killed up to `most` times, then
+  let end.
 
   Instants are random within a run's usual time, at which it may have ended; then it is not killed.
+  `anew` counts starts that went on from less than the newest whole checkpoint that a kill had left.
   """
   chance, workdir = random.Random(seed), folder / 'run'
-  found = collections.Counter(killed=0, lost=0, other=0, without=0, runs=1)
+  found = collections.Counter(killed=0, lost=0, other=0, without=0, anew=0, runs=1)
+  stood = []
   for _ in range(min(most, CHAINED)):
     process = start(workdir, *flags)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -56,14 +59,26 @@ def chain(folder: pathlib.Path, expected: str, seconds: float, most: int, seed: 
       break
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    found.update(killed=1, without=not states.restorable(workdir))
-  return _judged(workdir, expected, found, *flags)
+    _note(workdir, found, stood)
+  return _judged(workdir, expected, found, *flags, stood=stood)
 
 
-def _judged(workdir, expected, found, *flags):
+def _note(workdir, found, stood, least=-1):
+  """Counts a kill, and keeps (how many trainings had begun, the newest step that is whole or -1).
+
+  Once a checkpoint stands, one as new always does; from the first on where `least` is 0.
+  """
+  whole = max(states.whole(workdir), default=-1)
+  found.update(killed=1, without=whole < max((least, *(step for _, step in stood))))
+  stood.append((len(states.gone_on_from(workdir)), whole))
+
+
+def _judged(workdir, expected, found, *flags, stood=()):
   try:
     finish(workdir, *flags)
     found['other'] += states.digest(workdir) != expected
+    begun = states.gone_on_from(workdir)
+    found['anew'] += sum(begun[count] < step for count, step in stood if count < len(begun))
   except (RuntimeError, subprocess.TimeoutExpired) as error:
     found['lost'] += 1
     print(error, flush=True)
@@ -73,28 +88,36 @@ def _judged(workdir, expected, found, *flags):
 
 def at_point(folder: pathlib.Path, expected: str, point: str, count: int,
              *flags: str) -> dict[str, int]:
-  """{'killed', 'lost', 'other', 'without'}: killed at the count-th time that a run comes to a point."""
-  found, workdir = collections.Counter(killed=0, lost=0, other=0), folder / 'point'
+  """{'killed', 'lost', 'other', 'without', 'anew'}: killed at the count-th time that a run comes to a
+  point."""
+  found, workdir = collections.Counter(killed=0, lost=0, other=0, without=0, anew=0), folder / 'point'
+  stood = []
   process = start(workdir, f'--point={point}', f'--count={count}', *flags)
   process.communicate(timeout=LIMIT)
-  found.update(killed=process.returncode == -signal.SIGKILL, without=not states.restorable(workdir))
-  return _judged(workdir, expected, found, *flags)
+  if process.returncode == -signal.SIGKILL:
+    # At a later save, or where one has its name, another stands.
+    _note(workdir, found, stood, least=0 if count > 1 or states.steps(workdir) else -1)
+  return _judged(workdir, expected, found, *flags, stood=stood)
 
 
 def stopped(folder: pathlib.Path, expected: str, phase: str,
             number: signal.Signals) -> dict[str, float]:
-  """{'stopped', 'slowest', 'lost', 'other', 'without'}: one signal in one phase of a run.
+  """{'stopped', 'slowest', 'lost', 'other', 'without', 'anew'}: one signal in one phase of a run.
 
-  `slowest` is the time from the signal to the end of the process, in s.
+  `slowest` is the time from the signal to the end of the process, in s; `without` those that left
+  no whole checkpoint, or not that of the step at which the signal came.
   """
-  found, workdir = collections.Counter(stopped=0, lost=0, other=0), folder / 'stopped'
+  found, workdir = collections.Counter(stopped=0, lost=0, other=0, anew=0), folder / 'stopped'
   process = start(workdir, f'--phase={phase}', f'--signal={number.name}')
   _, said = process.communicate(timeout=LIMIT)
   seconds = time.time() - float(re.search(r'signalled at ([\d.]+)', said)[1])
-  # Where the first state was made, a whole checkpoint stands.
+  # Where the first state was made, a whole one stands; while it steps, one of that step or the next.
+  newest = max(states.whole(workdir), default=-1)
+  least = {'starting': -1, 'stepping': victim.SIGNALLED}.get(phase, 0)
   found.update(stopped=process.returncode == signals.EXIT_CODE,
-               without=phase != 'starting' and not list(workdir.glob('checkpoints/*/manifest.json')))
-  return _judged(workdir, expected, found) | {'slowest': round(seconds, 1)}
+               without=newest < least or phase == 'stepping' and newest > least + 2)
+  stood = [(len(states.gone_on_from(workdir)), newest)]
+  return _judged(workdir, expected, found, stood=stood) | {'slowest': round(seconds, 1)}
 
 
 def phase_of(i: int) -> tuple[str, signal.Signals]:

@@ -59,6 +59,7 @@ OUTSIDE = {
     'sample.threshold': (-1.0,), 'sample.scale': ((1.0, 2.0, 3.0, 4.0, 5.0), ()),
     'sample.rescale': (-0.1, 1.1), 'sample.num_steps': (0, -1, 2**31),
     'sample.interval.low': (10.0,), 'sample.interval.high': (0.001,),
+    'output.decay.gain': (0.0, -4.0),
     'sample.solver.step_size': (0.0, -0.003), 'sample.grid.rho': (0.0, -7.0),
     'sample.grid.sigma_min': (0.0, -1.0, 100.0), 'sample.grid.sigma_max': (0.0, -80.0, 0.001),
     'sample.grid.start': (0.0,), 'sample.grid.end': (0.9, 1.0), 'evaluate.num_samples': (0, -1, 3),
@@ -282,6 +283,14 @@ PAIRS = [
     ('digits', 'flow', {'sample.solver': dict(name='ddim', churn=0.5, eta=0.5)}, ('sample.solver',)),
     ('digits', 'flow', {'sample.solver': dict(name='unipc', order=4)}, ('sample.solver',)),
     ('digits', 'flow', {'sample.solver': dict(name='unipc', order=True)}, ('sample.solver.order',)),
+    ('digits', 'eqm', {'sample.solver': dict(name='nesterov', step_size=0.003, momentum=-1.0)},
+     ('sample.solver.momentum',)),
+    ('digits', 'eqm', {'sample.solver': dict(name='adam', step_size=0.05, b1=1.5)},
+     ('sample.solver.b1',)),
+    ('digits', 'eqm', {'sample.solver': dict(name='gradient_descent', step_size=0.003, schedule=dict(
+        name='harmonic', half=0))}, ('sample.solver.schedule.half',)),
+    ('digits', 'eqm', {'output': dict(name='equilibrium', decay=dict(
+        name='piecewise', start=0.0, height=1.4))}, ('output.decay.start',)),
     ('digits', 'flow', {'sample.solver': dict(name='adaptive', rtol=-1.0)}, ('sample.solver',)),
     ('digits', 'eqm', {'sample.solver': dict(name='langevin', step_size=0.1, temperature=-1.0)},
      ('sample.solver',)),

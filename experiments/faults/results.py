@@ -28,7 +28,7 @@ def go_on(name: str, wanted: int, case: Callable, *, counted: str = '',
     made = case(len(rows), wanted - count())
     print(name, made, flush=True)
     rows += made if isinstance(made, list) else [made]
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f'{name}.partial'
     partial.write_text('[' + ',\n '.join(map(json.dumps, rows)) + ']\n')
     os.replace(partial, folder / f'{name}.json')

@@ -1,6 +1,8 @@
 """What a run has left behind: its last state as one number, and whether a whole checkpoint stands."""
 
+import contextlib
 import hashlib
+import json
 import pathlib
 
 import jax
@@ -32,7 +34,17 @@ def steps(workdir: pathlib.Path) -> list[int]:
   return sorted(int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdecimal())
 
 
-def restorable(workdir: pathlib.Path) -> bool:
-  """Whether there is a whole checkpoint, or was none yet."""
-  whole = [workdir / f'checkpoints/{step}' for step in steps(workdir)]
-  return not whole or any(not manifest.damages(path) for path in whole)
+def whole(workdir: pathlib.Path) -> list[int]:
+  """The steps whose checkpoints are whole, rising."""
+  return [step for step in steps(workdir) if not manifest.damages(workdir / f'checkpoints/{step}')]
+
+
+def gone_on_from(workdir: pathlib.Path) -> list[int]:
+  """The step that each training went on from, in turn; -1 where it began anew."""
+  found, path = [], workdir / 'ledger.jsonl'
+  for text in path.read_text().splitlines() if path.exists() else ():
+    # A line may have been cut short.
+    with contextlib.suppress(ValueError, KeyError):
+      step = json.loads(text)['from']
+      found.append(-1 if step is None else step)
+  return found

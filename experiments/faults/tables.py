@@ -8,9 +8,9 @@ README = pathlib.Path(__file__).parent / 'README.md'
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 # Measurements, what their cases are called, and the counts that are to be zero.
 ROWS = {
-    'kills': ('killed {}', 'killed', ('lost', 'other', 'without')),
-    'points': ('killed {}', 'killed', ('lost', 'other', 'without')),
-    'signals': ('asked to stop while {}', 'stopped', ('lost', 'other', 'without')),
+    'kills': ('killed {}', 'killed', ('lost', 'other', 'without', 'anew')),
+    'points': ('killed {}', 'killed', ('lost', 'other', 'without', 'anew')),
+    'signals': ('asked to stop while {}', 'stopped', ('lost', 'other', 'without', 'anew')),
     'damages': ('a file of the newest checkpoint {}', 'cases', ('silent',)),
     'configs': ('mutated configs, {}', 'cases', ('accepted',)),
     'nans': ('not finite: {}', 'cases', ('unclean',)),

@@ -24,6 +24,7 @@ from eqflow.training import checkpoint, ledger, manifest, signals, snapshots
 from experiments import config_file
 
 STEPS, SAVED_EVERY = 240, 12
+SIGNALLED = 75   # the step with which a signal comes, three after a save
 
 
 def config_of(data_dir: str = '~/.cache/eqflow/data', *, short: bool = False) -> ConfigDict:
@@ -135,7 +136,7 @@ def _step_signalled(count, seconds):
 PHASES = {
     'starting': _signalled(training.run, 'evaluation_source', 1, 0.0),
     'compiling': _step_signalled(1, 0.2),
-    'stepping': _step_signalled(75, 0.0),
+    'stepping': _step_signalled(SIGNALLED, 0.0),
     'saving': _signalled(manifest, 'write', 3, 0.0),
     'sampling': _signalled(training, 'preview', 1, 0.2),
     # The last save: nothing comes after it but the evaluation.
