@@ -43,7 +43,7 @@ BASE = dict(
         rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=6_400,
         schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),
-    sample=dict(params='0.999', batch=100, threshold=0.0, scale=1.0, rescale=0.0,
+    sample=dict(params='0.999', batch=200, threshold=0.0, scale=1.0, rescale=0.0,
                 interval=dict(name='always'), guide=dict(workdir='', params='')),
     # Precision and recall hold every record against every other, so not all 60,000.
     evaluate=dict(split='test', num_samples=1_000),

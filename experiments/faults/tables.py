@@ -29,7 +29,8 @@ def lines() -> list[str]:
     if not rows:
       found.append(f'| {told.replace("{}", "...")} | not run | |')
     for what, row in rows.items():
-      wrong = ', '.join(f'{key} {row.get(key, 0):,}' for key in bad)
+      # What a case that is older than a count does not tell is not said to be 0.
+      wrong = ', '.join(f'{key} {row[key]:,}' for key in bad if key in row)
       more = f'; slowest {row["slowest"]:g} s' if 'slowest' in row else ''
       more += f'; {row["epochs"]:,} epochs' if 'epochs' in row else ''
       found.append(f'| {told.format(what)} | {row.get(counted, 0):,} | {wrong}{more} |')
