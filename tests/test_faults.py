@@ -89,6 +89,21 @@ def test_a_save_that_fails_is_told_one_step_after_it_has_failed(tmp_path, monkey
   assert made[-1] == 5, f'saved after step 4, told after step {made[-1]}'
 
 
+def test_a_signal_between_two_saves_leaves_the_step_that_it_came_in(tmp_path, monkeypatch):
+  config, stop, calls = victim.config_of(short=True), signals.Stop(), []
+  place = training.sharding.place_batch
+
+  def placed(*given):
+    calls.append(1)
+    if len(calls) == 5:
+      stop._heard(signal.SIGTERM)
+    return place(*given)
+  monkeypatch.setattr(training.sharding, 'place_batch', placed)
+  with pytest.raises(signals.Stopped, match='SIGTERM'):
+    training.train(config, tmp_path, stop)
+  assert states.whole(tmp_path)[-1] == 5, f'saved every {victim.SAVED_EVERY} steps alone'
+
+
 def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, monkeypatch):
   config = victim.config_of(short=True).copy_and_resolve_references()
   config.train.num_examples, config.ema.snapshot_examples = 16 * 4, 0
