@@ -29,7 +29,8 @@ def _row(found):
          f"{found['accumulate']}{', remat' if found['remat'] else ''}",
          amount(sum(found['state'].values())), amount(sizes['activations']), amount(sizes['total']),
          'yes' if found['fits'] else 'no', f'{number(formula * found["devices"])}FLOP',
-         f'{compiler / formula - 1:+.1%}' if compiler else 'not told']
+         'not told' if not compiler else f'{compiler / formula - 1:+.1%}' if found['accumulate'] == 1
+         else 'of one part']
   if not bounds:
     return row + [''] * (len(HEAD) - len(row))
   moved = sum(one['moved'] for one in found['collectives'].values())
