@@ -81,9 +81,14 @@ def draw(plans):
     if 'seconds' in found and 'fsdp-256' not in name:
       key = found['model'], found['topology'].partition(':')[0]
       lines.setdefault(key, []).append((found['devices'], found['chip_days']))
+  # A colour for a model, a mark for a chip.
+  models, chips = (list(dict.fromkeys(key[i] for key in lines)) for i in (0, 1))
   for (model, chip), points in lines.items():
-    axis.loglog(*zip(*sorted(points)), 'o-', label=f'{model}, {chip}')
+    axis.loglog(*zip(*sorted(points)), f'C{models.index(model)}', marker='osD^'[chips.index(chip)],
+                linestyle=('-', '--', ':', '-.')[chips.index(chip)], label=f'{model}, {chip}')
   axis.set(xlabel='devices', ylabel='days of a device for the training, at least')
+  axis.set_xticks([8, 16, 32, 64, 128, 256], labels=[8, 16, 32, 64, 128, 256], minor=False)
+  axis.minorticks_off()
   axis.legend(fontsize=7)
   axis.grid(alpha=0.3)
   return figure
