@@ -117,9 +117,11 @@ def main(argv: list[str]) -> None:
                  seed=_SEED.value)
     else:
       book = ledger.Ledger(since=ledger.created())
-      with signals.watched() as stop, contextlib.closing(book):
-        if _DISTRIBUTED.value:
+      if _DISTRIBUTED.value:
+        # JAX takes SIGTERM for itself there: who watches from here on has it again.
+        with signals.watched():
           cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+      with signals.watched() as stop, contextlib.closing(book):
         if _MODE.value == 'train':
           train(config, workdir, stop, book)
         evaluate(config, workdir, near=_NEIGHBOURS.value, book=book)
