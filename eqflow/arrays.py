@@ -70,6 +70,13 @@ def check_alike(name: str, tree: Any, other_name: str, other: Any) -> None:
                        'the shapes must be equal')
 
 
+def check_numbers(name: str, value: Any, z: Data) -> None:
+  """Raises ValueError unless `value` is one number for each example of z, naming it."""
+  b = batch_size(z)
+  if jnp.shape(value) != (b,):
+    raise ValueError(f'{name} has the shape {jnp.shape(value)}: one number for each of {b} examples')
+
+
 def _paths(tree):
   return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 

@@ -81,9 +81,6 @@ def energy_gradient(energy: Energy) -> Network:
 
 def _energy_gradient(z, t, condition, *, energy):
   value, pullback = jax.vjp(lambda z: energy(z, t, condition), z)
-  b = arrays.batch_size(z)
-  if jnp.shape(value) != (b,):
-    raise ValueError(f'energy {arrays.name_of(energy)!r} has the shape {jnp.shape(value)}: one number '
-                     f'for each of {b} examples')
+  arrays.check_numbers(f'energy {arrays.name_of(energy)!r}', value, z)
   # Examples do not couple in an energy, so the gradient of the sum is that of each.
   return pullback(jnp.ones_like(value))[0]

@@ -35,10 +35,10 @@ def plan(config: ConfigDict, topology: str, workdir: pathlib.Path | None = None,
   is tried, if `levers`. Raises ValueError for a topology that is none, a compiler that is missing or
   a config that cannot run on so many devices.
   """
+  target = topologies.of(topology)
   if workdir:
     # What cannot be written is refused before minutes of compiling.
     workdir.mkdir(parents=True, exist_ok=True)
-  target = topologies.of(topology)
   found = compiled(config, target)
   say(report.text(found), flush=True)
   _write(found, workdir)

@@ -69,11 +69,8 @@ def energy_at(energy: Callable, z: Data) -> Float[Array, 'b']:
 
 @jax.jit
 def _energy_at(energy, z):
-  b = arrays.batch_size(z)
-  value = energy(z, jnp.zeros(b))
-  if jnp.shape(value) != (b,):
-    raise ValueError(f'energy {arrays.name_of(energy)!r} has the shape {jnp.shape(value)}: one number '
-                     f'for each of {b} examples')
+  value = energy(z, jnp.zeros(arrays.batch_size(z)))
+  arrays.check_numbers(f'energy {arrays.name_of(energy)!r}', value, z)
   return value
 
 

@@ -53,10 +53,12 @@ def _train(config, recipe, source, mesh, workdir, stop, book):
                                    run=run.identity(config)) as checkpoints:
     with book.on('restore'):
       restored = checkpoints.restore(_like(config, recipe, mesh), mend=True)
-    kept = cluster.told(lambda: _kept(workdir))
-    if kept and not restored:
-      raise ValueError(f'{workdir / "checkpoints"} holds no checkpoint, but {kept}: bring the '
-                       'checkpoints back (is a disk not mounted?), or start anew in another --workdir')
+    if restored and int(restored.seed) != config.seed:
+      # Written before checkpoints had the name of their run.
+      raise ValueError(f'the newest checkpoint of {workdir} is of a run with config.seed='
+                       f'{int(restored.seed)}, not {config.seed}: restore its own from a copy, or give '
+                       'another --workdir')
+    cluster.told(lambda: _check_kept(workdir, anew=restored is None))
     state = restored or create(config, recipe, mesh)
     book.begin(int(state.step) if restored else None)
     # Before the step compiles, so that a signal may end that at once.
@@ -74,15 +76,13 @@ def _train(config, recipe, source, mesh, workdir, stop, book):
                stop=stop, book=book)
 
 
-def _kept(workdir):
-  """What in workdir is of a run that had checkpoints, or ''.
-
-  An index of snapshots that cannot be read is refused here, before anything compiles.
-  """
-  if times := snapshots.listed(workdir / 'snapshots'):
-    return f'snapshots of a training until {times[-1]:,} examples'
-  step = ledger.reached(workdir / 'ledger.jsonl')
-  return f'ledger.jsonl is of a training that came to step {step:,}' if step else ''
+def _check_kept(workdir, *, anew):
+  """Raises ValueError where snapshots cannot go on, or what had checkpoints would be begun anew."""
+  times = snapshots.listed(workdir / 'snapshots')
+  if anew and (times or ledger.reached(workdir / 'ledger.jsonl')):
+    raise ValueError(f'{workdir / "checkpoints"} holds no checkpoint, but its ledger.jsonl or '
+                     'snapshots are of a training that had some: bring the checkpoints back (is a disk '
+                     'not mounted?), or start anew in another --workdir')
 
 
 def _like(config, recipe, mesh):

@@ -125,6 +125,10 @@ def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, mon
   config.seed += 1
   with pytest.raises(ValueError, match="4 is whole, but of run '.*', and this config is that of"):
     training.train(config, tmp_path)
+  # One that was written before checkpoints had a name of their run.
+  monkeypatch.setattr(training.run, 'identity', lambda config: '')
+  with pytest.raises(ValueError, match=f'with config.seed={config.seed - 1}, not {config.seed}'):
+    training.train(config, tmp_path)
 
 
 @pytest.mark.parametrize('count', [5, pytest.param(20, marks=pytest.mark.long)])
@@ -148,7 +152,7 @@ def test_a_program_that_begins_anew_after_every_kill_is_found_out(tmp_path, monk
       place = next(arg.partition('=')[2] for arg in sys.argv if arg.startswith('--workdir='))
       for name in ('checkpoints', 'snapshots'):
         shutil.rmtree(f'{place}/{name}', ignore_errors=True)
-      victim.training._kept = lambda workdir: ''
+      victim.training._check_kept = lambda *given, **named: None
       victim.main()
       ''')
   start = subprocess.Popen

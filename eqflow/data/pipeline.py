@@ -41,6 +41,8 @@ def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_in
   own = slice(process_index, batch, process_count)
   read = np.arange(batch) if couple else np.arange(batch)[own]
   rows = functools.partial(_rows, source, seed, flip, read)
+  if workers:
+    rows = functools.partial(_in_worker, rows)
   dataset = grain.MapDataset.range(start, END - batch + 1, batch).map(rows)
   # In memory a batch costs less than handing it from thread to thread.
   threads = 0 if workers or in_arrays(source) else min(8, os.cpu_count() or 1)
@@ -76,14 +78,17 @@ def arrays(source: Source) -> tuple[Float32[np.ndarray, 'n ...'], Int32[np.ndarr
 
 @functools.cache
 def _end_with_parent():
-  """In a worker: from here on it ends when the training does, even by a kill that gives no time."""
+  """From here on this worker ends when the training does, even by a kill that gives no time."""
   parent = multiprocessing.parent_process()
-  if parent is not None:
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _in_worker(rows, first):
+  _end_with_parent()
+  return rows(first)
 
 
 def _rows(source, seed, flip, offsets, first):
-  _end_with_parent()
   k = first + offsets
   batch = gather(source, record_index(len(source), seed, k))
   x = batch['x']

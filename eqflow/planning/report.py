@@ -100,8 +100,8 @@ def _time(found):
   most = max(('compute', 'memory', 'links'), key=bounds.get)
   return [
       f"a step takes at least     {duration(bounds['step'])}: compute {duration(bounds['compute'])} in "
-      f"bfloat16, "
-      f"memory {duration(bounds['memory'])}, links {duration(bounds['links'])}; bound by {most}",
+      f"bfloat16, memory {duration(bounds['memory'])}, "
+      f"links {duration(bounds['links'])}; bound by {most}",
       f"  so at most              {found['examples_per_second']:,.0f} examples/s, "
       f"{found['days']:.3g} days for {found['examples']:,}, {found['chip_days']:,.3g} days of a device"]
 
