@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PyTree, Shaped
 import numpy as np
 
-from eqflow import arrays, times
+from eqflow import arrays, densities
 from eqflow.arrays import Data, Grid, Keys, Number
 
 Group = Int[Array | np.ndarray, '_'] | None
@@ -86,7 +86,7 @@ def straightness(path: PyTree[Num[Array | np.ndarray, 'n b ...']],
 
 
 _noise = jax.jit(arrays.noise_like)
-_uniform = jax.jit(lambda keys: times.draw(arrays.fold(keys, np.uint32(_PARTNER))))
+_uniform = jax.jit(lambda keys: densities.draw(arrays.fold(keys, np.uint32(_PARTNER))))
 
 
 def _paired(keys, x, group, partners: Callable, name):

@@ -20,11 +20,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Num, PyTree
 import numpy as np
 
-from eqflow import adaptive, arrays, fields, outputs, times as grids
+from eqflow import arrays, blind_spots, fields, outputs
 from eqflow.arrays import Data, Grid, Keys, Number, combine
 from eqflow.fields import Predict
 from eqflow.outputs import Output
 from eqflow.processes import Process
+from eqflow.samplers import runge_kutta
 
 # Images are uint8/127.5 - 1: the distance of two neighbouring grey levels.
 BIN = 1 / 127.5
@@ -97,7 +98,7 @@ def _check_times(times, process, output):
   if times.ndim != 1 or len(times) < 2 or not times[0] > 0 or not (np.diff(times) > 0).all():
     raise ValueError(f'times {times}: give two or more that rise from data at t > 0, where no network '
                      'is evaluated, to noise, such as (1e-5, 1.0)')
-  grids.check_grid(times, process=process, output=output, last=True)
+  blind_spots.check_grid(times, process=process, output=output, last=True)
   try:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
       alpha, sigma = map(float, process(jnp.asarray(times[-1])))
@@ -129,7 +130,7 @@ def _log_likelihood(predict, x, process, output, times, keys, probe, tolerances,
 
   state = combine((start.x, x)), jnp.zeros(b, times.dtype)
   if len(times) == 2:
-    (z, grown), count = adaptive.integrate(
+    (z, grown), count = runge_kutta.integrate(
         field, state, times[0], times[1], rtol=tolerances[0], atol=tolerances[1],
         max_steps=max_steps)
   else:

@@ -8,13 +8,13 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from eqflow import arrays, processes, times, weights
+from eqflow import arrays, densities, processes, weights
 from eqflow.arrays import Data, Keys
+from eqflow.densities import Density
 from eqflow.fields import Predict
 from eqflow.mix import gain, mix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.times import Density
 from eqflow.weights import Weight
 
 # Which noise goes with which data.
@@ -40,7 +40,7 @@ def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, ou
   ValueError where predict's shapes are not z's.
   """
   b = arrays.batch_size(x)
-  u = times.draw(arrays.fold(keys, 0)) if u is None else jnp.asarray(u)
+  u = densities.draw(arrays.fold(keys, 0)) if u is None else jnp.asarray(u)
   _check_shape('u', u, b)
   t = density.quantile(u)
   x = jax.tree.map(lambda a: _floating(a).astype(t.dtype), x)

@@ -1,10 +1,17 @@
 """python -m eqflow.main --config=configs/digits.py --workdir=runs/digits [--mode=train]: flags only."""
 
-from eqflow.training import signals
+from eqflow.commands import plan, posthoc_ema
+from eqflow.commands.denoise import finish
+from eqflow.commands.evaluate import evaluate
+from eqflow.commands.ood import score
+from eqflow.commands.train import train
+from eqflow.config import recipes
+from eqflow.runs import claim, composition, generate, neighbours, restore
+from eqflow.training.runtime import ledger, multihost, preemption
 
 if __name__ == '__main__':
   # Before all else is imported, which takes seconds.
-  signals.answer()
+  preemption.answer()
 
 import contextlib
 import json
@@ -16,13 +23,6 @@ from typing import NoReturn
 from absl import app, flags, logging
 import jax
 from ml_collections import ConfigDict, config_flags
-
-from eqflow import averages, build, compose, neighbours, plan, run, sample
-from eqflow.evaluate import evaluate
-from eqflow.finish import finish
-from eqflow.outliers import score
-from eqflow.train import train
-from eqflow.training import cluster, ledger
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/, as x.py:variant.',
                                           lock_config=True)
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     config, workdir = given_config(), _WORKDIR.value and pathlib.Path(_WORKDIR.value)
     check_flags(_MODE.value)
     if _MODE.value not in ('train', 'evaluate'):
-      signals.unanswered()
+      preemption.unanswered()
     if _MODE.value == 'sample':
       draw_samples(config, workdir)
     elif _MODE.value == 'finish':
@@ -107,8 +107,8 @@ def main(argv: list[str]) -> None:
     elif _MODE.value == 'score':
       score(config, workdir, pathlib.Path(_INPUTS.value))
     elif _MODE.value in ('reconstruct', 'sweep'):
-      make = {'reconstruct': averages.reconstruct, 'sweep': averages.sweep}[_MODE.value]
-      make(config, workdir, averages.stds_of(_STD.value), examples=_EXAMPLES.value,
+      make = {'reconstruct': posthoc_ema.reconstruct, 'sweep': posthoc_ema.sweep}[_MODE.value]
+      make(config, workdir, posthoc_ema.stds_of(_STD.value), examples=_EXAMPLES.value,
            skip_damaged=_SKIP_DAMAGED.value)
     elif _MODE.value == 'plan':
       plan.plan(config, _TOPOLOGY.value, workdir, levers=_LEVERS.value)
@@ -119,17 +119,17 @@ def main(argv: list[str]) -> None:
       book = ledger.Ledger(since=ledger.created())
       if _DISTRIBUTED.value:
         # JAX takes SIGTERM for itself there: who watches from here on has it again.
-        with signals.watched():
-          cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-      with signals.watched() as stop, contextlib.closing(book):
+        with preemption.watched():
+          multihost.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+      with preemption.watched() as stop, contextlib.closing(book):
         if _MODE.value == 'train':
           train(config, workdir, stop, book)
         evaluate(config, workdir, near=_NEIGHBOURS.value, book=book)
       if jax.process_index() == 0:
         print(f'\n{ledger.table(workdir / "ledger.jsonl")}', end='')
-      cluster.part()
-  except signals.Stopped as stopped:
-    signals.end(str(stopped))
+      multihost.part()
+  except preemption.Stopped as stopped:
+    preemption.end(str(stopped))
   except REFUSALS as error:
     refuse(error)
   except KeyboardInterrupt:
@@ -170,17 +170,17 @@ def given_config() -> ConfigDict:
 
 def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   """mode=sample: workdir/samples-seed<seed>.png and .npz."""
-  default = sample.labels_of(_SEED.value, _NUM_SAMPLES.value, config.data.num_classes)
-  asked = compose.asked(config, workdir, _LABELS.value, default, weights=_WEIGHTS.value,
+  default = generate.labels_of(_SEED.value, _NUM_SAMPLES.value, config.data.num_classes)
+  asked = composition.asked(config, workdir, _LABELS.value, default, weights=_WEIGHTS.value,
                         others=_WITH.value)
-  x, evaluations, norms = sample.draw(asked.recipe, asked.params, asked.labels, seed=_SEED.value,
+  x, evaluations, norms = generate.draw(asked.recipe, asked.params, asked.labels, seed=_SEED.value,
                                       batch=config.sample.batch)
   path = workdir / f'samples-seed{_SEED.value}'
-  sample.check_finite(x)
-  sample.write(path, x, **asked.columns, evaluations=evaluations, norms=norms)
+  generate.check_finite(x)
+  generate.write(path, x, **asked.columns, evaluations=evaluations, norms=norms)
   print(f'{len(x):,} samples of {config.sample.params!r} at step {asked.step:,}: {path}.png, '
-        f'{path}.npz\n{sample.steps_taken(config, evaluations)}'
-        f'{sample.unsettled(config, norms)}', end='')
+        f'{path}.npz\n{generate.steps_taken(config, evaluations)}'
+        f'{generate.unsettled(config, norms)}', end='')
   if _NEIGHBOURS.value:
     neighbours.report(config, workdir, x)
 
@@ -192,19 +192,19 @@ def draw_pairs(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, 
   Pair i is a function of the model, seed and i; labels are drawn uniformly. Broken off, the same call
   goes on. Raises ValueError where the solver draws noise, or `out` holds other pairs.
   """
-  recipe, classes = build.recipe(config), config.data.num_classes
-  sample.check_pairs(recipe)
-  step, params = run.restore(config, recipe, workdir)
-  labels = sample.labels_of(seed, count, classes)
+  recipe, classes = recipes.recipe(config), config.data.num_classes
+  generate.check_pairs(recipe)
+  step, params = restore.restore(config, recipe, workdir)
+  labels = generate.labels_of(seed, count, classes)
   made = {'config': json.loads(config.to_json_best_effort()), 'step': step, 'num_classes': classes,
           'shape': config.data.shape}
-  with run.held(out, 'writing to', '--out'):
-    norms = sample.write_pairs(recipe, params, out, labels, seed=seed, batch=config.sample.batch,
+  with claim.locked(out, 'writing to', '--out'):
+    norms = generate.write_pairs(recipe, params, out, labels, seed=seed, batch=config.sample.batch,
                                made=made)
   there = len(labels) - len(norms)
   print(f'{len(labels):,} pairs of {config.sample.params!r} at step {step:,}: {out}'
         f'{f", {there:,} of which were there" if there else ""}\n'
-        f'{sample.unsettled(config, norms)}', end='')
+        f'{generate.unsettled(config, norms)}', end='')
 
 
 def refuse(error: Exception | str) -> NoReturn:
@@ -212,7 +212,7 @@ def refuse(error: Exception | str) -> NoReturn:
   print('eqflow:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
   if jax.distributed.is_initialized():
     # An orderly end would wait for the others, which may wait for this one.
-    signals.leave(2)
+    preemption.leave(2)
   sys.exit(2)
 
 

@@ -30,10 +30,10 @@ from jaxtyping import ArrayLike
 
 from eqflow import outputs, processes
 from eqflow.arrays import Coef
+from eqflow.densities import Density
 from eqflow.mix import gain
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.times import Density
 
 Weight = Callable[[Process, Coef], Coef]
 

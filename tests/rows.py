@@ -4,7 +4,8 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 
-from eqflow import outputs, processes, tables
+from eqflow import outputs, processes
+from eqflow.processes import tables
 
 
 def _stretch(t):

@@ -10,11 +10,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from eqflow import build, compose, fields, neighbours, run, sample
-from eqflow.beside import SINCE
+from eqflow import fields, guidance
+from eqflow.commands.denoise import finish
+from eqflow.commands.ood import score
+from eqflow.config import recipes
 from eqflow.data import inputs
-from eqflow.finish import finish
-from eqflow.outliers import score
+from eqflow.runs import composition, generate, identity, neighbours, restore
+from eqflow.runs.compatibility import SINCE
 from experiments import config_file as load
 
 SHAPE = 8, 8, 1
@@ -48,7 +50,7 @@ class Run:
     return config.lock()
 
 
-RECIPES, BUILD = {}, build.recipe
+RECIPES, BUILD = {}, recipes.recipe
 
 
 def recipe_of(config):
@@ -83,8 +85,8 @@ def flow(place):
 def restored(eqm, other, flow, monkeypatch):
   """Checkpoints are test_main's: here every folder holds what its model was made with."""
   models = {model.workdir: model.params for model in (eqm, other, flow)}
-  monkeypatch.setattr(build, 'recipe', recipe_of)
-  monkeypatch.setattr(run, 'restore', lambda config, recipe, workdir, **_: (7, models[workdir]))
+  monkeypatch.setattr(recipes, 'recipe', recipe_of)
+  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, models[workdir]))
 
 
 def saved(path, **arrays):
@@ -121,7 +123,8 @@ def test_what_is_all_noise_becomes_the_samples_of_the_seed(eqm, tmp_path, capsys
   path = saved(tmp_path / 'x.npz', x=np.full((9, *SHAPE), 255, np.uint8))
   finish(eqm.config, eqm.workdir, path, seed=5, noise=1.0, labels=['7'])
   found = loaded(eqm.workdir / 'finished-seed5.npz')
-  want, evaluations, _ = sample.draw(recipe_of(eqm.config), eqm.params, np.full(9, 7), seed=5, batch=8)
+  want, evaluations, _ = generate.draw(recipe_of(eqm.config), eqm.params, np.full(9, 7), seed=5,
+                                       batch=8)
   np.testing.assert_allclose(found['samples'], want, atol=1e-5)
   np.testing.assert_array_equal(found['evaluations'], evaluations)
   np.testing.assert_array_equal(found['inputs'], 1)
@@ -241,11 +244,12 @@ def test_no_file_of_inputs_is_unpickled(tmp_path, write):
 
 
 def ask(model, labels, count=4, **more):
-  return compose.asked(model.config, model.workdir, labels, sample.labels_of(0, count, 10), **more)
+  return composition.asked(model.config, model.workdir, labels, generate.labels_of(0, count, 10),
+                             **more)
 
 
 def drawn(asked):
-  return sample.draw(asked.recipe, asked.params, asked.labels, seed=0, batch=8)[0]
+  return generate.draw(asked.recipe, asked.params, asked.labels, seed=0, batch=8)[0]
 
 
 def test_joined_classes_are_descended_on_the_sum_of_their_fields(eqm):
@@ -273,14 +277,14 @@ def test_weights_scale_each_field(eqm):
   twice = ask(eqm, ['3+3'], weights=['1', '1'])
   one = eqm.changed(solver=dict(name='gradient_descent', step_size=0.006))
   labels = np.full(4, 3)
-  want = sample.draw(recipe_of(one), eqm.params, labels, seed=0, batch=8)[0]
+  want = generate.draw(recipe_of(one), eqm.params, labels, seed=0, batch=8)[0]
   np.testing.assert_allclose(drawn(twice), want, atol=1e-5)
   assert abs(want - alone).max() > 1e-3
 
 
 def test_two_models_are_descended_on_the_sum_of_their_fields(eqm, other):
   found = drawn(ask(eqm, ['3+5', '1'], weights=['0.25', '1.5'], others=[str(other.workdir)]))
-  predict = fields.added([fields.bind(eqm.predict, jnp.array([3, 1, 3, 1])),
+  predict = guidance.added([fields.bind(eqm.predict, jnp.array([3, 1, 3, 1])),
                           fields.bind(other.predict, jnp.array([5, 1, 5, 1]))], [0.25, 1.5])
   z = jnp.stack([jax.random.normal(key, SHAPE) for key in _noise_keys(4)])
   for _ in range(4):
@@ -328,18 +332,18 @@ def test_along_times_models_of_other_decays_are_not_added(eqm, place, tmp_path, 
   along.sample.solver, along.sample.grid = (
       dict(name='ddim'), dict(name='uniform', start=0.999, end=0.001))
   with pytest.raises(ValueError, match='--with=.*eased: its config.output is .*0.5.*0.8'):
-    compose.asked(along, eqm.workdir, ['3'], np.zeros(4, int), others=[eased])
-  monkeypatch.setattr(run, 'restore', lambda config, recipe, workdir: (7, eqm.params))
+    composition.asked(along, eqm.workdir, ['3'], np.zeros(4, int), others=[eased])
+  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir: (7, eqm.params))
   assert len(ask(eqm, ['3'], others=[eased]).params) == 2, 'a descent needs no decay'
 
 
 def test_no_class_is_asked_of_a_model_that_was_not_named(eqm, place, monkeypatch):
-  monkeypatch.setattr(run, 'restore', lambda config, recipe, workdir: (7, {}))
+  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir: (7, {}))
   without = eqm.config.copy_and_resolve_references().unlock()
   without.data.num_classes = 0
   with pytest.raises(ValueError, match=r'the models have \[0, 10\] classes: give --labels'):
-    compose.asked(without, eqm.workdir, None, np.zeros(4, int), others=[str(eqm.workdir)])
-  asked = compose.asked(without, eqm.workdir, ['0+7'], np.zeros(4, int), others=[str(eqm.workdir)])
+    composition.asked(without, eqm.workdir, None, np.zeros(4, int), others=[str(eqm.workdir)])
+  asked = composition.asked(without, eqm.workdir, ['0+7'], np.zeros(4, int), others=[str(eqm.workdir)])
   np.testing.assert_array_equal(asked.columns['labels'], [[0, 7]] * 4)
   plain = placed(place, 'plain', lambda config: config['data'].update(num_classes=0))
   assert len(ask(eqm, None, others=[plain]).params) == 2, 'a model without classes is asked for none'
@@ -352,7 +356,8 @@ def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
       del config['loss'][key]
     del config['mesh'], config['train']['stuck_seconds']
   folder, seen = placed(place, 'older', older), []
-  monkeypatch.setattr(run, 'restore', lambda config, *_: (seen.append(run.flat(config)), (7, {}))[1])
+  monkeypatch.setattr(
+      restore, 'restore', lambda config, *_: (seen.append(identity.flat(config)), (7, {}))[1])
   ask(eqm, ['3'], others=[folder])
   # A network's own number, which not every one has, is its module's default.
   since = {key: value for key, value in SINCE.items() if not key.startswith('model.')}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from eqflow import fields, oracles, outputs, processes, samplers, solver
+from eqflow import fields, oracles, outputs, processes, samplers
 from tests import rows
 
 LINEAR = processes.linear
@@ -85,10 +85,10 @@ def test_the_memory_counts_what_each_sample_asks_of_the_network():
 
   def run(z, grid):
     calls.clear()
-    _, memory = solver.run(make, predict, z, grid)
+    _, memory = samplers.run(make, predict, z, grid)
     jax.effects_barrier()
     assert min(t.min() for t in calls) > 0
-    return np.asarray(solver.evaluations(make, grid, memory)), len(calls)
+    return np.asarray(samplers.evaluations(make, grid, memory)), len(calls)
 
   for grid in ([1.0, 0.6, 0.0], [1.0, 0.6, 0.1]):
     alone = [run(z[i:i + 1], grid) for i in range(3)]
@@ -98,7 +98,7 @@ def test_the_memory_counts_what_each_sample_asks_of_the_network():
     np.testing.assert_array_equal(counts, [count[0] for count, _ in alone])
     assert len(set(counts.tolist())) > 1 and counts.max() <= made < counts.sum()
   with pytest.raises(ValueError, match=r'chooses its steps as it goes: call run\(...\)'):
-    solver.evaluations(make, grid)
+    samplers.evaluations(make, grid)
 
 
 def test_a_sample_does_not_depend_on_its_neighbours():
@@ -106,7 +106,7 @@ def test_a_sample_does_not_depend_on_its_neighbours():
   network = lambda z, t, c: -c[:, None] * jnp.sin(z) + t[:, None]
   z = jax.random.normal(jax.random.key(0), (3, 4))
   make = samplers.adaptive(LINEAR, outputs.u)
-  ends, memory = solver.run(make, fields.bind(network, condition), z, [1.0, 0.0])
+  ends, memory = samplers.run(make, fields.bind(network, condition), z, [1.0, 0.0])
   assert len(set(memory.evaluations.tolist())) == 3
   for i in range(3):
     alone = samplers.sample(make, fields.bind(network, condition[i:i + 1]), z[i:i + 1], [1.0, 0.0])
@@ -129,7 +129,7 @@ def test_leaves_of_any_dtype_are_integrated_in_a_wide_one(x64):
   for wide in (True, False):
     with jax.enable_x64(wide):
       given = z if wide else {name: a for name, a in z.items() if name != 'float64'}
-      end, memory = solver.run(samplers.adaptive(LINEAR, outputs.u), predict, given, [1.0, 0.5])
+      end, memory = samplers.run(samplers.adaptive(LINEAR, outputs.u), predict, given, [1.0, 0.5])
     for name, a in end.items():
       assert a.dtype == name and all(dtypes[name] == name for dtypes in seen)
       # dz/dt = z; the network sees z rounded, the sum of the steps is not.
@@ -155,7 +155,7 @@ def test_failure_is_nan_for_the_sample_that_fails():
   end = samplers.sample(few, stiff, z, [1.0, 0.1])
   assert jnp.isfinite(end[0, 0]) and jnp.isnan(end[1, 0])
   # A field that is nan is given up as soon as steps vanish, long before max_steps.
-  broken, memory = solver.run(samplers.adaptive(LINEAR, outputs.u),
+  broken, memory = samplers.run(samplers.adaptive(LINEAR, outputs.u),
                               lambda z, t: jnp.where(z > 1, jnp.nan, z), z, [1.0, 0.1])
   assert jnp.isfinite(broken[0, 0]) and jnp.isnan(broken[1, 0]) and memory.evaluations[1] < 200
 

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow import averages, beside, build, run
-from eqflow import train as training
-from eqflow.training import optimizer, sharding, snapshots, step as steps
+from eqflow.commands import posthoc_ema, train
+from eqflow.config import recipes
+from eqflow.runs import compatibility, identity, restore
+from eqflow.training import optimizers, sharding, snapshots, train_state, train_step
 from tests.test_train import Interrupted, assert_bitwise_equal, interrupt, tiny
 
 
@@ -29,7 +30,7 @@ def trained(tmp_path_factory):
   """(config, workdir, last state) of one run, which tests read and do not change."""
   tmp_path = tmp_path_factory.mktemp('averages')
   found = config(tmp_path)
-  return found, tmp_path / 'run', training.train(found, tmp_path / 'run')
+  return found, tmp_path / 'run', train.train(found, tmp_path / 'run')
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def test_averages_and_snapshots_of_a_run_taken_up_again_are_bit_for_bit_those_of
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
     with pytest.raises(Interrupted):
-      training.train(found, tmp_path / 'broken')
-  assert_bitwise_equal(training.train(found, tmp_path / 'broken'), whole)
+      train.train(found, tmp_path / 'broken')
+  assert_bitwise_equal(train.train(found, tmp_path / 'broken'), whole)
   for path in sorted((workdir / 'snapshots').iterdir()):
     again = tmp_path / 'broken/snapshots' / path.name
     assert again.read_bytes() == path.read_bytes(), f'{path.name} differs'
@@ -60,13 +61,13 @@ def test_averages_and_snapshots_of_a_run_taken_up_again_are_bit_for_bit_those_of
 
 def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(copied, trained, capsys):
   found, workdir = copied
-  errors = averages.reconstruct(found, workdir, [0.05, 0.12])
+  errors = posthoc_ema.reconstruct(found, workdir, [0.05, 0.12])
   assert errors[0.05] < 1e-6 < errors[0.12]
   with found.unlocked():
     found = found.copy_and_resolve_references()
     found.sample.params = '0.12'
-  recipe = build.recipe(found)
-  step, params = run.restore(found, recipe, workdir)
+  recipe = recipes.recipe(found)
+  step, params = restore.restore(found, recipe, workdir)
   assert step == 24 and 'expected error' in capsys.readouterr().out
   stored = json.loads((workdir / 'reconstructed/0.12/expected_error.json').read_text())
   assert stored['expected_error'] == errors[0.12] and stored['examples'] == 384
@@ -80,13 +81,13 @@ def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(c
 
 def test_an_average_of_an_earlier_time_is_that_of_the_run_then(copied):
   found, workdir = copied
-  averages.reconstruct(found, workdir, [0.1], examples=192)
-  like = jax.eval_shape(build.recipe(found).init, jax.random.key(0))
+  posthoc_ema.reconstruct(found, workdir, [0.1], examples=192)
+  like = jax.eval_shape(recipes.recipe(found).init, jax.random.key(0))
   made, then = (snapshots.read(workdir / path / '000000000192.safetensors', '0.1', like)
                 for path in ('reconstructed/0.1', 'snapshots'))
   chex.assert_trees_all_close(made, then, atol=1e-5)
   # Between two snapshots the error is larger, and what is made stands under the time it is for.
-  between = averages.reconstruct(found, workdir, [0.1], examples=200)
+  between = posthoc_ema.reconstruct(found, workdir, [0.1], examples=200)
   assert between[0.1] > 1e-3 and (workdir / 'reconstructed/0.1/000000000200.safetensors').exists()
 
 
@@ -95,33 +96,33 @@ def test_of_a_width_that_is_made_twice_the_last_is_the_one_that_is_used(copied):
   found = found.copy_and_resolve_references()
   with found.unlocked():
     found.sample.params = '0.12'
-  recipe = build.recipe(found)
+  recipe = recipes.recipe(found)
   for examples, step in ((None, 24), (192, 12), (320, 20)):
-    averages.reconstruct(found, workdir, [0.12], examples=examples)
-    assert run.restore(found, recipe, workdir)[0] == step
+    posthoc_ema.reconstruct(found, workdir, [0.12], examples=examples)
+    assert restore.restore(found, recipe, workdir)[0] == step
     told = json.loads((workdir / 'reconstructed/0.12/expected_error.json').read_text())
     assert told['examples'] == 16 * step
 
 
 def test_a_time_beyond_the_last_snapshot_is_refused(copied):
   with pytest.raises(ValueError, match='--examples=385 is later than the last snapshot, at 384'):
-    averages.reconstruct(*copied, [0.1], examples=385)
+    posthoc_ema.reconstruct(*copied, [0.1], examples=385)
 
 
 def test_a_snapshot_is_not_lost_where_a_run_is_broken_off_beside_its_checkpoint(
     trained, tmp_path, monkeypatch):
   found, workdir, _ = trained
-  keep, at = training.keep_snapshot, []
+  keep, at = train.keep_snapshot, []
   def broken(config, state, folder):
     at.append(int(state.step))
     if len(at) == 2:   # At step 8 a checkpoint is due too.
       raise Interrupted
     keep(config, state, folder)
   with monkeypatch.context() as patch:
-    patch.setattr(training, 'keep_snapshot', broken)
+    patch.setattr(train, 'keep_snapshot', broken)
     with pytest.raises(Interrupted):
-      training.train(found, tmp_path / 'broken')
-  training.train(found, tmp_path / 'broken')
+      train.train(found, tmp_path / 'broken')
+  train.train(found, tmp_path / 'broken')
   assert at == [4, 8]
   assert (snapshots.listed(tmp_path / 'broken/snapshots') == snapshots.listed(workdir / 'snapshots'))
 
@@ -132,24 +133,24 @@ def test_folders_of_images_name_runs_apart(tmp_path):
     names = set()
     for kind, dir in (('digits', 'a'), ('digits', 'b'), ('folder', 'a'), ('folder', 'b')):
       found.data.update(dict(name=kind, dir=dir))
-      names.add(run.identity(found))
+      names.add(identity.identity(found))
   assert len(names) == 3, 'where the digits are kept says nothing about them'
 
 
 def test_a_run_keeps_its_name_when_configs_get_new_keys(tmp_path, monkeypatch):
   found = tiny(tmp_path)
-  name = run.identity(found)
+  name = identity.identity(found)
   with found.unlocked():
     found.loss.novelty = 0
-  monkeypatch.setattr(beside, 'SINCE', beside.SINCE | {'loss.novelty': 0})
-  assert run.identity(found) == name
+  monkeypatch.setattr(compatibility, 'SINCE', compatibility.SINCE | {'loss.novelty': 0})
+  assert identity.identity(found) == name
   found.loss.novelty = 1
-  assert run.identity(found) != name
+  assert identity.identity(found) != name
 
 
 def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):
   found, workdir = copied
-  averages.sweep(found, workdir, [0.05, 0.12])
+  posthoc_ema.sweep(found, workdir, [0.05, 0.12])
   rows = json.loads((workdir / 'sweep.json').read_text())
   assert list(rows) == ['0.05', '0.12'] and (workdir / 'sweep.png').stat().st_size > 5_000
   assert all(np.isfinite(row['frechet_pixels']) for row in rows.values())
@@ -157,22 +158,22 @@ def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):
 
 def test_a_damaged_snapshot_is_named_and_left_out_only_when_told(copied):
   found, workdir = copied
-  whole = averages.reconstruct(found, workdir, [0.12])
+  whole = posthoc_ema.reconstruct(found, workdir, [0.12])
   path = workdir / 'snapshots/000000000256.safetensors'
   data = bytearray(path.read_bytes())
   data[-1] ^= 1
   path.write_bytes(data)
   with pytest.raises(ValueError, match='000000000256.safetensors is damaged'):
-    averages.reconstruct(found, workdir, [0.12])
-  without = averages.reconstruct(found, workdir, [0.12], skip_damaged=True)
+    posthoc_ema.reconstruct(found, workdir, [0.12])
+  without = posthoc_ema.reconstruct(found, workdir, [0.12], skip_damaged=True)
   assert without[0.12] > whole[0.12], 'fewer snapshots are further from the average'
 
 
 def test_a_time_without_a_snapshot_is_told_with_those_that_have_one(copied, capsys):
   found, workdir = copied
-  averages.reconstruct(found, workdir, [0.12], examples=256)
+  posthoc_ema.reconstruct(found, workdir, [0.12], examples=256)
   assert 'no snapshot' not in capsys.readouterr().out
-  averages.reconstruct(found, workdir, [0.12], examples=200)
+  posthoc_ema.reconstruct(found, workdir, [0.12], examples=200)
   said = capsys.readouterr().out
   assert 'no snapshot at 200 examples' in said and 'give --examples=' in said and '256' in said
 
@@ -184,7 +185,7 @@ def test_snapshots_of_another_run_are_refused(copied):
     found.seed = 5
   (workdir / 'config.json').unlink()
   with pytest.raises(ValueError, match='is of run .*give the folder and the config of one run'):
-    averages.reconstruct(found, workdir, [0.12])
+    posthoc_ema.reconstruct(found, workdir, [0.12])
 
 
 def test_an_average_that_was_not_made_is_asked_for(trained):
@@ -193,9 +194,9 @@ def test_an_average_that_was_not_made_is_asked_for(trained):
     found = found.copy_and_resolve_references()
     found.sample.params = '0.2'
   with pytest.raises(FileNotFoundError, match='make it first, with --mode=reconstruct --std=0.2'):
-    run.restore(found, build.recipe(found), workdir)
+    restore.restore(found, recipes.recipe(found), workdir)
   with pytest.raises(ValueError, match='is made after training, by --mode=reconstruct'):
-    training.train(found, workdir)
+    train.train(found, workdir)
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -205,7 +206,7 @@ def test_an_average_that_was_not_made_is_asked_for(trained):
 ])
 def test_averages_that_cannot_be_are_refused_before_anything_compiles(changes, message, tmp_path):
   with pytest.raises(ValueError, match=message):
-    training.train(config(tmp_path, **changes), tmp_path / 'run')
+    train.train(config(tmp_path, **changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
@@ -213,14 +214,14 @@ def test_snapshots_without_power_averages_are_refused(tmp_path):
   found = config(tmp_path, stds=(), decays=(0.999,))
   found.sample.params = '0.999'
   with pytest.raises(ValueError, match='with no config.ema.stds: snapshots are of power averages'):
-    training.train(found, tmp_path / 'run')
+    train.train(found, tmp_path / 'run')
 
 
 @pytest.mark.parametrize('given, expected', [
     ('0.1', [0.1]), ('0.03,0.05,...,0.11', [0.03, 0.05, 0.07, 0.09, 0.11]),
     ('0.1,0.1,0.2', [0.1, 0.2]), ('0.05,0.1,...,0.22', [0.05, 0.1, 0.15, 0.2, 0.22])])
 def test_widths_are_listed_or_go_on_in_steps(given, expected):
-  assert averages.stds_of(given.split(',')) == expected
+  assert posthoc_ema.stds_of(given.split(',')) == expected
 
 
 @pytest.mark.parametrize('given, message', [
@@ -231,26 +232,26 @@ def test_widths_are_listed_or_go_on_in_steps(given, expected):
     ('0.1,0.10000000001,...,0.2', 'fewer than 1000 steps')])
 def test_widths_that_are_none_are_refused(given, message):
   with pytest.raises(ValueError, match=message):
-    averages.stds_of(given.split(',') if given else None)
+    posthoc_ema.stds_of(given.split(',') if given else None)
 
 
 def test_a_step_starts_from_the_prepared_parameters_and_averages_what_the_optimizer_makes():
   mesh = sharding.device_mesh()
   loss = lambda keys, params, batch, histogram: (
       params['w'] * batch['x'], {'error': batch['x'], 't': batch['x']})
-  step = steps.make_step(loss, optax.sgd(0.5), lambda step, examples, added: {'mean': 0.25}, mesh,
+  step = train_step.make_step(loss, optax.sgd(0.5), lambda step, examples, added: {'mean': 0.25}, mesh,
                          prepare=lambda params: jax.tree.map(lambda a: 10 * a, params))
-  state = steps.create(lambda key: {'w': jnp.float32(2)}, optax.sgd(0.5), ['mean'], 0, mesh)
+  state = train_state.create(lambda key: {'w': jnp.float32(2)}, optax.sgd(0.5), ['mean'], 0, mesh)
   batch = {'index': np.arange(8, dtype=np.uint32), 'x': np.full(8, 4, np.float32)}
-  state, *_ = step(state, steps.empty_metrics(mesh), sharding.place_batch(batch, mesh))
+  state, *_ = step(state, train_state.empty_metrics(mesh), sharding.place_batch(batch, mesh))
   # 10 w = 20, its gradient 4; the mean moves a quarter of the way from 2.
   assert float(state.params['w']) == 18.0 and float(state.emas['mean']['w']) == 6.0
 
 
 def test_the_ramp_starts_at_rate_zero_and_the_rate_falls_as_the_root():
-  shape = lambda examples: optimizer.inverse_square_root(
+  shape = lambda examples: optimizers.inverse_square_root(
       examples, num_examples=1000, decay_examples=200, rampup_examples=100)
-  rate = optimizer.learning_rate(rate=2.0, shape=shape, warmup_examples=0, batch=10)
+  rate = optimizers.learning_rate(rate=2.0, shape=shape, warmup_examples=0, batch=10)
   found = [float(rate(jnp.int32(count))) for count in (0, 5, 10, 20, 80)]
   np.testing.assert_allclose(found, [0, 1, 2, 2, 1], rtol=1e-6)
 
@@ -258,7 +259,7 @@ def test_the_ramp_starts_at_rate_zero_and_the_rate_falls_as_the_root():
 def test_the_uncertainty_is_learned_with_the_network(tmp_path):
   found = tiny(tmp_path)
   found.loss.uncertainty = 8
-  recipe = build.recipe(found)
+  recipe = recipes.recipe(found)
   shapes = jax.eval_shape(recipe.init, jax.random.key(0))
   params = jax.tree.map(lambda a: jnp.full(a.shape, 0.1, a.dtype), shapes)
   batch = {'x': jnp.ones((16, 8, 8, 1)), 'label': jnp.zeros(16, jnp.int32),

@@ -6,9 +6,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from eqflow import build, draws, fields, names, outputs, processes, ranges
-from eqflow.training import guard, sharding, step as steps
-from experiments import ROOT, config_file as load
+from eqflow import fields, outputs, processes
+from eqflow.config import recipes, samplings, schema, tables
+from eqflow.training import nonfinite, sharding, train_state, train_step
+from experiments import ROOT
+from experiments import config_file as load
 from tests import rows
 
 # Of ImageNet's, which differ in width alone, the smallest.
@@ -20,17 +22,17 @@ ALL = [pytest.param(path.stem, variant, marks=[pytest.mark.long] * (
 @pytest.mark.parametrize('name,variant', ALL)
 def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   config = load(name).get_config(variant).lock()
-  recipe = build.recipe(config)
+  recipe = recipes.recipe(config)
   mesh = sharding.device_mesh(jax.devices()[:1])
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure,
+  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure,
                          prepare=recipe.prepare)
   def run(key, batch):
     params = recipe.init(key)
-    state = steps.TrainState(
+    state = train_state.TrainState(
         seed=jnp.uint32(0), step=jnp.int32(0), examples=jnp.uint32(0), params=params,
-        opt_state=recipe.optimizer.init(params), emas={k: params for k in build.ema_names(config)},
-        histogram=recipe.histogram, guard=guard.start())
-    state, metrics, health = step(state, steps.TrainMetrics.empty(), batch)
+        opt_state=recipe.optimizer.init(params), emas={k: params for k in recipes.ema_names(config)},
+        histogram=recipe.histogram, guard=nonfinite.start())
+    state, metrics, health = step(state, train_state.TrainMetrics.empty(), batch)
     draws, *_ = recipe.draw(params, jax.random.split(key, 2), batch['label'][:2])
     return state, metrics, health, draws
   b, shape = config.train.batch, tuple(config.data.shape)
@@ -45,9 +47,9 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
 
 
 def test_every_row_of_the_tables_is_held_to_the_laws():
-  assert set(names.PROCESSES) <= set(rows.PROCESSES)
-  assert set(names.OUTPUTS) <= {name.split('_')[0] for name in rows.OUTPUTS}
-  assert set(names.DECAYS) <= set(rows.DECAYS)
+  assert set(tables.PROCESSES) <= set(rows.PROCESSES)
+  assert set(tables.OUTPUTS) <= {name.split('_')[0] for name in rows.OUTPUTS}
+  assert set(tables.DECAYS) <= set(rows.DECAYS)
 
 
 def _changed(path, value, name='digits', variant=None):
@@ -147,12 +149,12 @@ REFUSED = [
 @pytest.mark.parametrize('path,value,message', REFUSED, ids=lambda v: str(v)[:24])
 def test_bad_values_are_refused_by_key_with_what_is_allowed(path, value, message):
   with pytest.raises(ValueError, match=message):
-    build.recipe(_changed(path, value))
+    recipes.recipe(_changed(path, value))
 
 
 def test_the_published_sizes_are_rows():
   section = ml_collections.ConfigDict(dict(name='DiT-XL/2', doubled=True))
-  module = build.model(section, 1000)
+  module = recipes.model(section, 1000)
   shapes = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 32, 32, 4)), jnp.zeros(1)),
                           jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 675_129_632
@@ -162,15 +164,15 @@ def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
   grid = dict(name='uniform', start=1.0, end=0.0)
   refusal = "config.sample.grid: output 'eps' cannot give x at t=1: start the grid at"
   with pytest.raises(ValueError, match=refusal):
-    build.recipe(_changed('sample.grid', grid, variant='eps'))
+    recipes.recipe(_changed('sample.grid', grid, variant='eps'))
   with pytest.raises(ValueError, match="noise label 'logsnr' is not finite at t=1"):
-    build.recipe(_changed('model.label_noise.name', 'logsnr', variant='flow'))
+    recipes.recipe(_changed('model.label_noise.name', 'logsnr', variant='flow'))
 
 
 @pytest.mark.parametrize('variant', ['eqm', 'flow'])
 def test_a_network_that_computes_in_bfloat16_trains_and_samples_in_float32(variant):
   config = _changed('model.dtype', 'bfloat16', variant=variant)
-  recipe = build.recipe(config)
+  recipe = recipes.recipe(config)
   params = recipe.init(jax.random.key(0))
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
   keys = jax.random.split(jax.random.key(0), 4)
@@ -182,7 +184,7 @@ def test_a_network_that_computes_in_bfloat16_trains_and_samples_in_float32(varia
 
 
 def test_the_objective_is_the_same_whatever_an_adaptive_density_has_measured():
-  recipe, n = build.recipe(load('toy').get_config('adaptive').lock()), 8192
+  recipe, n = recipes.recipe(load('toy').get_config('adaptive').lock()), 8192
   params, keys = recipe.init(jax.random.key(0)), jax.random.split(jax.random.key(1), n)
   batch = {'x': jax.random.normal(jax.random.key(2), (n, 2)), 'label': jnp.zeros(n, jnp.int32),
            'index': jnp.arange(n, dtype=jnp.uint32)}
@@ -198,17 +200,17 @@ def test_the_objective_is_the_same_whatever_an_adaptive_density_has_measured():
 
 def test_mirroring_is_for_images():
   with pytest.raises(ValueError, match='config.data.flip=True mirrors images, but'):
-    build.recipe(_changed('data.flip', True, name='toy'))
+    recipes.recipe(_changed('data.flip', True, name='toy'))
 
 
 def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():
   with pytest.raises(ValueError, match='config.sample.threshold=1.0: only a descent'):
-    build.recipe(_changed('sample.threshold', 1.0, variant='flow'))
+    recipes.recipe(_changed('sample.threshold', 1.0, variant='flow'))
   with pytest.raises(ValueError, match='config.sample.scale=2.0 guides by class'):
-    build.recipe(_changed('sample.scale', 2.0, name='toy'))
+    recipes.recipe(_changed('sample.scale', 2.0, name='toy'))
   with pytest.raises(ValueError, match=r'config.sample.scale=\(2.0, 1.0\) guides by class'):
-    build.recipe(_changed('sample.scale', [2, 1], name='toy'))
-  build.recipe(_changed('sample.scale', (1, 1.0), name='toy'))
+    recipes.recipe(_changed('sample.scale', [2, 1], name='toy'))
+  recipes.recipe(_changed('sample.scale', (1, 1.0), name='toy'))
 
 
 class Asked:
@@ -233,9 +235,9 @@ def test_a_scale_for_each_channel_guides_each_by_its_own(scale, counts):
   config.data.num_classes, config.train.drop_label = 2, 0.1
   with config.ignore_type():
     config.sample.scale = scale
-  ranges.check(config)
+  schema.check(config)
   network = Asked()
-  sampling = draws.sampling_of(config, network, processes.linear, outputs.u, fields.none)
+  sampling = samplings.sampling_of(config, network, processes.linear, outputs.u, fields.none)
   z, labels = np.array([[0.5, 0.25], [-1.0, 3.0]]), np.array([0, 1])
   found = sampling.predictor({}, jnp.asarray(labels))(jnp.asarray(z, jnp.float32), jnp.zeros(2))
   # y_null + w (y - y_null), entry by entry, the null class the one after the last.
@@ -251,7 +253,7 @@ def test_guidance_acts_in_its_interval_and_is_rescaled():
     config.model.update(width=8, depth=1)
     config.sample.update(num_steps=4, scale=scale, rescale=rescale)
     config.sample.interval = ml_collections.ConfigDict(interval or dict(name='always'))
-    recipe = build.recipe(config)
+    recipe = recipes.recipe(config)
     def run(key):
       params = jax.tree.map(lambda a: jax.random.normal(key, a.shape), recipe.init(key))
       return recipe.draw(params, jax.random.split(key, 2), jnp.array([0, 1]))[0]
@@ -267,7 +269,7 @@ def test_guidance_acts_in_its_interval_and_is_rescaled():
 
 def test_labels_are_dropped_to_null_at_the_rate_asked_for_and_per_example():
   config = _changed('train.drop_label', 0.25)
-  recipe = build.recipe(config)
+  recipe = recipes.recipe(config)
   params = recipe.init(jax.random.key(0))
   # With a table that is zero but for the null row, the loss tells which labels were dropped.
   table = jnp.zeros((11, 64)).at[10].set(1.0)
@@ -305,7 +307,7 @@ def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
   config.sample.num_steps = 5
   if process:
     config.process, config.output = ml_collections.ConfigDict(process), {'name': 'v'}
-  recipe = build.recipe(config)
+  recipe = recipes.recipe(config)
   params = jax.eval_shape(recipe.init, jax.random.key(0))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
   draws, *_ = jax.eval_shape(recipe.draw, params, keys, jax.ShapeDtypeStruct((2,), jnp.int32))
@@ -335,4 +337,4 @@ def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
 def test_solvers_and_tables_that_cannot_be_are_refused_by_key(path, value, message):
   with pytest.raises(ValueError, match=message):
     value = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
-    build.recipe(_changed(path, value, variant='flow'))
+    recipes.recipe(_changed(path, value, variant='flow'))

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from eqflow import run
+from eqflow.runs import claim
 from tests.test_house import ROOT
 
 pytestmark = pytest.mark.long
@@ -98,7 +98,7 @@ def test_what_processes_need_is_asked_for(tmp_path):
 
 
 def test_what_the_first_process_is_refused_ends_them_all(tmp_path):
-  with run.held(tmp_path, 'training in', '--workdir'):
+  with claim.locked(tmp_path, 'training in', '--workdir'):
     clock = time.monotonic()
     said, codes = ended(started(tmp_path, 2, 4))
   assert 'another process is training in' in said[0] and codes[0] == 2, said[0]

@@ -10,9 +10,10 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import outputs, processes, samplers, tables
+from eqflow import outputs, processes, samplers
 from eqflow.interop import conventions
 from eqflow.mix import mix
+from eqflow.processes import tables
 from tests import rows
 
 VP = Partial(processes.variance_preserving, beta_min=0.1, beta_max=20.0)

@@ -9,12 +9,14 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import arrays, build, couplings, losses, outputs, processes, run, times
-from eqflow import train as training
+from eqflow import arrays, couplings, densities, losses, outputs, processes
+from eqflow.commands import train
+from eqflow.config import recipes
 from eqflow.data import pipeline, records
-from eqflow.training import sharding, step as steps
+from eqflow.runs import identity
+from eqflow.training import sharding, train_state, train_step
 from experiments import config_file as load
-from tests.test_train import assert_bitwise_equal, interrupt, Interrupted
+from tests.test_train import Interrupted, assert_bitwise_equal, interrupt
 
 BOTH = {'optimal_transport': couplings.optimal_transport,
         'sinkhorn': Partial(couplings.sinkhorn, regularization=0.1)}
@@ -151,7 +153,7 @@ def test_a_given_noise_is_the_one_that_the_loss_uses():
     seen.update(z=z, t=t)
     return jnp.zeros_like(z)
   losses.matching_loss(keys_of(8), spy, x, process=processes.linear, output=outputs.u,
-                       density=times.uniform, coupling=Partial(couplings.given, eps=eps))
+                       density=densities.uniform, coupling=Partial(couplings.given, eps=eps))
   t = np.asarray(seen['t'])[:, np.newaxis]
   np.testing.assert_allclose(seen['z'], (1 - t) * x + t * eps, atol=1e-6)
 
@@ -197,14 +199,14 @@ def batch_of(n, classes=0):
 
 def test_a_run_deals_out_the_noise_that_it_would_have_drawn():
   batch, config = batch_of(32), coupled()
-  eps = build.recipe(config).couple(batch)
+  eps = recipes.recipe(config).couple(batch)
   # Without a coupling: fold_in(seed, index), then 1 for the noise, then the leaf.
   fold = lambda k: jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), k), 1)
   drawn = np.asarray(jax.vmap(lambda k: jax.random.normal(
       jax.random.fold_in(fold(k), 0), (2,)))(batch['index']))
   assert rows(eps) == rows(drawn)
   assert cost(batch['x'], eps) < 0.7 * cost(batch['x'], drawn)
-  halves = build.recipe(coupled(accumulate=2)).couple(batch)
+  halves = recipes.recipe(coupled(accumulate=2)).couple(batch)
   for half in (0, 1):
     assert rows(halves[half::2]) == rows(drawn[half::2]), 'a microbatch has the noise of another'
 
@@ -214,8 +216,8 @@ def test_a_conditional_model_deals_out_noise_within_a_class():
   config.loss.coupling = dict(name='optimal_transport')
   config.data.num_classes = 2
   batch = batch_of(32, classes=2)
-  free = build.recipe(coupled()).couple(batch)
-  eps = build.recipe(config).couple(batch)
+  free = recipes.recipe(coupled()).couple(batch)
+  eps = recipes.recipe(config).couple(batch)
   assert rows(eps[::2]) != rows(free[::2])
   fold = lambda k: jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), k), 1)
   drawn = np.asarray(arrays.noise_like(jax.vmap(fold)(batch['index']), batch['x']))
@@ -225,7 +227,7 @@ def test_a_conditional_model_deals_out_noise_within_a_class():
 
 def test_processes_read_what_one_would_and_couple_the_whole_batch():
   source = records.Source(records.InMemory(normal(40, 2), np.zeros(40, np.int32)), (2,), 0, 'points')
-  couple = build.recipe(coupled()).couple
+  couple = recipes.recipe(coupled()).couple
   def first(**options):
     batches = pipeline.batches(source, seed=0, batch=16, couple=couple, **options)
     found = [next(batches) for _ in range(3)]
@@ -242,34 +244,34 @@ def test_processes_read_what_one_would_and_couple_the_whole_batch():
 
 def test_devices_do_not_change_a_coupled_step():
   config = coupled(accumulate=2)
-  recipe, states = build.recipe(config), []
+  recipe, states = recipes.recipe(config), []
   for devices in (1, 8):
     mesh = sharding.device_mesh(jax.devices()[:devices])
-    state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh)
-    step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, accumulate=2)
+    state = train_state.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh)
+    step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, accumulate=2)
     batch = batch_of(32)
     batch['eps'] = recipe.couple(batch)
-    states.append(step(state, steps.empty_metrics(mesh), sharding.place_batch(batch, mesh)))
+    states.append(step(state, train_state.empty_metrics(mesh), sharding.place_batch(batch, mesh)))
   np.testing.assert_allclose(states[0][2], states[1][2], rtol=1e-5)
 
 
 def test_a_coupled_run_resumes_bit_for_bit_and_a_run_from_before_couplings_goes_on(
     tmp_path, monkeypatch):
   config = coupled()
-  whole = training.train(config, tmp_path / 'whole')
+  whole = train.train(config, tmp_path / 'whole')
   with monkeypatch.context() as patch:
     interrupt(patch, 6)
     with pytest.raises(Interrupted):
-      training.train(config, tmp_path / 'broken')
-  assert_bitwise_equal(whole, training.train(config, tmp_path / 'broken'))
+      train.train(config, tmp_path / 'broken')
+  assert_bitwise_equal(whole, train.train(config, tmp_path / 'broken'))
 
   old = coupled('independent')
   with pytest.raises(ValueError, match="coupling.name: 'optimal_transport' there, 'independent' giv"):
-    run.check_config(old, tmp_path / 'whole')
+    identity.check_config(old, tmp_path / 'whole')
   path = tmp_path / 'whole/config.json'
   theirs = json.loads(path.read_text())
   del theirs['loss']['coupling']
   path.write_text(json.dumps(theirs))
-  run.check_config(old, tmp_path / 'whole')
+  identity.check_config(old, tmp_path / 'whole')
   with pytest.raises(ValueError, match="coupling.name: 'independent' there, 'optimal_transport' giv"):
-    run.check_config(config, tmp_path / 'whole')
+    identity.check_config(config, tmp_path / 'whole')

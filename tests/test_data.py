@@ -10,13 +10,13 @@ import sys
 import time
 
 from absl import logging
-from eqflow.data import digits, folder, images, pipeline, prepare, prepared, records, sources, toys
 import numpy as np
 from PIL import Image
 import pytest
 from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
 
+from eqflow.data import digits, folder, images, pipeline, prepare, prepared, records, sources, toys
 from tests.test_house import ROOT
 
 

@@ -11,13 +11,14 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from eqflow import fields, losses, names, oracles, outputs, processes, times, weights
+from eqflow import blind_spots, densities, fields, losses, oracles, outputs, processes, weights
+from eqflow.config import tables
 from tests import rows
 
 DENSITIES = {
-    'uniform': (times.uniform, scipy.stats.uniform()),
-    'uniform_on': (times.uniform_on(0.2, 0.7), scipy.stats.uniform(0.2, 0.5)),
-    'lognormal': (times.lognormal(-1.2, 1.2), scipy.stats.lognorm(1.2, scale=np.exp(-1.2))),
+    'uniform': (densities.uniform, scipy.stats.uniform()),
+    'uniform_on': (densities.uniform_on(0.2, 0.7), scipy.stats.uniform(0.2, 0.5)),
+    'lognormal': (densities.lognormal(-1.2, 1.2), scipy.stats.lognorm(1.2, scale=np.exp(-1.2))),
 }
 
 
@@ -31,7 +32,7 @@ def test_densities_agree_with_scipy(name, x64):
 
 
 def test_logit_normal_is_a_normal_in_its_logit(x64):
-  density, u = times.logit_normal(0.5, 0.8), np.linspace(0.001, 0.999, 101)
+  density, u = densities.logit_normal(0.5, 0.8), np.linspace(0.001, 0.999, 101)
   t = np.asarray(density.quantile(jnp.asarray(u)))
   np.testing.assert_allclose(np.log(t / (1 - t)), scipy.stats.norm(0.5, 0.8).ppf(u), rtol=1e-8)
   mass, _ = scipy.integrate.quad(lambda t: float(density.pdf(jnp.asarray(t))), 1e-9, 1 - 1e-9)
@@ -41,18 +42,18 @@ def test_logit_normal_is_a_normal_in_its_logit(x64):
 def test_u_is_never_zero_or_one():
   # The largest and smallest floats that a uniform draw in [0, 1) of 23 bits can give.
   for k, offset in ((0, 0), (0, 2**32 - 1)):
-    u = times.low_discrepancy(k, np.uint32(offset))
+    u = densities.low_discrepancy(k, np.uint32(offset))
     assert 0 < u < 1
-  u = times.draw(jax.random.split(jax.random.key(0), 1000))
+  u = densities.draw(jax.random.split(jax.random.key(0), 1000))
   assert (u > 0).all() and (u < 1).all()
   with jax.enable_x64(True):
-    same = times.draw(jax.random.split(jax.random.key(0), 1000))
+    same = densities.draw(jax.random.split(jax.random.key(0), 1000))
   np.testing.assert_array_equal(u, same, 'the draw of a key must not depend on the default dtype')
 
 
 def test_rounding_does_not_carry_a_density_to_the_ends_of_its_range():
   u = jnp.array([2.0**-24, 1 - 2.0**-24], jnp.float32)
-  for density, low in ((times.uniform_on(0.5, 1.0), 0.5), (times.logit_normal(0.0, 4.0), 0.0)):
+  for density, low in ((densities.uniform_on(0.5, 1.0), 0.5), (densities.logit_normal(0.0, 4.0), 0.0)):
     t = density.quantile(u)
     assert (t > low).all() and (t < 1).all(), f"{t} touches an end"
 
@@ -60,28 +61,29 @@ def test_rounding_does_not_carry_a_density_to_the_ends_of_its_range():
 def test_the_golden_sequence_is_that_of_exact_arithmetic_even_at_the_end_of_its_range():
   k = np.concatenate([np.arange(1000), 2**32 - 1 - np.arange(1000)]).astype(np.uint32)
   exact = np.array([((int(i) * 2654435769 + 77) % 2**32 >> 9) * 2.0**-23 + 2.0**-24 for i in k])
-  np.testing.assert_array_equal(times.low_discrepancy(k, np.uint32(77)), exact)
+  np.testing.assert_array_equal(densities.low_discrepancy(k, np.uint32(77)), exact)
 
 
 @pytest.mark.parametrize('start', [0, 10**6, 4 * 10**9])
 def test_any_run_of_the_golden_sequence_covers_the_unit_interval_evenly(start):
-  u = np.sort(times.low_discrepancy((start + np.arange(1024)).astype(np.uint32), np.uint32(5)))
+  u = np.sort(densities.low_discrepancy((start + np.arange(1024)).astype(np.uint32), np.uint32(5)))
   worst = np.abs(u - (np.arange(1024) + 0.5) / 1024).max()
   # Random draws would be off by about 0.03.
   assert worst < 0.004, f'a run of 1,024 leaves a hole of {worst:.4f}'
 
 
-ADAPTIVE = times.adaptive(process=processes.cosine, low=-6.0, high=7.0, bins=13)
+ADAPTIVE = densities.adaptive(process=processes.cosine, low=-6.0, high=7.0, bins=13)
 # A bump, as if it had been measured.
 BUMP = np.stack([np.exp(-0.1 * (np.arange(13) - 4.0) ** 2), np.ones(13)]) * 50
 
 ROWS = {
-    'uniform': times.uniform, 'uniform_on': times.uniform_on(0.2, 0.7),
-    'logit_normal': times.logit_normal(0.5, 0.8), 'lognormal': times.lognormal(-1.2, 1.2),
-    'mode': times.mode(1.29), 'mode, ends': times.mode(-1.0),
-    'mode, middle': times.mode(2 / (np.pi - 2)), 'cosmap': times.cosmap,
+    'uniform': densities.uniform, 'uniform_on': densities.uniform_on(0.2, 0.7),
+    'logit_normal': densities.logit_normal(0.5, 0.8), 'lognormal': densities.lognormal(-1.2, 1.2),
+    'mode': densities.mode(1.29), 'mode, ends': densities.mode(-1.0),
+    'mode, middle': densities.mode(2 / (np.pi - 2)), 'cosmap': densities.cosmap,
     'adaptive': ADAPTIVE.density(BUMP),
-    'adaptive on edm': times.adaptive(process=processes.edm, low=-8.0, high=9.0, bins=13).density(BUMP),
+    'adaptive on edm': densities.adaptive(
+        process=processes.edm, low=-8.0, high=9.0, bins=13).density(BUMP),
 }
 
 
@@ -101,17 +103,17 @@ def test_the_quantile_has_the_densitys_inverse_as_its_slope(name, x64):
 
 
 def test_every_row_of_the_table_of_densities_is_held_to_it():
-  assert set(names.DENSITIES) <= set(ROWS)
+  assert set(tables.DENSITIES) <= set(ROWS)
 
 
 def test_mode_is_sd3s(x64):
   # [Esser+ 2403.03206, eq. 20]: t = f(u) for uniform u, f falling from 1 to 0.
-  pdf = jax.jit(lambda t, scale: times.mode(scale).pdf(t))
-  slope = jax.jit(jax.grad(lambda t, scale: jnp.log(times.mode(scale).pdf(t))))
+  pdf = jax.jit(lambda t, scale: densities.mode(scale).pdf(t))
+  slope = jax.jit(jax.grad(lambda t, scale: jnp.log(densities.mode(scale).pdf(t))))
   u = np.linspace(0.01, 0.99, 99)
   for scale in (-1.0, -0.4, 0.0, 0.81, 1.29):
     f = 1 - u - scale * (np.cos(np.pi / 2 * u) ** 2 - 1 + u)
-    np.testing.assert_allclose(times.mode(scale).quantile(jnp.asarray(1 - u)), f, rtol=1e-12)
+    np.testing.assert_allclose(densities.mode(scale).quantile(jnp.asarray(1 - u)), f, rtol=1e-12)
     # The density at f(u) is 1/|f'(u)|, more of the middle where the scale is positive.
     rate = np.abs(-1 - scale * (1 - np.pi / 2 * np.sin(np.pi * u)))
     np.testing.assert_allclose(pdf(jnp.asarray(f), scale), 1 / rate, rtol=1e-8)
@@ -123,12 +125,12 @@ def test_mode_is_sd3s(x64):
 @pytest.mark.parametrize('scale', [-1.01, 1.76, np.nan])
 def test_a_mode_that_would_turn_back_is_refused(scale):
   with pytest.raises(ValueError, match=r'choose a scale from -1 to 2/\(pi - 2\)'):
-    times.mode(scale)
+    densities.mode(scale)
 
 
 def test_cosmap_is_the_cosine_process_on_the_linear_one(x64):
   u = jnp.asarray(np.linspace(0.01, 0.99, 99))
-  np.testing.assert_allclose(processes.logsnr(processes.linear, times.cosmap.quantile(u)),
+  np.testing.assert_allclose(processes.logsnr(processes.linear, densities.cosmap.quantile(u)),
                              processes.logsnr(processes.cosine, u), atol=1e-12)
 
 
@@ -144,7 +146,7 @@ def test_the_adaptive_density_starts_even_in_log_snr_and_keeps_to_its_range(x64)
 @pytest.mark.parametrize('process', ['linear', 'variance_preserving', 'edm'])
 def test_whatever_u_draws_has_a_finite_weight_in_single_precision(process):
   process = rows.PROCESSES[process]
-  adaptive = times.adaptive(process=process, low=-9.5, high=20.0)
+  adaptive = densities.adaptive(process=process, low=-9.5, high=20.0)
   loss = np.geomspace(1, 1e-6, 100)
   density = adaptive.density(np.stack([loss, np.ones(100)]).astype(np.float32) * 900)
   u = jnp.asarray(np.r_[2.0**-24, np.linspace(0.0001, 0.9999, 999), 1 - 2.0**-24], jnp.float32)
@@ -161,7 +163,7 @@ def test_whatever_u_draws_has_a_finite_weight_in_single_precision(process):
     (dict(low=-40.0), r"on 'linear', which in float32 goes from -inf to 7")])
 def test_a_range_that_cannot_be_is_refused(change, message):
   with pytest.raises(ValueError, match=message):
-    times.adaptive(**{**dict(process=processes.linear, low=-6.0, high=7.0, bins=10), **change})
+    densities.adaptive(**{**dict(process=processes.linear, low=-6.0, high=7.0, bins=10), **change})
 
 
 # x ~ N(0, s^2) in 16 coordinates, and the best predictor: Var[eps | z] = alpha^2 s^2/(alpha^2 s^2 +
@@ -177,7 +179,7 @@ def _profile(value):
 
 @pytest.fixture(scope='module')
 def adapted():
-  adaptive = times.adaptive(process=processes.linear, low=LOW, high=HIGH, bins=BINS, keep=0.999)
+  adaptive = densities.adaptive(process=processes.linear, low=LOW, high=HIGH, bins=BINS, keep=0.999)
   exact = Partial(oracles.gaussian, process=processes.linear, output=outputs.v, mean=jnp.zeros(SIZE),
                   cov=STD**2 * jnp.eye(SIZE))
 
@@ -229,7 +231,7 @@ def test_the_loss_is_the_same_whatever_the_density_has_become_and_varies_less(ad
 
 
 def test_the_histogram_is_what_its_examples_say_and_forgets_at_the_rate_asked(x64):
-  adaptive = times.adaptive(process=processes.linear, low=-4.0, high=4.0, bins=4, keep=0.5)
+  adaptive = densities.adaptive(process=processes.linear, low=-4.0, high=4.0, bins=4, keep=0.5)
   t = 1 / (1 + jnp.exp(jnp.array([-3.0, -3.5, 1.0]) / 2))
   # Drawn evenly, p = 1/8: losses of 8 w E.
   measure = jax.jit(adaptive.measure)
@@ -248,9 +250,9 @@ def test_the_histogram_is_what_its_examples_say_and_forgets_at_the_rate_asked(x6
 
 
 def test_a_share_of_the_examples_is_data_exactly_and_the_rest_is_the_density():
-  inner = times.logit_normal(0.5, 0.8)
-  density = times.with_data(inner, 0.25)
-  u = times.low_discrepancy(np.arange(4000), 7)
+  inner = densities.logit_normal(0.5, 0.8)
+  density = densities.with_data(inner, 0.25)
+  u = densities.low_discrepancy(np.arange(4000), 7)
   t = np.asarray(density.quantile(u))
   assert abs((t == 0).sum() - 1000) <= 2, 'stratified draws hit the share to an example or two'
   # What is left is spread evenly over the probabilities of the density itself.
@@ -259,17 +261,17 @@ def test_a_share_of_the_examples_is_data_exactly_and_the_rest_is_the_density():
   np.testing.assert_allclose(density.pdf(0.3), 0.75 * inner.pdf(0.3), rtol=1e-6)
   # Whatever the share rounds to, the largest draw stays within, where a quantile may be infinite.
   for share in (0.0, 0.1, 0.3, 0.9999):
-    ends = times.with_data(times.lognormal(0.0, 1.0), share).quantile(
+    ends = densities.with_data(densities.lognormal(0.0, 1.0), share).quantile(
         jnp.float32([2.0**-24, share, 1 - 2.0**-24]))
     assert np.isfinite(ends).all() and ends[2] > 0
   for share in (-0.1, 1.0, float('nan')):
     with pytest.raises(ValueError, match=r'with_data\(share=.*from 0 to below 1'):
-      times.with_data(times.uniform, share)
+      densities.with_data(densities.uniform, share)
 
 
 def test_at_data_the_field_that_vanishes_there_is_trained_and_what_is_not_finite_is_refused():
-  density, field = times.with_data(times.uniform, 0.5), rows.OUTPUTS['equilibrium_truncated']
-  check = functools.partial(times.check_training, density, process=processes.linear)
+  density, field = densities.with_data(densities.uniform, 0.5), rows.OUTPUTS['equilibrium_truncated']
+  check = functools.partial(blind_spots.check_training, density, process=processes.linear)
   check(output=field, label_noise=fields.none, weight=weights.ones)
   x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
   keys = jax.random.split(jax.random.key(0), 64)

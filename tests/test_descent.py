@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from eqflow import descent, outputs, processes, samplers
+from eqflow.descent import methods
 
 A = np.diag([1.0, 3.0])
 Z = np.array([[1.0, -2.0], [0.5, 4.0], [0.0, 0.1]])
@@ -135,7 +136,7 @@ def test_a_descent_of_plain_functions_runs_too(x64):
   def step(predict, z, memory, t, s, keys):
     slope = predict(z, t)
     return z - 0.05 * slope, descent.Point(slope)
-  own = descent.Solver(lambda z: descent.Point(jnp.zeros_like(z)), step)
+  own = methods.Solver(lambda z: descent.Point(jnp.zeros_like(z)), step)
   given = _field, jnp.asarray(Z)
   np.testing.assert_allclose(
       descent.descend(own, *given, num_steps=5),

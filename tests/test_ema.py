@@ -11,7 +11,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import ema
+from eqflow import ema, posthoc_ema
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 
@@ -78,7 +78,7 @@ def test_inner_products_are_the_integrals():
     # Of the polynomial (a + 1)(b + 1) x^(a + b)/(s^(a + 1) t^(b + 1)), from 0 to min(s, t).
     exact = fractions.Fraction((a + 1) * (b + 1) * min(s, t) ** (a + b + 1),
                                s ** (a + 1) * t ** (b + 1) * (a + b + 1))
-    np.testing.assert_allclose(ema.inner_product(a, s, b, t), float(exact), rtol=1e-12)
+    np.testing.assert_allclose(posthoc_ema.inner_product(a, s, b, t), float(exact), rtol=1e-12)
   # Gauss-Legendre in u = x^(1/8), where powers that are no integers are smooth.
   nodes, weights = np.polynomial.legendre.leggauss(100)
   for a, b, s, t in ((16.97, 6.94, 1.0, 0.7), (6.94, 0.72, 0.3, 1.0), (1.83, 3.56, 2e9, 1e9)):
@@ -86,8 +86,8 @@ def test_inner_products_are_the_integrals():
     u = end * (nodes + 1) / 2
     x, dx = u**8, 8 * u**7 * weights * end / 2
     product = (a + 1) / s * (x / s) ** a * (b + 1) / t * (x / t) ** b
-    np.testing.assert_allclose(ema.inner_product(a, s, b, t), product @ dx, rtol=1e-12)
-  assert ema.inner_product(np.ones((3, 1)), 1, np.ones(2), 5).shape == (3, 2)
+    np.testing.assert_allclose(posthoc_ema.inner_product(a, s, b, t), product @ dx, rtol=1e-12)
+  assert posthoc_ema.inner_product(np.ones((3, 1)), 1, np.ones(2), 5).shape == (3, 2)
 
 
 @pytest.mark.parametrize('examples,added', [(64, 64), (128, 64), (10**9, 64), (2**32 - 1, 64),
@@ -168,11 +168,11 @@ def snapshot_trees(tracked):
 
 @pytest.mark.parametrize('time', [UPDATES, UPDATES // 2])
 def test_reconstruction_is_the_average_that_was_not_tracked(tracked, time):
-  x = ema.solve(TIMES, STDS, time, OUT)
-  expected = ema.expected_error(x, TIMES, STDS, time, OUT)
+  x = posthoc_ema.solve(TIMES, STDS, time, OUT)
+  expected = posthoc_ema.expected_error(x, TIMES, STDS, time, OUT)
   np.testing.assert_allclose(x.sum(0), 1, rtol=1e-12)
   assert (x[TIMES > time] == 0).all() and (x[TIMES == time] != 0).any()
-  found = ema.reconstruct(snapshot_trees(tracked), x)
+  found = posthoc_ema.reconstruct(snapshot_trees(tracked), x)
   rows = np.stack([tree['w'] for tree in snapshot_trees(tracked)])
   for tree, column, std, error in zip(found, x.T, OUT, expected):
     assert tree['w'].dtype == np.float64
@@ -191,12 +191,12 @@ def test_reconstruction_is_the_average_that_was_not_tracked(tracked, time):
 def test_expected_error_is_the_distance_of_the_profiles():
   times, stds, target = [3e5, 1e6, 1e6], [0.05, 0.1, 0.2], 1e6
   wide = [0.07, 0.15]
-  x = ema.solve(times, stds, target, wide)
+  x = posthoc_ema.solve(times, stds, target, wide)
   t = (np.arange(400_000) + 0.5) / 400_000 * target
   profile = lambda std, end: np.where(t < end, (t / end) ** ema.power_from_std(std)
                                       * (ema.power_from_std(std) + 1) / end, 0)
   rows = np.stack([profile(*pair) for pair in zip(stds, times)])
-  for std, column, error in zip(wide, x.T, ema.expected_error(x, times, stds, target, wide)):
+  for std, column, error in zip(wide, x.T, posthoc_ema.expected_error(x, times, stds, target, wide)):
     wanted = profile(std, target)
     distance = np.linalg.norm(column @ rows - wanted) / np.linalg.norm(wanted)
     np.testing.assert_allclose(error, distance, rtol=1e-4)
@@ -206,25 +206,26 @@ def test_expected_error_is_the_distance_of_the_profiles():
 
 
 def test_a_target_that_is_a_snapshot_is_that_snapshot():
-  x = ema.solve([10, 20, 30, 20], [0.05, 0.1, 0.1, 0.05], 20, 0.1)
+  x = posthoc_ema.solve([10, 20, 30, 20], [0.05, 0.1, 0.1, 0.05], 20, 0.1)
   np.testing.assert_allclose(x, [0, 1, 0, 0], atol=1e-9)
-  assert x.shape == (4,) and np.ndim(ema.expected_error(x, [10, 20, 30, 20], [0.05, 0.1, 0.1, 0.05],
+  assert x.shape == (4,) and np.ndim(posthoc_ema.expected_error(
+      x, [10, 20, 30, 20], [0.05, 0.1, 0.1, 0.05],
                                                         20, 0.1)) == 0
   # Two of the same: any split is a solution, the even one the smallest.
-  np.testing.assert_allclose(ema.solve([20, 20], [0.1, 0.1], 20, 0.1), 0.5, rtol=1e-9)
-  np.testing.assert_allclose(ema.solve([10], [0.1], 1e6, 0.2), 1)
+  np.testing.assert_allclose(posthoc_ema.solve([20, 20], [0.1, 0.1], 20, 0.1), 0.5, rtol=1e-9)
+  np.testing.assert_allclose(posthoc_ema.solve([10], [0.1], 1e6, 0.2), 1)
 
 
 @pytest.mark.parametrize('scale', [1, 1e-3, 2048e6])
 def test_the_unit_of_time_does_not_matter(scale):
-  found = ema.solve(TIMES * scale, STDS, UPDATES * scale, OUT)
-  np.testing.assert_allclose(found, ema.solve(TIMES, STDS, UPDATES, OUT), atol=1e-7)
+  found = posthoc_ema.solve(TIMES * scale, STDS, UPDATES * scale, OUT)
+  np.testing.assert_allclose(found, posthoc_ema.solve(TIMES, STDS, UPDATES, OUT), atol=1e-7)
 
 
 def test_many_snapshots_are_no_less_exact():
   times, stds = np.repeat(np.arange(1, 257) * 8e6, 2), np.tile(IN, 256)
-  x = ema.solve(times, stds, times[-1], OUT)
-  assert (ema.expected_error(x, times, stds, times[-1], OUT) < 2e-4).all()
+  x = posthoc_ema.solve(times, stds, times[-1], OUT)
+  assert (posthoc_ema.expected_error(x, times, stds, times[-1], OUT) < 2e-4).all()
   assert abs(x).sum(0).max() < 3, 'coefficients that cancel would lift the rounding of snapshots'
 
 
@@ -232,16 +233,16 @@ def test_fixed_tables_and_integers_come_from_the_last_snapshot_used():
   trees = [{'w': np.float32([i]), 'table': np.float32([10 + i]), 'n': np.int32(i)} for i in range(3)]
   trees[2]['w'][:] = np.nan
   x = np.array([[0.25, 1.0], [0.75, 0.0], [0.0, 0.0]])
-  first, second = ema.reconstruct(trees, x, averaged={'w': True, 'table': False, 'n': True})
+  first, second = posthoc_ema.reconstruct(trees, x, averaged={'w': True, 'table': False, 'n': True})
   assert first == {'w': 0.75, 'table': 11, 'n': 1} and first['n'].dtype == np.int32
   assert second['w'] == 0 and second['w'].dtype == np.float32
-  one = ema.reconstruct(iter(trees), x[:, 0])
+  one = posthoc_ema.reconstruct(iter(trees), x[:, 0])
   assert one['table'] == 10.75 and trees[1]['table'] == 11
 
 
 def test_low_precision_is_summed_in_float32():
   trees = [{'w': jnp.full(3, 1 + i / 128, jnp.bfloat16)} for i in range(2)]
-  found = ema.reconstruct(trees, [0.5, 0.5])['w']
+  found = posthoc_ema.reconstruct(trees, [0.5, 0.5])['w']
   assert found.dtype == np.float32
   np.testing.assert_array_equal(found, np.float32(1 + 1 / 256))
 
@@ -253,7 +254,7 @@ def test_one_snapshot_is_in_memory_at_a_time(targets, bound):
   x = np.full((count, targets), 1 / count)
   tracemalloc.start()
   try:
-    found = ema.reconstruct(trees, x)
+    found = posthoc_ema.reconstruct(trees, x)
     peak = tracemalloc.get_traced_memory()[1] / (4 * size * 4)
   finally:
     tracemalloc.stop()
@@ -305,21 +306,23 @@ def test_a_count_that_falls_is_refused_and_under_jit_it_shows():
     (lambda: ema.power_from_std([0.1, 0, float('nan')]), 'std=0 and 1 more is outside'),
     (lambda: ema.std_from_power(-0.5), 'power=-0.5 is no power.*give finite powers >= 0'),
     (lambda: ema.power_average([0.1, 0.9]), r'std=0.9 is outside'),
-    (lambda: ema.solve([1, 2], [0.1, 0.5], 2, 0.1), 'in_stds=0.5 is outside'),
-    (lambda: ema.solve([1, 2], [0.1, 0.1], 2, [0.1, 0.289]), 'out_std=0.289 is outside'),
-    (lambda: ema.solve([10, 20], [0.1, 0.1], 9, 0.1),
+    (lambda: posthoc_ema.solve([1, 2], [0.1, 0.5], 2, 0.1), 'in_stds=0.5 is outside'),
+    (lambda: posthoc_ema.solve([1, 2], [0.1, 0.1], 2, [0.1, 0.289]), 'out_std=0.289 is outside'),
+    (lambda: posthoc_ema.solve([10, 20], [0.1, 0.1], 9, 0.1),
      'no snapshot at or before 9 examples: the first of 2 is at 10; choose a later target'),
-    (lambda: ema.solve([10, 20], [0.1], 20, 0.1), 'one time and one std for each snapshot'),
-    (lambda: ema.solve([], [], 20, 0.1), 'at least one snapshot'),
-    (lambda: ema.solve([0, 20], [0.1, 0.1], 20, 0.1), 'in_examples=0: a time is a count'),
-    (lambda: ema.solve([10], [0.1], float('nan'), 0.1), 'out_examples=nan: a time is a count'),
-    (lambda: ema.solve([10], [0.1], 20, [[0.1]]), 'give one std or a list'),
-    (lambda: ema.solve([1], [0.1], 1e9, 0.002), 'share nothing with an average.*nearer'),
-    (lambda: ema.reconstruct([{'w': np.ones(2)}], [0.5, 0.5]), '1 snapshots for 2 coefficients'),
-    (lambda: ema.reconstruct([np.ones(2)] * 3, [0.5, 0.5]), 'more snapshots than the 2'),
-    (lambda: ema.reconstruct([np.ones(2)], [0.0]), 'all coefficients are 0'),
-    (lambda: ema.reconstruct([{'w': np.ones(2)}, {'v': np.ones(2)}], [1, 1]), 'snapshot 1 is struct'),
-    (lambda: ema.reconstruct([{'w': np.ones(2)}, {'w': np.ones((2, 1))}], [1, 1]),
+    (lambda: posthoc_ema.solve([10, 20], [0.1], 20, 0.1), 'one time and one std for each snapshot'),
+    (lambda: posthoc_ema.solve([], [], 20, 0.1), 'at least one snapshot'),
+    (lambda: posthoc_ema.solve([0, 20], [0.1, 0.1], 20, 0.1), 'in_examples=0: a time is a count'),
+    (lambda: posthoc_ema.solve([10], [0.1], float('nan'), 0.1), 'out_examples=nan: a time is a count'),
+    (lambda: posthoc_ema.solve([10], [0.1], 20, [[0.1]]), 'give one std or a list'),
+    (lambda: posthoc_ema.solve([1], [0.1], 1e9, 0.002), 'share nothing with an average.*nearer'),
+    (lambda: posthoc_ema.reconstruct([{'w': np.ones(2)}], [0.5, 0.5]),
+     '1 snapshots for 2 coefficients'),
+    (lambda: posthoc_ema.reconstruct([np.ones(2)] * 3, [0.5, 0.5]), 'more snapshots than the 2'),
+    (lambda: posthoc_ema.reconstruct([np.ones(2)], [0.0]), 'all coefficients are 0'),
+    (lambda: posthoc_ema.reconstruct([{'w': np.ones(2)}, {'v': np.ones(2)}], [1, 1]),
+     'snapshot 1 is struct'),
+    (lambda: posthoc_ema.reconstruct([{'w': np.ones(2)}, {'w': np.ones((2, 1))}], [1, 1]),
      r"\['w'\] of shape \(2, 1\), those before it \(2,\)"),
 ])
 def test_bad_input_is_refused_with_reason_and_remedy(call, message):

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow import build, descent, energies, fields, losses, oracles, outputs, processes, times
+from eqflow import densities, descent, energies, fields, guidance, losses, oracles, outputs, processes
+from eqflow.config import recipes
 from eqflow.models import dit, embed, mlp
 from experiments import config_file as load
 from tests import rows
@@ -103,7 +104,7 @@ def test_the_loss_of_the_right_sign_meets_the_floor_and_the_other_sign_does_not(
   x = jnp.asarray(MEAN, jnp.float32) + STD * jax.random.normal(jax.random.key(1), (n, 2))
   loss = lambda predict: losses.matching_loss(
       keys, predict, x, process=processes.linear, output=rows.OUTPUTS['equilibrium_truncated'],
-      density=times.uniform_on(0.3, 0.9))[0].mean()
+      density=densities.uniform_on(0.3, 0.9))[0].mean()
   network = energies.energy_gradient(KINDS[kind](_of_gaussian(kind)))
   found = loss(fields.bind(network, None))
   np.testing.assert_allclose(found, loss(FIELD), rtol=1e-4)
@@ -199,14 +200,14 @@ def _config(kind, **changes):
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_config_samples_by_the_true_gradient_and_gives_the_energy(kind):
   config = _config(kind)
-  recipe, plain = build.recipe(config), build.recipe(_config('none'))
+  recipe, plain = recipes.recipe(config), recipes.recipe(_config('none'))
   assert plain.energy is None
   params = recipe.init(jax.random.key(0))
   keys, labels = jax.random.split(jax.random.key(1), 3), jnp.array([0, 1, 1])
   found, evaluations, _ = recipe.draw(params, keys, labels)
   assert (np.asarray(evaluations) == 5).all()
 
-  module, t = build.model(config.model, 2), jnp.zeros(3)
+  module, t = recipes.model(config.model, 2), jnp.zeros(3)
   f = lambda z: module.apply({'params': params}, z, t, labels)
   def written(z):
     # f + J^T z, or J^T f, or its negative.
@@ -215,7 +216,7 @@ def test_a_config_samples_by_the_true_gradient_and_gives_the_energy(kind):
     return {'dot': y + back(z), 'squared_norm': back(y), 'negative_squared_norm': -back(y)}[kind]
   # The same noise, from the same network where the field is f itself and descended by no step to see.
   still = _config('none', sample__solver=dict(name='gradient_descent', step_size=1e-30))
-  start = build.recipe(still).draw(params, keys, labels)[0]
+  start = recipes.recipe(still).draw(params, keys, labels)[0]
   z, by_network = start, start
   for _ in range(5):
     z, by_network = z - 0.1 * written(z), by_network - 0.1 * f(by_network)
@@ -227,7 +228,7 @@ def test_a_config_samples_by_the_true_gradient_and_gives_the_energy(kind):
 
 
 def test_a_config_trains_the_gradient_and_the_loss_falls():
-  recipe = build.recipe(_config('dot', model__width=32))
+  recipe = recipes.recipe(_config('dot', model__width=32))
   x = np.random.default_rng(0).choice([-1.0, 1.0], (64, 2)).astype(np.float32)
   batch = {'x': jnp.asarray(x), 'label': jnp.zeros(64, jnp.int32), 'index': jnp.arange(64)}
   keys = jax.random.split(jax.random.key(0), 64)
@@ -252,13 +253,13 @@ def test_guiding_the_gradients_is_the_gradient_of_the_guided_energy(x64):
   weights = jnp.asarray(rng.normal(size=(3, 4)))
   energy = energies.dot(lambda z, t, label: jnp.tanh(z * weights[label][:, None]) + z**2)
   network, label, null = energies.energy_gradient(energy), jnp.array([0, 1, 1, 0]), jnp.full(4, 2)
-  guided = fields.guided(network, label, null, scale=2.5)(z, t)
-  value = fields.guided(energy, label, null, scale=2.5)
+  guided = guidance.guided(network, label, null, scale=2.5)(z, t)
+  value = guidance.guided(energy, label, null, scale=2.5)
   toward, away = energy(z, t, label), energy(z, t, null)
   np.testing.assert_allclose(value(z, t), away + 2.5 * (toward - away), rtol=1e-12)
   np.testing.assert_allclose(guided, jax.grad(lambda z: value(z, t).sum())(z), rtol=1e-10)
   # The published checkpoints guide the first three channels of four.
-  first = fields.guided(network, label, null, scale=np.array([2.5, 2.5, 2.5, 1.0]))(z, t)
+  first = guidance.guided(network, label, null, scale=np.array([2.5, 2.5, 2.5, 1.0]))(z, t)
   np.testing.assert_allclose(first[..., :3], guided[..., :3], rtol=1e-10)
   np.testing.assert_allclose(first[..., 3], network(z, t, label)[..., 3], rtol=1e-10)
 
@@ -274,15 +275,15 @@ def test_guiding_the_gradients_is_the_gradient_of_the_guided_energy(x64):
     (dict(kind='dot', model__label_noise=dict(name='time')), 'may not depend on time')])
 def test_energies_that_cannot_be_trained_are_refused_by_key(changes, message):
   with pytest.raises(ValueError, match=message):
-    build.recipe(_config(**changes))
+    recipes.recipe(_config(**changes))
 
 
 def test_a_config_without_an_energy_is_not_complete():
   config = _config('dot')
   del config.energy
   with pytest.raises(ValueError, match='config.energy is missing: a config is complete'):
-    build.recipe(config)
+    recipes.recipe(config)
 
 
 def test_a_product_that_starts_at_zero_is_built():
-  assert build.recipe(_config('dot', model__final_scale=0.0)).energy
+  assert recipes.recipe(_config('dot', model__final_scale=0.0)).energy

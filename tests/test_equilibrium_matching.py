@@ -12,9 +12,11 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import build, descent, energies, samplers
+from eqflow import descent, energies, samplers
+from eqflow.config import recipes
+from experiments.equilibrium_matching import __main__ as command
 from experiments.equilibrium_matching import (
-    __main__ as command, abilities, descents, figures, flows, measure, models, results, tables)
+    abilities, descents, figures, flows, measure, models, results, tables)
 
 Z = np.random.default_rng(0).standard_normal((9, 4)) * np.tile([[1], [3], [9]], (3, 1))
 
@@ -22,7 +24,7 @@ Z = np.random.default_rng(0).standard_normal((9, 4)) * np.tile([[1], [3], [9]], 
 @pytest.mark.parametrize('data, row', [('digits', 'eqm_time'), ('fashion_mnist', 'linear')])
 def test_rows_are_configs_that_run(data, row):
   config = models.config_of(data, row, 2)
-  build.recipe(config)
+  recipes.recipe(config)
   assert config.seed == 2 and models.steps_of(config) == {'digits': 3_000}.get(data, 2_000)
 
 

@@ -1,4 +1,4 @@
-"""Faults that are injected, in their short form: python -m experiments.faults has the long one."""
+"""Faults that are injected, in their short form: python -m tests.faults has the long one."""
 
 import collections
 import os
@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from eqflow import train as training
-from eqflow.training import manifest, signals
-from experiments.faults import (
-    disk, kills, nans, reader, records, results, states, tables, victim)
+from eqflow.commands import train
+from eqflow.training import checksums
+from eqflow.training.runtime import preemption
+from tests.faults import disk, kills, nans, reader, records, results, states, tables, victim
 
 
 @pytest.mark.parametrize('count', [9, pytest.param(99, marks=pytest.mark.long)])
@@ -70,7 +70,7 @@ def test_a_run_that_cannot_write_leaves_what_stands_and_goes_on_once_it_can(tmp_
 def test_a_save_that_fails_is_told_one_step_after_it_has_failed(tmp_path, monkeypatch):
   config = nans.config_of(0)
   recipe, step, leaves = nans.injected(config)
-  source, made = training.run.open_source(config), []
+  source, made = train.dataset.open_source(config), []
 
   def full(path):
     if '4.partial' in str(path):
@@ -83,32 +83,32 @@ def test_a_save_that_fails_is_told_one_step_after_it_has_failed(tmp_path, monkey
         thread.join()   # The save of the step before has ended, in whichever way.
     return step(state, metrics, batch)
 
-  monkeypatch.setattr(manifest, 'sync', full)
+  monkeypatch.setattr(checksums, 'sync', full)
   with pytest.raises(OSError, match='could not be .*No space left.* that stands is 2; make'):
     nans.run(config, recipe, counted, leaves, tmp_path, source)
   assert made[-1] == 5, f'saved after step 4, told after step {made[-1]}'
 
 
 def test_a_signal_between_two_saves_leaves_the_step_that_it_came_in(tmp_path, monkeypatch):
-  config, stop, calls = victim.config_of(short=True), signals.Stop(), []
-  place = training.sharding.place_batch
+  config, stop, calls = victim.config_of(short=True), preemption.Stop(), []
+  place = train.sharding.place_batch
 
   def placed(*given):
     calls.append(1)
     if len(calls) == 5:
       stop._heard(signal.SIGTERM)
     return place(*given)
-  monkeypatch.setattr(training.sharding, 'place_batch', placed)
-  with pytest.raises(signals.Stopped, match='SIGTERM'):
-    training.train(config, tmp_path, stop)
+  monkeypatch.setattr(train.sharding, 'place_batch', placed)
+  with pytest.raises(preemption.Stopped, match='SIGTERM'):
+    train.train(config, tmp_path, stop)
   assert states.whole(tmp_path)[-1] == 5, f'saved every {victim.SAVED_EVERY} steps alone'
 
 
 def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, monkeypatch):
   config = victim.config_of(short=True).copy_and_resolve_references()
   config.train.num_examples, config.ema.snapshot_examples = 16 * 4, 0
-  stop, write, ended = signals.Stop(), manifest.write, []
-  monkeypatch.setattr(signals, 'end', ended.append)
+  stop, write, ended = preemption.Stop(), checksums.write, []
+  monkeypatch.setattr(preemption, 'end', ended.append)
 
   def slow(folder):
     if folder.name == '4.partial':
@@ -116,19 +116,19 @@ def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, mon
       time.sleep(0.5)
     write(folder)
 
-  monkeypatch.setattr(manifest, 'write', slow)
-  with pytest.raises(signals.Stopped, match='SIGTERM'):
-    training.train(config, tmp_path, stop)
+  monkeypatch.setattr(checksums, 'write', slow)
+  with pytest.raises(preemption.Stopped, match='SIGTERM'):
+    train.train(config, tmp_path, stop)
   assert states.steps(tmp_path)[-1] == 4 and not ended, 'it was ended before its last save stood'
 
   (tmp_path / 'config.json').unlink()
   config.seed += 1
   with pytest.raises(ValueError, match="4 is whole, but of run '.*', and this config is that of"):
-    training.train(config, tmp_path)
+    train.train(config, tmp_path)
   # One that was written before checkpoints had a name of their run.
-  monkeypatch.setattr(training.run, 'identity', lambda config: '')
+  monkeypatch.setattr(train.identity, 'identity', lambda config: '')
   with pytest.raises(ValueError, match=f'with config.seed={config.seed - 1}, not {config.seed}'):
-    training.train(config, tmp_path)
+    train.train(config, tmp_path)
 
 
 @pytest.mark.parametrize('count', [5, pytest.param(20, marks=pytest.mark.long)])
@@ -148,7 +148,7 @@ def test_a_program_that_begins_anew_after_every_kill_is_found_out(tmp_path, monk
   # It ends where one left alone does, and has kept nothing.
   training = textwrap.dedent('''
       import shutil, sys
-      from experiments.faults import victim
+      from tests.faults import victim
       place = next(arg.partition('=')[2] for arg in sys.argv if arg.startswith('--workdir='))
       for name in ('checkpoints', 'snapshots'):
         shutil.rmtree(f'{place}/{name}', ignore_errors=True)
@@ -188,4 +188,4 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path):
 
 def test_the_readme_shows_what_is_stored():
   text = tables.README.read_text()
-  assert tables.filled(text) == text, 'run python -m experiments.faults.tables'
+  assert tables.filled(text) == text, 'run python -m tests.faults.tables'

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import fields, outputs, processes, samplers
+from eqflow import fields, guidance, outputs, processes, samplers
 from tests import rows
 
 
@@ -64,7 +64,7 @@ def test_guidance_extrapolates_from_the_null_branch_in_one_call():
   calls = []
   z, t = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([0.1, 0.2])
   condition, null = jnp.array([2.0, 3.0]), jnp.array([10.0, 10.0])
-  predict = fields.guided(_counting(calls), condition, null, scale=3.0)
+  predict = guidance.guided(_counting(calls), condition, null, scale=3.0)
   toward, away = _network(z, t, condition), _network(z, t, null)
   np.testing.assert_allclose(predict(z, t), away + 3 * (toward - away), rtol=1e-6)
   assert calls == [4], f'the network was called on batches of {calls}'
@@ -73,7 +73,7 @@ def test_guidance_extrapolates_from_the_null_branch_in_one_call():
 def test_a_scale_of_one_has_no_null_branch():
   calls = []
   z, t, condition = jnp.ones((2, 2)), jnp.zeros(2), jnp.array([2.0, 3.0])
-  predict = fields.guided(_counting(calls), condition, jnp.zeros(2), scale=1)
+  predict = guidance.guided(_counting(calls), condition, jnp.zeros(2), scale=1)
   np.testing.assert_array_equal(predict(z, t), _network(z, t, condition))
   assert calls == [2]
 
@@ -82,7 +82,7 @@ def test_a_scale_per_channel_guides_only_where_it_is_not_one():
   z, t = jnp.ones((2, 4)), jnp.zeros(2)
   condition, null = jnp.array([2.0, 3.0]), jnp.array([5.0, 5.0])
   scale = jnp.array([4.0, 4.0, 4.0, 1.0])
-  y = fields.guided(Partial(_network), condition, null, scale=scale)(z, t)
+  y = guidance.guided(Partial(_network), condition, null, scale=scale)(z, t)
   np.testing.assert_array_equal(y[:, 3], condition)
   np.testing.assert_array_equal(y[:, 0], 5 + 4 * (condition - 5))
 
@@ -91,11 +91,11 @@ def test_guidance_keeps_the_networks_dtype_and_checks_its_scale():
   z, t, condition = jnp.ones((2, 4), jnp.bfloat16), jnp.zeros(2), jnp.array([2.0, 3.0])
   network = lambda z, t, condition: z * condition[:, None].astype(z.dtype)
   for scale in (3.0, [4.0, 4.0, 4.0, 1.0]):
-    assert fields.guided(network, condition, condition, scale=scale)(z, t).dtype == jnp.bfloat16
+    assert guidance.guided(network, condition, condition, scale=scale)(z, t).dtype == jnp.bfloat16
   with pytest.raises(ValueError, match='scale has 5 numbers for 4 channels'):
-    fields.guided(network, condition, condition, scale=jnp.ones(5))(z, t)
+    guidance.guided(network, condition, condition, scale=jnp.ones(5))(z, t)
   with pytest.raises(ValueError, match=r'scale of shape \(2, 1\)'):
-    fields.guided(network, condition, condition, scale=jnp.ones((2, 1)))
+    guidance.guided(network, condition, condition, scale=jnp.ones((2, 1)))
 
 
 def test_guidance_on_eight_devices_needs_no_collectives():
@@ -104,7 +104,7 @@ def test_guidance_on_eight_devices_needs_no_collectives():
   z, t, condition, null = map(place, (jnp.ones((16, 4)), jnp.ones(16), jnp.ones(16), jnp.zeros(16)))
   @jax.jit
   def run(z, t, condition, null):
-    return fields.guided(Partial(_network), condition, null, scale=2.0, rescale=0.7)(z, t)
+    return guidance.guided(Partial(_network), condition, null, scale=2.0, rescale=0.7)(z, t)
   text = run.lower(z, t, condition, null).compile().as_text()
   found = re.findall(r'(all-gather|all-reduce|all-to-all|collective-permute)', text)
   assert not found, f'guidance moves data between devices: {set(found)}'
@@ -124,7 +124,7 @@ def test_a_predictor_of_one_output_answers_for_another(x64):
 
 def test_conditions_of_another_shape_than_null_are_refused():
   with pytest.raises(ValueError, match='null'):
-    fields.guided(Partial(_network), jnp.ones(2), jnp.zeros(3), scale=2.0)
+    guidance.guided(Partial(_network), jnp.ones(2), jnp.zeros(3), scale=2.0)
 
 
 def _published_rescaling(positive, negative, w, phi):
@@ -151,24 +151,24 @@ def test_rescaling_is_that_of_the_zero_terminal_snr_paper():
   positive, negative = (jnp.asarray(rng.normal(0.5, std, (3, 4, 2)), jnp.float32) for std in (1, 3))
   z, t = jnp.zeros((3, 4, 2)), jnp.zeros(3)
   expected = _published_rescaling(positive, negative, 7.5, 0.7)
-  by_condition = fields.guided(_by_condition, positive, negative, scale=7.5, rescale=0.7)
-  by_network = fields.autoguided(_returning(positive), _returning(negative), scale=7.5, rescale=0.7)
+  by_condition = guidance.guided(_by_condition, positive, negative, scale=7.5, rescale=0.7)
+  by_network = guidance.autoguided(_returning(positive), _returning(negative), scale=7.5, rescale=0.7)
   for predict in (by_condition, by_network):
     np.testing.assert_allclose(predict(z, t), expected, rtol=1e-5, atol=1e-6)
   # Of a tree the std is over all its leaves.
   split = lambda y: {'a': y[:, :1], 'b': y[:, 1:]}
-  found = fields.rescaled(split(negative), split(positive), 1.0)
-  whole = fields.rescaled(negative, positive, 1.0)
+  found = guidance.rescaled(split(negative), split(positive), 1.0)
+  whole = guidance.rescaled(negative, positive, 1.0)
   np.testing.assert_allclose(jnp.concatenate([found['a'], found['b']], axis=1), whole, rtol=1e-6)
   np.testing.assert_allclose(np.std(whole, axis=(1, 2)), np.std(positive, axis=(1, 2)), rtol=1e-6)
 
 
 def test_what_is_constant_is_not_rescaled_and_a_phi_is_a_share():
   y = jnp.array([[2.0, 2.0], [0.0, 0.0]])
-  np.testing.assert_array_equal(fields.rescaled(y, jnp.array([[1.0, 7.0], [0.0, 5.0]]), 1.0), y)
+  np.testing.assert_array_equal(guidance.rescaled(y, jnp.array([[1.0, 7.0], [0.0, 5.0]]), 1.0), y)
   for phi in (-0.1, 1.5):
     with pytest.raises(ValueError, match=f'rescale={phi}: give a number from 0'):
-      fields.guided(_by_condition, y, y, scale=2.0, rescale=phi)
+      guidance.guided(_by_condition, y, y, scale=2.0, rescale=phi)
 
 
 def _gaussian(z, t, condition, *, output):
@@ -188,10 +188,10 @@ def test_guidance_gives_one_sample_whichever_output_is_guided_and_however(x64):
     network = Partial(_gaussian, output=rows.OUTPUTS[name])
     toward, away = (fields.bind(network, c) for c in (condition, null))
     for how, predict in {
-        'guided': fields.guided(network, condition, null, scale=3.0),
-        'autoguided': fields.autoguided(toward, away, scale=3.0),
-        'composed': fields.composed(away, [toward], [3.0]),
-        'composed of halves': fields.composed(away, [toward, toward], [1.0, 2.0])}.items():
+        'guided': guidance.guided(network, condition, null, scale=3.0),
+        'autoguided': guidance.autoguided(toward, away, scale=3.0),
+        'composed': guidance.composed(away, [toward], [3.0]),
+        'composed of halves': guidance.composed(away, [toward, toward], [1.0, 2.0])}.items():
       solver = samplers.ddim(processes.cosine, rows.OUTPUTS[name])
       samples[name, how] = samplers.sample(solver, predict, z, grid)
   first = samples['x', 'guided']
@@ -204,10 +204,10 @@ def test_guidance_gives_one_sample_whichever_output_is_guided_and_however(x64):
 def test_a_composition_adds_what_each_condition_adds():
   z, t = jnp.zeros((2, 2)), jnp.zeros(2)
   base, first, second = (_returning(jnp.full((2, 2), y)) for y in (1.0, 2.0, 5.0))
-  found = fields.composed(base, [first, second], [3.0, jnp.array([0.5, 0.0])])(z, t)
+  found = guidance.composed(base, [first, second], [3.0, jnp.array([0.5, 0.0])])(z, t)
   np.testing.assert_array_equal(found, [[1 + 3 + 2, 1 + 3]] * 2)
   with pytest.raises(ValueError, match='1 scales for 2 predictors'):
-    fields.composed(base, [first, second], [1.0])
+    guidance.composed(base, [first, second], [1.0])
 
 
 def _calls(*names):
@@ -222,8 +222,8 @@ def _calls(*names):
 def test_weights_that_sum_to_one_do_not_evaluate_the_base():
   calls, (weak, strong, other) = _calls('weak', 'strong', 'other')
   z, t = jnp.zeros((2, 2)), jnp.zeros(2)
-  np.testing.assert_array_equal(fields.autoguided(strong, weak, scale=1)(z, t), 1)
-  np.testing.assert_array_equal(fields.composed(weak, [strong, other], [0.5, 0.5])(z, t), 1.5)
+  np.testing.assert_array_equal(guidance.autoguided(strong, weak, scale=1)(z, t), 1)
+  np.testing.assert_array_equal(guidance.composed(weak, [strong, other], [0.5, 0.5])(z, t), 1.5)
   jax.effects_barrier()
   assert sorted(calls) == ['other', 'strong', 'strong']
 
@@ -240,7 +240,7 @@ INTERVALS = [
 @pytest.mark.parametrize('measure,low,high,value', INTERVALS)
 def test_guidance_is_free_outside_its_interval(measure, low, high, value):
   calls, (outside, inside) = _calls('outside', 'inside')
-  predict = fields.on_interval(inside, outside, process=processes.cosine, low=low, high=high,
+  predict = guidance.on_interval(inside, outside, process=processes.cosine, low=low, high=high,
                                measure=measure)
   times = np.linspace(0.99, 0.01, 12)
   samplers.sample(samplers.ddim(processes.cosine, outputs.v), predict, jnp.ones((2, 2)), times)
@@ -251,7 +251,7 @@ def test_guidance_is_free_outside_its_interval(measure, low, high, value):
 
 def test_an_interval_holds_for_each_example_and_includes_its_ends():
   calls, (outside, inside) = _calls('outside', 'inside')
-  predict = fields.on_interval(inside, outside, process=processes.linear, low=0.25, high=0.5,
+  predict = guidance.on_interval(inside, outside, process=processes.linear, low=0.25, high=0.5,
                                measure=fields.time)
   t = jnp.array([0.2, 0.25, 0.4, 0.5, 0.6])
   y = jax.jit(predict)(jnp.ones((5, 3)), t)
@@ -260,5 +260,5 @@ def test_an_interval_holds_for_each_example_and_includes_its_ends():
   assert sorted(calls) == ['inside', 'outside']
   for low, high in ((0.5, 0.25), (float('nan'), 1.0)):
     with pytest.raises(ValueError, match='is empty: give low <= high'):
-      fields.on_interval(inside, outside, process=processes.linear, low=low, high=high,
+      guidance.on_interval(inside, outside, process=processes.linear, low=low, high=high,
                          measure=fields.time)

@@ -10,8 +10,10 @@ import pytest
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2
 
-from eqflow import build, ema, train as training
-from eqflow.training import guard, metrics, sharding, step as steps
+from eqflow import ema
+from eqflow.commands import train
+from eqflow.config import recipes
+from eqflow.training import logging, nonfinite, sharding, train_state, train_step
 from experiments import config_file as load
 
 
@@ -29,10 +31,10 @@ def started(*, skip=True, scale=1.0, loss=None, accumulate=1):
   adam = optax.adam(0.1)
   init = lambda key: {'w': jax.random.normal(key, (3, 1))}
   share = lambda step, examples, added: {'mean': 0.25}
-  state = steps.create(init, adam, ['mean'], 0, mesh, scale=scale)
-  step = steps.make_step(loss or regression(), adam, share, mesh, accumulate=accumulate, skip=skip,
+  state = train_state.create(init, adam, ['mean'], 0, mesh, scale=scale)
+  step = train_step.make_step(loss or regression(), adam, share, mesh, accumulate=accumulate, skip=skip,
                          scaled=scale != 1)
-  return state, step, steps.empty_metrics(mesh)
+  return state, step, train_state.empty_metrics(mesh)
 
 
 def batch(i, **changes):
@@ -79,9 +81,9 @@ def test_averages_count_the_time_of_steps_that_are_left_out():
     losses = -params['w'] * batch['x']
     return losses, {'error': losses}
   mesh, sgd = sharding.device_mesh(jax.devices()[:1]), optax.sgd(1.0)
-  state = steps.create(lambda key: {'w': jnp.float32(0)}, sgd, ['mean'], 0, mesh)
-  step = steps.make_step(loss, sgd, share, mesh, skip=True)
-  metrics, weights, at = steps.empty_metrics(mesh), [], []
+  state = train_state.create(lambda key: {'w': jnp.float32(0)}, sgd, ['mean'], 0, mesh)
+  step = train_step.make_step(loss, sgd, share, mesh, skip=True)
+  metrics, weights, at = train_state.empty_metrics(mesh), [], []
   for i in range(60):
     bad = 40 <= i < 52
     given = {'x': np.full(8, np.nan if bad else 1, np.float32), 'index': np.arange(8, dtype=np.uint32)}
@@ -146,15 +148,15 @@ def test_a_scale_too_large_is_halved_until_the_gradient_is_finite():
 
 def test_a_scale_grows_after_many_good_steps_and_stays_within_its_bounds():
   good, bad = jnp.array(True), jnp.array(False)
-  held = guard.start(2.0)
+  held = nonfinite.start(2.0)
   for finite, steady, scale in (
-      (good, guard.PATIENCE - 2, 2.0), (good, guard.PATIENCE - 1, 4.0), (bad, 5, 1.0)):
-    found = guard.rescaled(held.replace(steady=jnp.int32(steady)), finite)
+      (good, nonfinite.PATIENCE - 2, 2.0), (good, nonfinite.PATIENCE - 1, 4.0), (bad, 5, 1.0)):
+    found = nonfinite.rescaled(held.replace(steady=jnp.int32(steady)), finite)
     assert float(found.scale) == scale
-    assert int(found.steady) == (steady + 1) % guard.PATIENCE * int(finite)
-  assert float(guard.rescaled(guard.start(1.0), bad).scale) == 1
-  top = guard.start(guard.LARGEST).replace(steady=jnp.int32(guard.PATIENCE))
-  assert float(guard.rescaled(top, good).scale) == guard.LARGEST
+    assert int(found.steady) == (steady + 1) % nonfinite.PATIENCE * int(finite)
+  assert float(nonfinite.rescaled(nonfinite.start(1.0), bad).scale) == 1
+  top = nonfinite.start(nonfinite.LARGEST).replace(steady=jnp.int32(nonfinite.PATIENCE))
+  assert float(nonfinite.rescaled(top, good).scale) == nonfinite.LARGEST
 
 
 def toy(most):
@@ -173,13 +175,13 @@ def poisoned(monkeypatch, at):
     if len(calls) - 1 in at:
       batch = batch | {'x': np.full_like(batch['x'], np.nan)}
     return place(batch, mesh)
-  monkeypatch.setattr(training.sharding, 'place_batch', broken)
+  monkeypatch.setattr(train.sharding, 'place_batch', broken)
 
 
 def test_a_run_tells_and_counts_what_it_leaves_out_and_ends_where_it_would(
     tmp_path, monkeypatch, capsys):
   poisoned(monkeypatch, {2, 6, 7})
-  state = training.train(toy(2), tmp_path / 'run')
+  state = train.train(toy(2), tmp_path / 'run')
   said = capsys.readouterr().out
   assert said.count('left out') == 3, said
   assert 'step 8: loss nan' in said and '2 in a row of at most 2' in said
@@ -193,10 +195,10 @@ def test_more_bad_steps_in_a_row_than_allowed_end_the_run_on_a_clean_checkpoint(
   with monkeypatch.context() as patch:
     poisoned(patch, {5, 6, 7})
     with pytest.raises(FloatingPointError, match=r'step 8: loss nan.*config.train.max_skipped=2'):
-      training.train(toy(2), tmp_path / 'run')
+      train.train(toy(2), tmp_path / 'run')
   # More may be left out when the run goes on: the key is free. It goes on from step 4.
-  state = training.train(toy(3), tmp_path / 'run')
-  whole = training.train(toy(2), tmp_path / 'whole')
+  state = train.train(toy(3), tmp_path / 'run')
+  whole = train.train(toy(2), tmp_path / 'whole')
   jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
 
 
@@ -204,9 +206,9 @@ def test_float16_is_refused_where_no_update_may_be_left_out():
   config = load('digits').get_config()
   config.model.dtype = 'float16'
   with pytest.raises(ValueError, match=r"config.model.dtype='float16' with config.train.max_skipped"):
-    build.recipe(config)
+    recipes.recipe(config)
   config.train.max_skipped = 20
-  assert build.recipe(config).scale == 2.0**16
+  assert recipes.recipe(config).scale == 2.0**16
 
 
 def test_a_network_in_float16_has_the_gradient_that_it_has_in_float32():
@@ -218,11 +220,11 @@ def test_a_network_in_float16_has_the_gradient_that_it_has_in_float32():
     config = toy(20).copy_and_resolve_references()
     with config.unlocked():
       config.model.update(dict(dtype=dtype, final_scale=1.0))
-    recipe = build.recipe(config)
-    state = steps.create(recipe.init, recipe.optimizer, [], 0, mesh, scale=recipe.scale)
-    step = steps.make_step(recipe.loss, recipe.optimizer, lambda *a: {}, mesh, skip=True,
+    recipe = recipes.recipe(config)
+    state = train_state.create(recipe.init, recipe.optimizer, [], 0, mesh, scale=recipe.scale)
+    step = train_step.make_step(recipe.loss, recipe.optimizer, lambda *a: {}, mesh, skip=True,
                            scaled=recipe.scale != 1)
-    metrics, row = steps.empty_metrics(mesh), 1
+    metrics, row = train_state.empty_metrics(mesh), 1
     while row:
       state, metrics, health = step(state, metrics, given)
       row = int(health[3])
@@ -231,7 +233,7 @@ def test_a_network_in_float16_has_the_gradient_that_it_has_in_float32():
 
 
 def test_a_mean_over_no_steps_is_left_out_of_the_log(tmp_path):
-  writer = metrics.Writer(tmp_path)
+  writer = logging.Writer(tmp_path)
   writer.scalars(3, {'loss': float('nan'), 'skipped': 2})
   writer.close()
   assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3, "skipped": 2}\n', 'NaN is no JSON'
@@ -239,7 +241,7 @@ def test_a_mean_over_no_steps_is_left_out_of_the_log(tmp_path):
 
 def test_tensorboard_on_a_full_disk_holds_nothing_up_and_goes_on_when_there_is_room(tmp_path, capsys,
                                                                                     monkeypatch):
-  writer, write = metrics.Writer(tmp_path), event_file_writer.EventsWriter.write_event
+  writer, write = logging.Writer(tmp_path), event_file_writer.EventsWriter.write_event
 
   def full(*given):
     raise OSError(28, 'No space left on device')
@@ -258,7 +260,7 @@ def test_tensorboard_on_a_full_disk_holds_nothing_up_and_goes_on_when_there_is_r
 
 
 def test_what_tensorboard_reads_is_what_was_logged(tmp_path):
-  writer = metrics.Writer(tmp_path, step=4)
+  writer = logging.Writer(tmp_path, step=4)
   writer.scalars(5, {'loss': 0.25})
   writer.picture(6, 'samples', np.zeros((8, 8, 3), np.uint8))
   writer.close()
@@ -277,5 +279,5 @@ def test_what_tensorboard_reads_is_what_was_logged(tmp_path):
 @pytest.mark.parametrize('line', ['{"step": "x"}', 'null', '{"step": 2, "lo', '\xff'])
 def test_lines_that_are_none_go_with_those_that_are_made_again(tmp_path, line):
   (tmp_path / 'metrics.jsonl').write_bytes(f'{{"step": 1}}\n{line}\n'.encode('latin-1'))
-  metrics.Writer(tmp_path, step=3).close()
+  logging.Writer(tmp_path, step=3).close()
   assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 1}\n'

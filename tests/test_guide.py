@@ -5,8 +5,10 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import build, draws, ema, evaluate, outliers, run, sample
-from eqflow import train as training
+from eqflow import ema
+from eqflow.commands import evaluate, ood, train
+from eqflow.config import recipes, samplings
+from eqflow.runs import generate, restore
 from experiments import config_file
 from tests.test_train import TINY, tiny
 
@@ -20,7 +22,7 @@ def trained(tmp_path_factory):
     config.data.num_classes = classes
     config.train.num_examples = steps * config.train.batch
     found[name] = config, tmp_path / name
-    training.train(*found[name])
+    train.train(*found[name])
   return found
 
 
@@ -38,15 +40,15 @@ def alone(trained, name, params):
   config, workdir = trained[name]
   config = config.copy_and_resolve_references()
   config.sample.params = params
-  recipe = build.recipe(config)
-  return recipe.network(run.restore(config, recipe, workdir)[1])
+  recipe = recipes.recipe(config)
+  return recipe.network(restore.restore(config, recipe, workdir)[1])
 
 
 @pytest.mark.parametrize('name', ['worse', 'classless'])
 def test_a_run_is_guided_away_from_the_run_that_its_config_names(trained, name):
   config, workdir = guided(trained, name)
-  recipe = build.recipe(config)
-  _, params = run.restore(config, recipe, workdir)
+  recipe = recipes.recipe(config)
+  _, params = restore.restore(config, recipe, workdir)
   label, t = jnp.array([0, 1, 0]), jnp.array([0.2, 0.5, 0.9])
   z = jnp.asarray(np.random.default_rng(0).standard_normal((3, *config.data.shape)), jnp.float32)
   y = alone(trained, 'self', config.sample.params)(z, t, label)
@@ -58,20 +60,20 @@ def test_a_run_is_guided_away_from_the_run_that_its_config_names(trained, name):
 
 def test_evaluation_is_of_guided_samples_and_pictures_made_in_training_are_not(trained):
   config, workdir = guided(trained, 'worse')
-  recipe = build.recipe(config)
+  recipe = recipes.recipe(config)
   evaluate.evaluate(config, workdir)
   with np.load(workdir / 'samples.npz') as stored:
     x, labels = stored['samples'], stored['labels']
 
   def drawn(params):
-    return np.clip(sample.draw(recipe, params, labels, seed=config.seed, batch=16)[0], -1, 1)
+    return np.clip(generate.draw(recipe, params, labels, seed=config.seed, batch=16)[0], -1, 1)
 
-  np.testing.assert_allclose(x, drawn(run.restore(config, recipe, workdir)[1]), atol=1e-5)
+  np.testing.assert_allclose(x, drawn(restore.restore(config, recipe, workdir)[1]), atol=1e-5)
   # In training the recipe is given parameters alone.
   own, _ = trained['self']
-  plain = build.recipe(own)
-  params = run.restore(own, plain, workdir)[1]
-  unguided = sample.draw(plain, params, labels, seed=config.seed, batch=16)[0]
+  plain = recipes.recipe(own)
+  params = restore.restore(own, plain, workdir)[1]
+  unguided = generate.draw(plain, params, labels, seed=config.seed, batch=16)[0]
   np.testing.assert_allclose(drawn(params), np.clip(unguided, -1, 1), atol=1e-5)
   assert abs(x - drawn(params)).max() > 1e-3, 'samples are those of no guidance'
 
@@ -79,7 +81,7 @@ def test_evaluation_is_of_guided_samples_and_pictures_made_in_training_are_not(t
 def test_scores_are_the_models_own(trained, tmp_path):
   np.save(tmp_path / 'inputs.npy', np.zeros((4, 8, 8, 1), np.float32))
   (own, workdir), (config, _) = trained['self'], guided(trained, 'worse')
-  assert outliers.score(config, workdir, tmp_path / 'inputs.npy') == outliers.score(
+  assert ood.score(config, workdir, tmp_path / 'inputs.npy') == ood.score(
       own, workdir, tmp_path / 'inputs.npy')
 
 
@@ -88,14 +90,14 @@ def test_an_interval_of_noise_leaves_all_other_times_alone():
   config.model.update(dict(TINY, final_scale=0.5))
   config.sample.update(dict(scale=3.0, guide=dict(workdir='a', params='params'),
                             interval=dict(name='time', low=0.4, high=0.6)))
-  recipe = build.recipe(config.lock())
+  recipe = recipes.recipe(config.lock())
   params, worse = (jax.jit(recipe.init)(jax.random.key(seed)) for seed in (0, 1))
   label, t = jnp.array([0, 1, 0]), jnp.array([0.2, 0.5, 0.9])
   z = jnp.ones((3, *config.data.shape))
 
   @jax.jit
   def change(params, worse):
-    given = draws.Guided(params, recipe.network(worse))
+    given = samplings.Guided(params, recipe.network(worse))
     return recipe.sampling.predictor(given, label)(z, t) - recipe.network(params)(z, t, label)
 
   changed = abs(change(params, worse)).reshape(3, -1).max(1)
@@ -127,7 +129,7 @@ def test_a_guide_that_cannot_be_is_refused_before_training(trained, tmp_path, gu
     config.sample.guide.update(guide)
     change(config)
   with pytest.raises(ValueError, match=match):
-    training.train(config, tmp_path / 'new')
+    train.train(config, tmp_path / 'new')
   assert not (tmp_path / 'new').exists(), 'something was written'
 
 
@@ -135,25 +137,25 @@ def test_an_edm2_run_may_be_a_guide_as_it_is_written(tmp_path):
   config = config_file('digits').get_config('edm2')
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
   config.sample.update(dict(scale=2.0, guide=dict(workdir=str(tmp_path), params='0.05')))
-  other, _, folder = run.guide_of(config, build.recipe(config))
+  other, _, folder = restore.guide_of(config, recipes.recipe(config))
   assert (folder, other.sample.params, other.sample.scale) == (tmp_path, '0.05', 1.0)
   # Also one that is itself sampled with a scale for each channel.
   with config.ignore_type():
     config.sample.scale = (2.0,)
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
-  assert run.guide_of(config, build.recipe(config))[0].sample.scale == 1.0
+  assert restore.guide_of(config, recipes.recipe(config))[0].sample.scale == 1.0
 
 
 def test_guidance_away_from_no_class_needs_a_network_that_was_told_none():
   config = config_file('digits').get_config('edm2')
   config.sample.scale = 2.0
   with pytest.raises(ValueError, match='which the network was never told: train with config.train'):
-    build.recipe(config)
+    recipes.recipe(config)
 
 
 def test_a_guide_at_a_scale_of_1_is_refused(trained):
   with pytest.raises(ValueError, match='scale=1 guides nothing'):
-    build.recipe(guided(trained, 'worse', scale=1.0)[0])
+    recipes.recipe(guided(trained, 'worse', scale=1.0)[0])
 
 
 @pytest.mark.parametrize('file, variant, scale', [

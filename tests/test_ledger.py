@@ -12,7 +12,7 @@ import jax
 from jax import numpy as jnp
 import pytest
 
-from eqflow.training import ledger
+from eqflow.training.runtime import ledger
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -246,7 +246,7 @@ def test_the_accounts_of_a_run_that_is_killed_three_times_sum_to_its_wall_time(t
   # line; the interpreter's own end, four times, is in no account.
   assert wall - 3 * 0.1 - 4 * 0.025 < sum(found.values()) <= wall + 0.05, (wall, found)
   assert found['step'] > 60 * 0.03 and found['data'] > 60 * 0.01 and found['lost'] > 0
-  told = subprocess.run([sys.executable, '-m', 'eqflow.training.ledger', tmp_path], cwd=ROOT,
+  told = subprocess.run([sys.executable, '-m', 'eqflow.training.runtime.ledger', tmp_path], cwd=ROOT,
                         capture_output=True, text=True, check=True).stdout
   assert 'in 4 session(s), goodput' in told
 

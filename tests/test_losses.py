@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import fields, losses, oracles, outputs, processes, times, weights
+from eqflow import densities, fields, losses, oracles, outputs, processes, weights
 from eqflow.mix import remix
 from tests import rows
 
@@ -20,7 +20,7 @@ def _draws(process, u):
   def spy(z, t):
     seen.update(z=z, t=t)
     return jnp.zeros_like(z)
-  losses.matching_loss(KEYS, spy, X, process=process, output=outputs.u, density=times.uniform, u=u)
+  losses.matching_loss(KEYS, spy, X, process=process, output=outputs.u, density=densities.uniform, u=u)
   state = process(seen['t'])
   eps = (seen['z'] - np.asarray(state.x)[:, None, None] * X) / np.asarray(state.eps)[:, None, None]
   return np.asarray(seen['t']), np.asarray(seen['z']), eps
@@ -36,7 +36,7 @@ U = jnp.asarray(np.random.default_rng(2).uniform(0.2, 0.8, 256), jnp.float32)
 def test_flow_matching_is_the_mean_square_of_y_minus_eps_plus_x():
   t, z, eps = _draws(processes.linear, U)
   loss, aux = losses.matching_loss(KEYS, _network, X, process=processes.linear, output=outputs.u,
-                                   density=times.uniform, u=U)
+                                   density=densities.uniform, u=U)
   expected = np.mean((_network(z, t) - (eps - X)) ** 2, axis=(1, 2))
   np.testing.assert_allclose(loss, expected, rtol=1e-4)
   np.testing.assert_allclose(aux['logsnr'], 2 * np.log((1 - t) / t), rtol=1e-5)
@@ -45,7 +45,7 @@ def test_flow_matching_is_the_mean_square_of_y_minus_eps_plus_x():
 
 def test_equilibrium_matching_is_the_truncated_multiple_of_eps_minus_x():
   t, z, eps = _draws(processes.linear, U)
-  loss, _ = losses.matching_loss(KEYS, _network, X, process=processes.linear, density=times.uniform,
+  loss, _ = losses.matching_loss(KEYS, _network, X, process=processes.linear, density=densities.uniform,
                                  output=rows.OUTPUTS['equilibrium_truncated'], u=U)
   c = 4 * np.minimum(1, 5 * t)[:, None, None]
   np.testing.assert_allclose(loss, np.mean((_network(z, t) - (eps - X) * c) ** 2, axis=(1, 2)),
@@ -54,7 +54,7 @@ def test_equilibrium_matching_is_the_truncated_multiple_of_eps_minus_x():
 
 def test_edms_loss_is_lambda_times_the_denoisers_error():
   # [Karras+ 2206.00364, eq. 2 and table 1]: lambda = (s^2 + sd^2)/(s sd)^2, D = c_skip z + c_out F.
-  sd, density = 0.5, times.lognormal(-1.2, 1.2)
+  sd, density = 0.5, densities.lognormal(-1.2, 1.2)
   loss, aux = losses.matching_loss(
       KEYS, _network, X, process=processes.edm, output=Partial(outputs.edm, sigma_data=sd),
       density=density, u=U)
@@ -74,7 +74,7 @@ def test_edms_weight_on_x_is_the_same_loss_as_its_output_unweighted():
   sd = 0.5
   edm = Partial(outputs.edm, sigma_data=sd)
   call = lambda **kw: losses.matching_loss(
-      KEYS, _network, X, process=processes.edm, output=edm, density=times.lognormal(-1.2, 1.2),
+      KEYS, _network, X, process=processes.edm, output=edm, density=densities.lognormal(-1.2, 1.2),
       u=U, **kw)[0]
   weighted = call(space=outputs.x, weight=Partial(weights.edm, sigma_data=sd))
   np.testing.assert_allclose(weighted, call(), rtol=1e-4)
@@ -86,7 +86,7 @@ def test_the_loss_in_another_space_is_that_of_the_converted_prediction(source, s
   process, output, to = processes.cosine, rows.OUTPUTS[source], rows.OUTPUTS[space]
   t, z, eps = _draws(process, U)
   loss, _ = losses.matching_loss(KEYS, _network, X, process=process, output=output,
-                                 density=times.uniform, u=U, space=to)
+                                 density=densities.uniform, u=U, space=to)
   state, out, target = (f[:] for f in (process(t), output(process, t), to(process, t)))
   # Solve the 2x2 system for x and eps element by element, then form the vector `space`.
   y = np.asarray(_network(z, t))
@@ -104,21 +104,22 @@ def test_the_mean_is_over_all_coordinates_of_all_leaves():
   x = {'a': X, 'b': X[:, 0, :2]}
   predict = lambda z, t: jax.tree.map(jnp.zeros_like, z)
   loss, _ = losses.matching_loss(KEYS, predict, x, process=processes.linear, output=outputs.x,
-                                 density=times.uniform)
+                                 density=densities.uniform)
   expected = (np.square(x['a']).sum((1, 2)) + np.square(x['b']).sum(1)) / 14
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_uncertainty_weighs_and_regularizes():
   call = lambda **kw: losses.matching_loss(KEYS, _network, X, process=processes.linear,
-                                           output=outputs.u, density=times.uniform, u=U, **kw)[0]
+                                           output=outputs.u, density=densities.uniform, u=U,
+                                                    **kw)[0]
   np.testing.assert_allclose(call(uncertainty=lambda t: 2 * t), np.exp(-2 * U) * call() + 2 * U,
                              rtol=1e-5)
 
 
 def test_aux_holds_the_error_before_any_weight():
   call = lambda **kw: losses.matching_loss(KEYS, _network, X, process=processes.linear,
-                                           output=outputs.u, density=times.uniform, u=U, **kw)
+                                           output=outputs.u, density=densities.uniform, u=U, **kw)
   _, plain = call()
   _, aux = call(weight=lambda process, t: 3 * t, uncertainty=lambda t: 2 * t)
   np.testing.assert_allclose(aux['error'], plain['error'], rtol=1e-6)
@@ -126,14 +127,14 @@ def test_aux_holds_the_error_before_any_weight():
 
 def test_one_number_for_each_example_or_a_refusal():
   call = lambda **kw: losses.matching_loss(KEYS, _network, X, process=processes.linear,
-                                           output=outputs.u, density=times.uniform, **kw)
+                                           output=outputs.u, density=densities.uniform, **kw)
   with pytest.raises(ValueError, match=r'weighted, has the shape \(256, 256\): one number for each'):
     call(uncertainty=lambda t: t[:, None])
 
 
 def test_an_examples_loss_depends_on_its_own_key_alone():
   call = lambda keys, x: losses.matching_loss(keys, _network, x, process=processes.linear,
-                                              output=outputs.u, density=times.uniform)[0]
+                                              output=outputs.u, density=densities.uniform)[0]
   together, alone = call(KEYS, X), call(KEYS[7:9], X[7:9])
   np.testing.assert_allclose(alone, together[7:9], rtol=1e-6)
 
@@ -149,7 +150,7 @@ def test_the_exact_predictor_meets_the_floor_of_the_loss(output):
   exact = Partial(oracles.gaussian, process=process, output=out, mean=jnp.array([m]),
                   cov=jnp.array([[s * s]]))
   loss, _ = losses.matching_loss(keys, exact, x, process=process, output=out,
-                                 density=times.uniform, u=jnp.full(n, t))
+                                 density=densities.uniform, u=jnp.full(n, t))
   alpha, sigma = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
   a, b = (float(c) for c in out(process, jnp.float32(t)))
   floor = s**2 * sigma**2 / (alpha**2 * s**2 + sigma**2) * ((alpha * b - sigma * a) / sigma) ** 2
@@ -157,12 +158,12 @@ def test_the_exact_predictor_meets_the_floor_of_the_loss(output):
   assert abs(loss.mean() / floor - 1) < 5 * np.sqrt(2 / n), (
       f'{output}: loss {loss.mean()} for a floor of {floor}')
   worse = losses.matching_loss(keys, lambda z, t: exact(z, t) + 0.3, x, process=process,
-                               output=out, density=times.uniform, u=jnp.full(n, t))[0]
+                               output=out, density=densities.uniform, u=jnp.full(n, t))[0]
   np.testing.assert_allclose(worse.mean() - loss.mean(), 0.09, atol=0.02)
 
 
 @pytest.mark.parametrize('name', ['linear', 'cosine', 'shifted'])
-@pytest.mark.parametrize('density', [times.uniform, times.logit_normal(0.3, 1.2)])
+@pytest.mark.parametrize('density', [densities.uniform, densities.logit_normal(0.3, 1.2)])
 def test_a_weight_on_log_snr_gives_the_same_loss_whatever_draws_the_times(name, density, x64):
   # With eps errors of 1, the loss is int w dlambda: 8 for a sigmoid is softplus at its ends.
   process = rows.PROCESSES[name]
@@ -178,7 +179,7 @@ def test_a_weight_on_log_snr_gives_the_same_loss_whatever_draws_the_times(name, 
 
 def test_min_snr_is_the_clipped_ratio_on_the_cosine_process(x64):
   t = rows.times('cosine', 33, 'float64')
-  weight = weights.on_logsnr(processes.cosine, t, density=times.uniform,
+  weight = weights.on_logsnr(processes.cosine, t, density=densities.uniform,
                              w=Partial(weights.min_snr, gamma=5.0))
   snr = (np.cos(np.pi / 2 * t) / np.sin(np.pi / 2 * t)) ** 2
   # |d lambda/dt| = 2 pi/sin(pi t), and sech(lambda/2) = sin(pi t): their product is 2 pi.
@@ -188,13 +189,13 @@ def test_min_snr_is_the_clipped_ratio_on_the_cosine_process(x64):
 def test_predictions_of_another_shape_are_refused_by_name():
   with pytest.raises(ValueError, match=r'predict returned \(256, 4, 1\) for z \(256, 4, 3\)'):
     losses.matching_loss(KEYS, lambda z, t: z[..., :1], X, process=processes.linear,
-                         output=outputs.u, density=times.uniform)
+                         output=outputs.u, density=densities.uniform)
 
 
 def test_integers_are_refused_with_the_remedy():
   with pytest.raises(TypeError, match=r'x must be floating, not uint8: scale it'):
     losses.matching_loss(KEYS, _network, np.zeros((256, 4, 3), np.uint8),
-                         process=processes.linear, output=outputs.u, density=times.uniform)
+                         process=processes.linear, output=outputs.u, density=densities.uniform)
 
 
 def test_a_low_precision_network_is_compared_in_full_precision():
@@ -203,14 +204,14 @@ def test_a_low_precision_network_is_compared_in_full_precision():
     seen.append(z.dtype)
     return z.astype(jnp.bfloat16)
   loss, _ = losses.matching_loss(KEYS, predict, X.astype(jnp.bfloat16), process=processes.linear,
-                                 output=outputs.u, density=times.uniform)
+                                 output=outputs.u, density=densities.uniform)
   assert seen == [jnp.float32] and loss.dtype == jnp.float32
 
 
 @pytest.mark.parametrize('source', rows.OUTPUTS)
 def test_what_the_network_gives_does_not_change_the_loss_in_any_space(source, x64):
   # One guess of the noise, said as each output: in each space its error is a (x' - x) + b (eps' - eps).
-  process, density = processes.cosine, times.uniform_on(0.1, 0.9)
+  process, density = processes.cosine, densities.uniform_on(0.1, 0.9)
   keys, x = KEYS[:16], np.random.default_rng(4).normal(size=(16, 3))
   eps = np.random.default_rng(5).normal(size=(16, 3))
   guess = lambda z, t: jnp.sin(2 * z) + t[:, None]
@@ -243,7 +244,7 @@ def _expected(theta, process, output, target):
   predict = lambda z, t: theta[0] * jnp.sin(2 * z) + theta[1] * z * t[:, None] + theta[2]
   loss, _ = losses.matching_loss(
       jax.random.split(jax.random.key(0), len(t)), predict, x[:, None], process=process,
-      output=output, density=times.uniform, u=jnp.asarray(t), target=target,
+      output=output, density=densities.uniform, u=jnp.asarray(t), target=target,
       coupling=lambda keys, x: jnp.asarray(eps)[:, None])
   return loss @ jnp.asarray(mass)
 
@@ -312,7 +313,7 @@ def test_dispersion_is_the_log_mean_of_a_gaussian_kernel_over_all_pairs_and_each
 
 def test_a_penalty_of_what_predict_also_returns_is_added_and_leaves_the_error_alone():
   call = lambda predict, **kw: losses.matching_loss(KEYS, predict, X, process=processes.linear,
-                                                    output=outputs.u, density=times.uniform, u=U, **kw)
+                                                    output=outputs.u, density=densities.uniform, u=U, **kw)
   plain, aux = call(_network)
   both = lambda z, t: (_network(z, t), z[:, 0])
   loss, same = call(both, penalty=lambda h: 3 * h[:, 0])

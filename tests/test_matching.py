@@ -9,7 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow import build, losses, names, run, times
+from eqflow import densities, losses
+from eqflow.config import recipes, tables
+from eqflow.runs import identity
 from experiments import config_file as load
 
 ODE = dict(solver=dict(name='ddim'), num_steps=40, grid=dict(name='uniform', start=1.0, end=0.0))
@@ -48,8 +50,8 @@ def _batch(x, classes=0):
 def test_every_decay_and_its_gain_is_a_row(section, written):
   # The network starts at zero, so the loss is c(gamma)^2 |eps - x|^2, and flow matching's |eps - x|^2.
   small = dict(model__width=8, model__depth=1)
-  recipe = build.recipe(_config(output__decay=section, **small))
-  flow = build.recipe(_config(output=dict(name='u'), sample=ODE, **small))
+  recipe = recipes.recipe(_config(output__decay=section, **small))
+  flow = recipes.recipe(_config(output=dict(name='u'), sample=ODE, **small))
   batch, keys = _batch(POINTS.repeat(8, 0)), jax.random.split(jax.random.key(1), 16)
   params = recipe.init(jax.random.key(0))
   (found, aux), (plain, _) = (one.loss(keys, params, batch) for one in (recipe, flow))
@@ -63,7 +65,7 @@ def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(d
   # Two points: noise goes to the one that it is nearer to.
   descends = label == 'none' and decay['name'] == 'truncated'
   how = dict(solver=dict(name='gradient_descent', step_size=0.01), num_steps=80) if descends else ODE
-  recipe = build.recipe(_config(output__decay=decay, model__label_noise=dict(name=label),
+  recipe = recipes.recipe(_config(output__decay=decay, model__label_noise=dict(name=label),
                                 model__width=64, model__depth=1, sample=how))
   adam, batch = optax.adam(5e-3), _batch(POINTS.repeat(64, 0))
 
@@ -94,7 +96,7 @@ def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(d
 def test_a_config_puts_a_share_of_the_batch_at_data():
   small = dict(model__width=8, model__depth=1)
   batch, keys = _batch(POINTS.repeat(50, 0)), jax.random.split(jax.random.key(1), 100)
-  recipe = build.recipe(_config(loss__at_data=0.2, **small))
+  recipe = recipes.recipe(_config(loss__at_data=0.2, **small))
   loss, aux = recipe.loss(keys, recipe.init(jax.random.key(0)), batch)
   at_data = np.asarray(aux['t'] == 0)
   assert abs(at_data.sum() - 20) <= 1
@@ -114,7 +116,7 @@ def test_a_config_puts_a_share_of_the_batch_at_data():
     (dict(loss__dispersive=-0.5), r'config.loss.dispersive=-0.5: give a finite number of 0 or more')])
 def test_options_that_cannot_be_are_refused_by_key(changes, message):
   with pytest.raises(ValueError, match=message):
-    build.recipe(_config(**changes))
+    recipes.recipe(_config(**changes))
 
 
 @pytest.mark.parametrize('key', ['at_data', 'dispersive'])
@@ -122,17 +124,17 @@ def test_a_config_without_them_is_not_complete(key):
   config = _config()
   del config.loss[key]
   with pytest.raises(ValueError, match=f'config.loss.{key} is missing: a config is complete'):
-    build.recipe(config)
+    recipes.recipe(config)
 
 
 def test_the_last_blocks_activations_are_dispersed_at_the_weight_of_the_config():
   config = _config('digits', model__width=8, model__depth=2, model__heads=2)
-  plain, dispersed = (build.recipe(_config('digits', model__width=8, model__depth=2, model__heads=2,
+  plain, dispersed = (recipes.recipe(_config('digits', model__width=8, model__depth=2, model__heads=2,
                                            loss__dispersive=weight)) for weight in (0.0, 0.5))
   x = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
   batch, keys = _batch(x, 10), jax.random.split(jax.random.key(1), 6)
   params = jax.tree.map(lambda a: a + 0.1, plain.init(jax.random.key(0)))
-  module = build.model(config.model, 10)
+  module = recipes.model(config.model, 10)
   def captured(params):
     (loss, aux), (more, _) = (one.loss(keys, params, batch) for one in (plain, dispersed))
     # Which states the loss saw.
@@ -140,9 +142,9 @@ def test_the_last_blocks_activations_are_dispersed_at_the_weight_of_the_config()
     def spy(z, t):
       seen.update(z=z)
       return z
-    losses.matching_loss(keys, spy, batch['x'], process=names.PROCESSES['linear'],
-                         output=names.OUTPUTS['u'], density=times.uniform,
-                         u=times.low_discrepancy(batch['index'], np.uint32(config.seed)))
+    losses.matching_loss(keys, spy, batch['x'], process=tables.PROCESSES['linear'],
+                         output=tables.OUTPUTS['u'], density=densities.uniform,
+                         u=densities.low_discrepancy(batch['index'], np.uint32(config.seed)))
     _, kept = module.apply({'params': params}, seen['z'], jnp.zeros(6), batch['label'],
                            capture_intermediates=lambda m, _: m.name == 'block_1')
     h = kept['intermediates']['block_1']['__call__'][0]
@@ -157,6 +159,6 @@ def test_a_run_from_before_these_keys_goes_on(tmp_path):
   old = json.loads(config.to_json_best_effort())
   del old['energy'], old['loss']['at_data'], old['loss']['dispersive'], old['model']['final_scale']
   (tmp_path / 'config.json').write_text(json.dumps(old))
-  run.check_config(config, tmp_path)
+  identity.check_config(config, tmp_path)
   with pytest.raises(ValueError, match="config.energy.name: 'none' there, 'dot' given"):
-    run.check_config(_config(energy=dict(name='dot')), tmp_path)
+    identity.check_config(_config(energy=dict(name='dot')), tmp_path)

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import arrays, mix as mixes, outputs, processes
+from eqflow import arrays, outputs, processes
 from eqflow.mix import Mix, det, gain, mix, remix
 from tests import rows
 
@@ -174,4 +174,4 @@ def test_shapes_that_would_broadcast_are_refused_by_name():
 def test_integers_are_refused_with_the_remedy():
   x = jnp.zeros((4, 2), jnp.int32)
   with pytest.raises(TypeError, match=r'data must be floating, not int32.*astype'):
-    mixes.mix(Mix(1.0, 1.0), x, x)
+    mix(Mix(1.0, 1.0), x, x)

@@ -10,11 +10,13 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import build, draws, fields, main, outputs, processes, run, sample
-from eqflow import train as training
+from eqflow import fields, main, outputs, processes
+from eqflow.commands import train
+from eqflow.commands.evaluate import evaluate
+from eqflow.config import recipes, samplings
 from eqflow.data import pairs, pipeline, sources
-from eqflow.evaluate import evaluate
 from eqflow.evaluation import report
+from eqflow.runs import claim, dataset, generate, restore
 from experiments import config_file as load
 
 
@@ -36,16 +38,16 @@ class Flow:
 
   def __init__(self, place):
     self.config, self.workdir, self.folder = tiny('toy'), place / 'flow', place / 'pairs'
-    training.train(self.config, self.workdir)
-    self.recipe = build.recipe(self.config)
-    self.step, self.params = run.restore(self.config, self.recipe, self.workdir)
+    train.train(self.config, self.workdir)
+    self.recipe = recipes.recipe(self.config)
+    self.step, self.params = restore.restore(self.config, self.recipe, self.workdir)
     self.made = {'config': json.loads(self.config.to_json_best_effort()), 'step': self.step,
                  'num_classes': 0, 'shape': (2,)}
     self.write(self.folder)
 
   def write(self, folder, *, recipe=None, count=100, seed=0, batch=24, **made):
     folder.mkdir(exist_ok=True)
-    sample.write_pairs(recipe or self.recipe, self.params, folder, np.zeros(count, np.int32),
+    generate.write_pairs(recipe or self.recipe, self.params, folder, np.zeros(count, np.int32),
                        seed=seed, batch=batch, made=self.made | made)
 
 
@@ -76,7 +78,7 @@ def test_a_pair_is_noise_and_where_the_model_carries_it(flow):
 
 def test_no_pair_has_the_noise_of_a_sample_of_the_same_seed(flow):
   label = np.zeros(100, np.int32)
-  x, *_ = sample.draw(flow.recipe, flow.params, label, seed=0, batch=24)
+  x, *_ = generate.draw(flow.recipe, flow.params, label, seed=0, batch=24)
   assert not np.isin(files(flow.folder)['x'], x).any(), 'evaluation would see noise trained upon'
 
 
@@ -158,7 +160,7 @@ def test_what_is_no_whole_set_of_pairs_is_refused(flow, tmp_path):
 def test_mirroring_pairs_is_refused(flow):
   images = tiny('reflow', 'digits', flip=True)
   with pytest.raises(ValueError, match=r"config.data.flip=True mirrors data, but in .*'pairs' each"):
-    build.recipe(images)
+    recipes.recipe(images)
   source = sources.load('pairs', split='train', data_dir=flow.folder)
   with pytest.raises(ValueError, match='flip=True mirrors'):
     pipeline.batches(source, seed=0, batch=4, flip=True)
@@ -170,29 +172,29 @@ def test_a_solver_that_draws_makes_no_pairs():
     config.sample.solver = dict(name='ancestral')
   with pytest.raises(ValueError, match=r"config.sample.solver: pairs need one that draws nothing, such"
                                        r" as {'name': 'ddim'}.*ancestral draws"):
-    sample.check_pairs(build.recipe(config))
-  sample.check_pairs(build.recipe(tiny('toy', 'eqm')))
+    generate.check_pairs(recipes.recipe(config))
+  generate.check_pairs(recipes.recipe(tiny('toy', 'eqm')))
 
 
 def test_a_reflow_trains_on_pairs_and_is_compared_with_the_data_behind_them(
     flow, tmp_path, monkeypatch, capsys):
   config = tiny('reflow', 'moons', dir=str(flow.folder))
-  training.train(config, tmp_path / 'reflow')
+  train.train(config, tmp_path / 'reflow')
   monkeypatch.setattr(report, 'compare_baselines', lambda *args: {})
   monkeypatch.setattr(report, 'compare', lambda real, fake: {'records': float(len(real))})
   assert evaluate(config, tmp_path / 'reflow') == {'reflow, step 10': {'records': 10_000}}
   assert 'against 10,000 records of moons' in capsys.readouterr().out
-  assert (run.evaluation_source(config).records.x == run.evaluation_source(
+  assert (dataset.evaluation_source(config).records.x == dataset.evaluation_source(
       flow.config).records.x).all()
   # Another data set under the same name and folder is noticed.
   flow.write(tmp_path / 'others', seed=5)
   moved = tiny('reflow', 'moons', dir=str(tmp_path / 'others'))
   with pytest.raises(ValueError, match='that are not those this run was'):
-    training.train(moved, tmp_path / 'reflow')
+    train.train(moved, tmp_path / 'reflow')
 
 
 def test_the_loss_of_a_reflow_is_on_its_pairs(flow):
-  recipe = build.recipe(tiny('reflow', 'moons', dir=str(flow.folder)))
+  recipe = recipes.recipe(tiny('reflow', 'moons', dir=str(flow.folder)))
   batch = pipeline.gather(sources.load('pairs', split='train', data_dir=flow.folder), np.arange(50))
   batch['index'] = np.arange(50, dtype=np.uint32)
   # A fresh network is zero, so the loss is what it is to predict.
@@ -207,7 +209,7 @@ def test_the_command_draws_pairs(flow, tmp_path, capsys):
   flow.write(tmp_path / 'by hand', count=30, seed=2)
   np.testing.assert_array_equal(files(tmp_path / 'pairs')['x'], files(tmp_path / 'by hand')['x'])
   assert pairs.record(tmp_path / 'pairs') == pairs.record(tmp_path / 'by hand')
-  with run.held(tmp_path / 'pairs', 'writing to', '--out'):
+  with claim.locked(tmp_path / 'pairs', 'writing to', '--out'):
     with pytest.raises(ValueError, match='another process is writing to .*give another --out'):
       draw()
 
@@ -218,11 +220,12 @@ def test_the_command_says_how_many_pairs_did_not_converge(flow, tmp_path, capsys
     config.sample.update(dict(threshold=0.5, num_steps=7))
     config.sample.solver = dict(name='gradient_descent', step_size=0.1)
   field = lambda z, t, condition: z
-  recipe = build.recipe(config)
-  sampling = draws.sampling_of(config, lambda params: field, processes.linear, outputs.u, fields.none)
-  recipe = recipe._replace(sampling=sampling, pair=functools.partial(draws.pair, sampling))
-  monkeypatch.setattr(build, 'recipe', lambda config: recipe)
-  monkeypatch.setattr(run, 'restore', lambda *_: (10, {}))
+  recipe = recipes.recipe(config)
+  sampling = samplings.sampling_of(config, lambda params: field, processes.linear, outputs.u,
+                                      fields.none)
+  recipe = recipe._replace(sampling=sampling, pair=functools.partial(samplings.pair, sampling))
+  monkeypatch.setattr(recipes, 'recipe', lambda config: recipe)
+  monkeypatch.setattr(restore, 'restore', lambda *_: (10, {}))
   draw = lambda: main.draw_pairs(config, tmp_path, tmp_path / 'pairs', count=100, seed=2)
   draw()
   found = files(tmp_path / 'pairs')
@@ -241,17 +244,17 @@ def test_the_command_says_how_many_pairs_did_not_converge(flow, tmp_path, capsys
 
 
 def test_pairs_have_the_labels_of_the_model(tmp_path):
-  recipe = build.recipe(tiny('toy', num_classes=2))
+  recipe = recipes.recipe(tiny('toy', num_classes=2))
   params = jax.tree.map(lambda p: p + 0.1, recipe.init(jax.random.key(0)))
-  labels = sample.labels_of(0, 20, 2)
+  labels = generate.labels_of(0, 20, 2)
   tmp_path.joinpath('pairs').mkdir()
-  sample.write_pairs(recipe, params, tmp_path / 'pairs', labels, seed=0, batch=24,
+  generate.write_pairs(recipe, params, tmp_path / 'pairs', labels, seed=0, batch=24,
                      made={'num_classes': 2, 'shape': (2,)})
   source = sources.load('pairs', split='all', data_dir=tmp_path / 'pairs')
   assert source.num_classes == 2
   found = pipeline.gather(source, np.arange(20))
   np.testing.assert_array_equal(found['label'], labels)
-  again = lambda label: recipe.pair(params, jax.vmap(lambda i: sample.key_of(0, i))(jnp.arange(20)),
+  again = lambda label: recipe.pair(params, jax.vmap(lambda i: generate.key_of(0, i))(jnp.arange(20)),
                                     jnp.asarray(label))[1]
   np.testing.assert_allclose(found['x'], again(labels), atol=1e-5)
   assert (abs(found['x'] - again(1 - labels)).max(1) > 1e-4).all(), 'the label changes nothing'

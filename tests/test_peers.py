@@ -20,8 +20,9 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import arrays, oracles, outputs, processes, samplers, tables, times
+from eqflow import arrays, grids, oracles, outputs, processes, samplers
 from eqflow.mix import Mix
+from eqflow.processes import tables
 from tests.peers import record
 
 LIVE = os.environ.get('EQFLOW_PEERS') == 'live'
@@ -178,8 +179,8 @@ def test_a_table_is_diffusers(name, zero_snr):
   np.testing.assert_allclose(np.sqrt(found), np.sqrt(stored), atol=2e-6)
 
 
-GRIDS = {'leading': times.leading_grid, 'linspace': times.linspace_grid,
-         'trailing': times.trailing_grid}
+GRIDS = {'leading': grids.leading_grid, 'linspace': grids.linspace_grid,
+         'trailing': grids.trailing_grid}
 
 
 @pytest.mark.parametrize('spacing', GRIDS)
@@ -262,6 +263,7 @@ def _checkpoint():
 def test_a_torch_file_becomes_safetensors(key, asked, zipped, tmp_path):
   from safetensors.torch import load_file
   import torch
+
   from eqflow.interop import convert
   checkpoint = _checkpoint()
   state = checkpoint[key or 'model']
@@ -298,6 +300,7 @@ def _malice(name, canary):
 @pytest.mark.parametrize('name', ['as a tensor', 'in the options', 'a class beside Namespace'])
 def test_a_malicious_file_is_refused_and_not_run(name, written, tmp_path, monkeypatch):
   import torch
+
   from eqflow.interop import convert
   path, canary = tmp_path / 'in.pt', tmp_path / 'canary'
   if written == 'pickle':
@@ -325,6 +328,7 @@ def test_a_malicious_file_is_refused_and_not_run(name, written, tmp_path, monkey
     (['none.pt', 'out'], 'No such file'), (['broken.pt', 'out'], 'refused')])
 def test_the_command_line_converts_and_says_what_is_wrong(start, said, tmp_path, monkeypatch, capsys):
   import torch
+
   from eqflow.interop import convert
   monkeypatch.chdir(tmp_path)
   torch.save(_checkpoint(), 'in.pt')

@@ -12,8 +12,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from eqflow import build, plan, run, train
-from eqflow.planning import chips, collectives, flops, hlo, report, topology
+from eqflow.commands import plan, train
+from eqflow.config import recipes
+from eqflow.planning import chips, collectives, flops, hlo, report, topologies
+from eqflow.runs import run
 from eqflow.training import sharding
 from experiments import config_file
 
@@ -175,13 +177,13 @@ def digits(**sections):
 def planned():
   """configs/digits.py on cpu:8: (its config, what the plan found)."""
   config = digits()
-  return config, plan.compiled(config, topology.of('cpu:8'))
+  return config, plan.compiled(config, topologies.of('cpu:8'))
 
 
 def test_bytes_of_a_plan_are_those_of_the_arrays_on_a_device(planned):
   config, found = planned
   mesh = run.mesh_of(config, jax.devices()[:8])
-  step, shapes = train.blueprint(config, build.recipe(config), mesh)
+  step, shapes = train.blueprint(config, recipes.recipe(config), mesh)
   live = jax.tree.map(lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), shapes)
   given = bytes_of(live)
   state = bytes_of(live[0])
@@ -203,7 +205,7 @@ def test_the_compiler_counts_little_more_than_products(sections):
   # Beside products it counts elementwise work: a network as narrow as the digits' has more of it, and
   # by data every device does all of the optimizer's.
   config = digits(**sections)
-  found = plan.compiled(config, topology.of('cpu:8'))
+  found = plan.compiled(config, topologies.of('cpu:8'))
   ratio = found['flops']['compiler'] / found['flops']['formula']
   assert 1 <= ratio <= 1.08, f'{ratio:.4f} of the products counted by hand'
 
@@ -218,7 +220,7 @@ def test_every_device_is_told_the_whole_gradient(planned):
 
 def test_what_does_not_divide_is_told_once_for_all_blocks():
   # 1152 and 3456 do not divide by 256, 4608 and 6912 do: qkv and attended stay whole, others move.
-  recipe = build.recipe(config_file('imagenet_dit').get_config('eqm_256'))
+  recipe = recipes.recipe(config_file('imagenet_dit').get_config('eqm_256'))
   mesh = Mesh(np.full((1, 256, 1), jax.devices()[0]), ('data', 'fsdp', 'tensor'))
   lost = plan.undivided(jax.eval_shape(recipe.init, jax.random.key(0)), recipe.rules, mesh)
   assert {'block*/qkv/kernel', 'block*/attended/kernel'} <= set(lost)
@@ -227,9 +229,9 @@ def test_what_does_not_divide_is_told_once_for_all_blocks():
 
 
 def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
-  config, target = digits(), topology.of('cpu:8')
+  config, target = digits(), topologies.of('cpu:8')
   mesh = run.mesh_of(config, target.devices)
-  _, (state, *_) = train.blueprint(config, build.recipe(config), mesh)
+  _, (state, *_) = train.blueprint(config, recipes.recipe(config), mesh)
   sizes = plan.state_bytes(state)
   found = dict(state=sizes, mesh=dict(mesh.shape), bytes=dict(total=sum(sizes.values()) + 10**6))
   asked, told = [], []
@@ -265,7 +267,7 @@ ENTRY %main {
 
 
 def test_a_lever_that_is_none_for_a_config_is_told_and_passed_over(monkeypatch):
-  config, target = digits(loss=dict(dispersive=0.5)), topology.of('cpu:8')
+  config, target = digits(loss=dict(dispersive=0.5)), topologies.of('cpu:8')
   found = dict(mesh=dict(data=8, fsdp=1, tensor=1))
   assert [words for words, _ in plan._activation_levers(config, found)] == ['config.model.remat=True']
 
@@ -284,7 +286,7 @@ def test_devices_that_would_all_compute_the_same_are_refused():
   config = config_file('toy').get_config()
   config.mesh.tensor = 2
   with pytest.raises(ValueError, match='config.mesh.tensor=2: no layer of this network is cut'):
-    plan.compiled(config, topology.of('cpu:8'))
+    plan.compiled(config, topologies.of('cpu:8'))
 
 
 @pytest.mark.parametrize('now,most,expected', [(1, 24, [2, 3, 4, 6, 8, 12, 24]), (4, 16, [8, 16]),
@@ -294,7 +296,7 @@ def test_parameters_are_cut_into_any_number_that_the_devices_divide_by(now, most
 
 
 def test_what_training_refuses_is_not_planned(monkeypatch):
-  config, target = digits(sample=dict(batch=9)), topology.of('cpu:8')
+  config, target = digits(sample=dict(batch=9)), topologies.of('cpu:8')
   with pytest.raises(ValueError, match=r'config.sample.batch=9 does not divide by 8'):
     plan.compiled(config, target)
   monkeypatch.setattr(train.sharding, 'own_rows', lambda mesh: (0, 2))
@@ -329,21 +331,21 @@ def test_what_a_compiler_refuses_to_fit_is_told_by_how_much(said):
 def test_a_topology_that_is_none_is_refused_with_what_is(name, words):
   assert len(jax.devices()) == 8, 'who asks first may still choose'
   with pytest.raises(ValueError, match=words):
-    topology.of(name)
+    topologies.of(name)
 
 
 @pytest.mark.parametrize('name', ['v5e:2x2', 'h100:1x1x4'])
 def test_a_compiler_that_is_missing_is_named_with_its_extra(name, monkeypatch):
-  monkeypatch.setattr(topology, '_installed', lambda package: False)
+  monkeypatch.setattr(topologies, '_installed', lambda package: False)
   with pytest.raises(ValueError, match=r"not installed: pip install 'eqflow\[aot\]'"):
-    topology.of(name)
+    topologies.of(name)
 
 
 @pytest.mark.parametrize('name', ['v5e:4x4', 'v5p:4x4x4', 'v5p:2x2x2', 'v6e:4x4'])
 @pytest.mark.parametrize('sizes', [dict(fsdp=2), dict(fsdp=8), dict(fsdp=2, tensor=2)], ids=str)
 def test_a_slice_of_any_kind_is_a_mesh_of_any_sizes(name, sizes):
   pytest.importorskip('libtpu')
-  target = topology.of(name)
+  target = topologies.of(name)
   mesh = sharding.device_mesh(target.devices, **sizes)
   assert set(mesh.devices.flat) == set(np.ravel(target.devices))
   assert mesh.shape['fsdp'] == sizes['fsdp']
@@ -354,7 +356,7 @@ def test_a_slice_of_any_kind_is_a_mesh_of_any_sizes(name, sizes):
 def test_a_step_is_compiled_for_devices_that_are_not_there(name, package):
   pytest.importorskip(package)
   config = digits(model=TINY)
-  found = plan.compiled(config, topology.of(name))
+  found = plan.compiled(config, topologies.of(name))
   assert found['fits'] and found['devices'] == 4
   exchanges = found['collectives']['data']
   # The compiler may send half the bytes of a gradient, never fewer.

@@ -6,8 +6,10 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import processes, sde, tables
+from eqflow import processes
 from eqflow.mix import Mix
+from eqflow.processes import sde, tables
+from eqflow.samplers import diffusions
 from tests import rows
 
 UNIT = [name for name in rows.PROCESSES if name != 'edm']
@@ -221,7 +223,7 @@ def test_the_noise_of_a_backward_sde_is_a_share_of_the_forward_noise(x64):
   np.testing.assert_allclose(noise, 0.3 * np.sqrt(np.pi * np.tan(np.pi / 2 * t)), rtol=1e-12)
   np.testing.assert_allclose(sde.stochasticity(processes.cosine, t, noise=noise), 0.3, rtol=1e-12)
   # w = (eta g)^2/2 is SBDM's coefficient with norm eta^2.
-  np.testing.assert_allclose(noise**2 / 2, sde.sbdm(processes.cosine, t, norm=0.09), rtol=1e-12)
+  np.testing.assert_allclose(noise**2 / 2, diffusions.sbdm(processes.cosine, t, norm=0.09), rtol=1e-12)
 
 
 @pytest.mark.parametrize('a,b', [('cosine', 'linear'), ('linear', 'cosine'), ('edm', 'linear'),

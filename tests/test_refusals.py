@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from experiments import config_file
-from experiments.faults import configs, mutations
+from tests.faults import configs, mutations
 
 SHORT, ALL = 60, 600
 

@@ -9,25 +9,27 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from eqflow import build, compose, descent, draws, energies, fields, outputs, processes, sample
+from eqflow import descent, energies, fields, outputs, processes
+from eqflow.config import recipes, samplings
+from eqflow.runs import composition, generate
 from experiments import config_file as load
 
 
 def test_the_histogram_of_steps_counts_every_sample():
   config = ConfigDict(dict(sample=dict(threshold=3.5)))
   evaluations = np.random.default_rng(0).integers(80, 181, 1_000)
-  lines = sample.steps_taken(config, evaluations).splitlines()
+  lines = generate.steps_taken(config, evaluations).splitlines()
   found = [line.replace(' to ', ' ').split() for line in lines]
   assert sum(int(count.replace(',', '')) for _, _, _, count, *_ in found) == 1_000
   for low, high, _, count, *_ in found:
     within = (evaluations >= int(low)) & (evaluations <= int(high))
     assert int(count.replace(',', '')) == within.sum(), f'{low} to {high} evaluations'
   assert [int(low) for low, *_ in found[1:]] == [int(high) + 1 for _, high, *_ in found[:-1]]
-  assert sample.steps_taken(config, np.full(9, 7)).split()[:4] == ['7', 'to', '7', 'evaluations']
+  assert generate.steps_taken(config, np.full(9, 7)).split()[:4] == ['7', 'to', '7', 'evaluations']
 
 
 def test_there_is_no_histogram_where_nothing_stops():
-  assert not sample.steps_taken(ConfigDict(dict(sample=dict(threshold=0.0))), np.full(9, 130))
+  assert not generate.steps_taken(ConfigDict(dict(sample=dict(threshold=0.0))), np.full(9, 130))
 
 
 COUNT, SLOTS, SEED, STEP, MOST, THRESHOLD = 40, 16, 3, 0.1, 60, 0.4
@@ -53,9 +55,9 @@ def _recipe(network, scale=1.0):
     config.sample.update(dict(
         solver=dict(name='gradient_descent', step_size=STEP), num_steps=MOST, threshold=THRESHOLD,
         scale=scale))
-  sampling = draws.sampling_of(
+  sampling = samplings.sampling_of(
       config, lambda params: network, processes.linear, outputs.u, fields.none)
-  return build.recipe(config)._replace(sampling=sampling, draw=Partial(draws.draw, sampling))
+  return recipes.recipe(config)._replace(sampling=sampling, draw=Partial(samplings.draw, sampling))
 
 
 LABELS = np.arange(COUNT, dtype=np.int32) % 3
@@ -73,7 +75,7 @@ def _composed():
   weights = np.resize(np.array([[0.5, 0.5], [1, 0], [0.5, 1.5]], np.float32), (COUNT, 2))
   slope = weights.sum(1)
   centre = np.einsum('nk,nkd->nd', weights, CENTRES[terms]) / slope[:, np.newaxis]
-  return compose.joined([_recipe(Partial(_toward))]), (terms, weights), slope, centre
+  return composition.joined([_recipe(Partial(_toward))]), (terms, weights), slope, centre
 
 
 def _energy():
@@ -87,9 +89,9 @@ def _energy():
 def test_a_sample_from_a_refilled_slot_is_the_one_it_is_alone(case):
   recipe, labels, slope, centre = case()
   params = [{}] if isinstance(labels, tuple) else {}
-  found = sample.draw(recipe, params, labels, seed=SEED, batch=SLOTS)
+  found = generate.draw(recipe, params, labels, seed=SEED, batch=SLOTS)
   # The noise of sample i, as its docstrings say: folded from (seed, i), then 0, then 0 for the leaf.
-  key = lambda i: jax.random.fold_in(jax.random.fold_in(sample.key_of(SEED, np.uint32(i)), 0), 0)
+  key = lambda i: jax.random.fold_in(jax.random.fold_in(generate.key_of(SEED, np.uint32(i)), 0), 0)
   z = np.array([jax.random.normal(key(i), (2,)) for i in range(COUNT)])
   slope = np.broadcast_to(slope, COUNT)
 

@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import fields, scores
+from eqflow import fields, guidance, ood
 
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 Z = np.array([[1.0, -2.0], [0.5, 4.0], [0.0, 0.1]])
@@ -22,7 +22,7 @@ def _of_class(z, t, condition):
 
 
 def test_the_gradient_norm_is_that_of_the_field(x64):
-  found = scores.gradient_norm(_quadratic, jnp.asarray(Z))
+  found = ood.gradient_norm(_quadratic, jnp.asarray(Z))
   np.testing.assert_allclose(found, np.linalg.norm(Z @ A, axis=1), rtol=1e-14)
 
 
@@ -36,7 +36,7 @@ def _descended(z, step_size, num_steps, slope):
 def test_the_drop_of_a_quadratic_energy_is_exact_at_any_step(x64, step_size):
   energy = lambda z: ((z @ A) * z).sum(1) / 2
   end = _descended(Z, step_size, 7, lambda z: z @ A)
-  found = scores.descent_drop(_quadratic, jnp.asarray(Z), step_size=step_size, num_steps=7)
+  found = ood.descent_drop(_quadratic, jnp.asarray(Z), step_size=step_size, num_steps=7)
   np.testing.assert_allclose(found, energy(Z) - energy(end), rtol=1e-12)
 
 
@@ -44,7 +44,7 @@ def test_the_drop_of_any_energy_is_of_second_order_in_the_step(x64):
   # E = sum log cosh z, whose gradient is tanh.
   energy = lambda z: np.log(np.cosh(z)).sum(1)
   def error(step_size, num_steps):
-    found = scores.descent_drop(lambda z, t: jnp.tanh(z), jnp.asarray(Z), step_size=step_size,
+    found = ood.descent_drop(lambda z, t: jnp.tanh(z), jnp.asarray(Z), step_size=step_size,
                                 num_steps=num_steps)
     end = _descended(Z, step_size, num_steps, np.tanh)
     return np.abs(found - (energy(Z) - energy(end))).max()
@@ -54,7 +54,7 @@ def test_the_drop_of_any_energy_is_of_second_order_in_the_step(x64):
 
 def test_a_circular_field_has_no_energy_to_lose(x64):
   turn = lambda z, t: z @ jnp.array([[0.0, 1.0], [-1.0, 0.0]])
-  found = scores.descent_drop(turn, jnp.asarray(Z), step_size=0.1, num_steps=1)
+  found = ood.descent_drop(turn, jnp.asarray(Z), step_size=0.1, num_steps=1)
   np.testing.assert_allclose(found, 0.1 * np.square(Z).sum(1), rtol=1e-12)
 
 
@@ -62,29 +62,29 @@ def test_a_circular_field_has_no_energy_to_lose(x64):
                                      dict(step_size=float('nan'), num_steps=3)])
 def test_a_descent_that_goes_nowhere_is_refused(numbers):
   with pytest.raises(ValueError, match='descent_drop: .*give a positive number'):
-    scores.descent_drop(_quadratic, jnp.asarray(Z), **numbers)
+    ood.descent_drop(_quadratic, jnp.asarray(Z), **numbers)
 
 
 def test_a_drop_is_of_the_dtype_of_its_input(x64):
   z = jnp.asarray(Z, jnp.float32)
-  found = scores.descent_drop(_quadratic, z, step_size=np.float64(0.1), num_steps=3)
+  found = ood.descent_drop(_quadratic, z, step_size=np.float64(0.1), num_steps=3)
   assert found.dtype == jnp.float32
 
 
 @pytest.mark.parametrize('energy', [lambda z, t: z.sum(), lambda z, t: z.sum(1, keepdims=True)])
 def test_an_energy_is_a_number_for_each_example(energy):
   with pytest.raises(ValueError, match='one number for each of'):
-    scores.energy_at(energy, jnp.asarray(Z, jnp.float32))
+    ood.energy_at(energy, jnp.asarray(Z, jnp.float32))
 
 
 def test_fewer_classes_than_none_are_refused():
   with pytest.raises(ValueError, match='num_classes=-1: give the number of classes, 0 for'):
-    scores.over_classes(scores.gradient_norm, lambda z, t, y: z, jnp.ones((2, 2)), num_classes=-1)
+    ood.over_classes(ood.gradient_norm, lambda z, t, y: z, jnp.ones((2, 2)), num_classes=-1)
 
 
 def test_integers_are_no_inputs():
   with pytest.raises(TypeError, match='z is uint8'):
-    scores.gradient_norm(_quadratic, np.ones((2, 2), np.uint8))
+    ood.gradient_norm(_quadratic, np.ones((2, 2), np.uint8))
 
 
 def _distances(z):
@@ -92,24 +92,24 @@ def _distances(z):
 
 
 def test_over_classes_every_class_has_its_score_of_every_input(x64):
-  found = scores.over_classes(scores.gradient_norm, _of_class, jnp.asarray(Z), num_classes=3)
+  found = ood.over_classes(ood.gradient_norm, _of_class, jnp.asarray(Z), num_classes=3)
   np.testing.assert_allclose(found, _distances(Z), rtol=1e-14)
   np.testing.assert_array_equal(found.argmin(0), _distances(Z).argmin(0))
 
 
 def test_any_score_goes_over_classes_with_its_numbers(x64):
-  drop = Partial(scores.descent_drop, step_size=0.25, num_steps=4)
-  found = scores.over_classes(drop, _of_class, jnp.asarray(Z), num_classes=3)
+  drop = Partial(ood.descent_drop, step_size=0.25, num_steps=4)
+  found = ood.over_classes(drop, _of_class, jnp.asarray(Z), num_classes=3)
   # |z|^2/2 falls by (1 - 0.25)^2 a step.
   np.testing.assert_allclose(found, _distances(Z)**2 / 2 * (1 - 0.75**8), rtol=1e-12)
   energy = lambda z, t, y: jnp.square(_of_class(z, t, y)).sum(1) / 2
-  found = scores.over_classes(scores.energy_at, energy, jnp.asarray(Z), num_classes=3)
+  found = ood.over_classes(ood.energy_at, energy, jnp.asarray(Z), num_classes=3)
   np.testing.assert_allclose(found, _distances(Z)**2 / 2, rtol=1e-12)
 
 
 def test_without_classes_there_is_one_row(x64):
   blind = lambda z, t, condition: z if condition is None else z / 0
-  found = scores.over_classes(scores.gradient_norm, blind, jnp.asarray(Z), num_classes=0)
+  found = ood.over_classes(ood.gradient_norm, blind, jnp.asarray(Z), num_classes=0)
   np.testing.assert_allclose(found, np.linalg.norm(Z, axis=1)[None], rtol=1e-14)
 
 
@@ -118,23 +118,23 @@ def test_classes_share_one_trace_and_examples_nothing():
   def network(z, t, condition):
     traced.append(z.shape)
     return _of_class(z, t, condition)
-  found = scores.over_classes(scores.gradient_norm, network, jnp.asarray(Z, jnp.float32), num_classes=3)
+  found = ood.over_classes(ood.gradient_norm, network, jnp.asarray(Z, jnp.float32), num_classes=3)
   assert len(traced) <= 2, f'{len(traced)} traces for one loop over 3 classes'
-  alone = [scores.over_classes(scores.gradient_norm, _of_class, z[None].astype(np.float32),
+  alone = [ood.over_classes(ood.gradient_norm, _of_class, z[None].astype(np.float32),
                                num_classes=3)[:, 0] for z in Z]
   np.testing.assert_allclose(found, np.stack(alone, 1), rtol=1e-6)
 
 
 def test_scores_of_a_network_in_low_precision_are_in_single_precision():
   low = lambda z, t: _quadratic(z, t).astype(jnp.bfloat16)
-  found = scores.descent_drop(low, Z.astype(np.float32), step_size=0.1, num_steps=3)
+  found = ood.descent_drop(low, Z.astype(np.float32), step_size=0.1, num_steps=3)
   assert found.dtype == jnp.float32
-  exact = scores.descent_drop(_quadratic, Z.astype(np.float32), step_size=0.1, num_steps=3)
+  exact = ood.descent_drop(_quadratic, Z.astype(np.float32), step_size=0.1, num_steps=3)
   np.testing.assert_allclose(found, exact, rtol=0.02)
 
 
 def test_a_score_is_differentiable_and_goes_into_jit(x64):
-  norm = lambda z: scores.gradient_norm(_quadratic, z).sum()
+  norm = lambda z: ood.gradient_norm(_quadratic, z).sum()
   found = jax.jit(jax.grad(norm))(jnp.asarray(Z))
   want = Z @ A @ A / np.linalg.norm(Z @ A, axis=1, keepdims=True)
   np.testing.assert_allclose(found, want, rtol=1e-12)
@@ -144,14 +144,14 @@ def test_added_fields_meet_at_the_weighted_mean_of_their_centres(x64):
   z, t = jnp.asarray(Z), jnp.zeros(3)
   predicts = [fields.bind(_of_class, jnp.full(3, y)) for y in range(3)]
   weights = np.array([[0.5, 1.0, 0.0], [0.25, 1.0, 2.0], [0.25, 0.0, -1.0]])
-  found = fields.added(predicts, [jnp.asarray(w) for w in weights])(z, t)
+  found = guidance.added(predicts, [jnp.asarray(w) for w in weights])(z, t)
   # sum_i w_i (z - c_i): a weight of its own for each example.
   want = weights.sum(0)[:, np.newaxis] * Z - weights.T @ CENTRES
   np.testing.assert_allclose(found, want, rtol=1e-12, atol=1e-12)
-  alike = fields.composed(predicts[0], predicts[1:], [0.25, 0.75])(z, t)
-  np.testing.assert_allclose(fields.added(predicts[1:], [0.25, 0.75])(z, t), alike, rtol=1e-12)
+  alike = guidance.composed(predicts[0], predicts[1:], [0.25, 0.75])(z, t)
+  np.testing.assert_allclose(guidance.added(predicts[1:], [0.25, 0.75])(z, t), alike, rtol=1e-12)
 
 
 def test_fields_are_added_with_a_scale_each():
   with pytest.raises(ValueError, match='1 scales for 2 predictors'):
-    fields.added([_quadratic, _quadratic], [1.0])
+    guidance.added([_quadratic, _quadratic], [1.0])

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow import build
-from eqflow import train as training
+from eqflow.commands import train
+from eqflow.config import recipes
 from eqflow.data import pipeline
-from eqflow.models import placement
-from eqflow.run import open_source
-from eqflow.training import checkpoint, sharding, step as steps
+from eqflow.models import partitioning
+from eqflow.runs.dataset import open_source
+from eqflow.training import checkpoint, sharding, train_state
 from experiments import config_file as load
 
 WHOLE = dict(data=8, fsdp=1, tensor=1)
@@ -33,7 +33,7 @@ WHOLE = dict(data=8, fsdp=1, tensor=1)
     ((), (4, 3), dict(data=2, fsdp=4, tensor=1), P(), []),
 ])
 def test_an_array_is_cut_where_it_divides(spec, shape, sizes, expected, lost):
-  assert placement.fitted(spec, shape, sizes) == (expected, lost)
+  assert partitioning.fitted(spec, shape, sizes) == (expected, lost)
 
 
 def test_a_mesh_is_of_all_devices_or_refused():
@@ -64,7 +64,7 @@ def test_what_a_process_says_lies_once_on_each_of_its_devices_and_is_no_copy_of_
 def test_everything_large_of_a_state_is_cut_the_moments_and_averages_as_the_parameters(
     file, variant, sizes, share):
   config, mesh = load(file).get_config(variant), sharding.device_mesh(**sizes)
-  state = training.create(config, build.recipe(config), mesh, abstract=True)
+  state = train.create(config, recipes.recipe(config), mesh, abstract=True)
   held = lambda tree: sum(math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))
   size = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
   assert held(state) <= share * size(state), f'a device holds {held(state) / size(state):.3f} of all'
@@ -80,8 +80,8 @@ def test_everything_large_of_a_state_is_cut_the_moments_and_averages_as_the_para
 def test_what_does_not_divide_is_said():
   config = load('digits').get_config('flow')
   config.model.update(dict(width=36, heads=4))
-  recipe = build.recipe(config)
-  state = training.create(config, recipe, sharding.device_mesh(data=1, fsdp=8), abstract=True)
+  recipe = recipes.recipe(config)
+  state = train.create(config, recipe, sharding.device_mesh(data=1, fsdp=8), abstract=True)
   found = sharding.undivided(state.params, recipe.rules, sharding.device_mesh(data=1, fsdp=8))
   # 36, 108 and 216 by 8: only the last, and four times 36, and 256 frequencies.
   assert found['block_0/qkv/kernel'] == ['fsdp'] and 'block_0/modulation/kernel' not in found
@@ -102,11 +102,11 @@ def _config(file, variant, batch):
 
 def _losses(config, mesh, state=None, count=50, first=0):
   """(the state before the first of these steps, their losses, the state after), on a mesh."""
-  recipe = build.recipe(config)
-  like = training.create(config, recipe, mesh)
+  recipe = recipes.recipe(config)
+  like = train.create(config, recipe, mesh)
   state = state or like
   start = jax.tree.map(np.asarray, state)
-  step, metrics = training.make_step(config, recipe, mesh, like), steps.empty_metrics(mesh)
+  step, metrics = train.make_step(config, recipe, mesh, like), train_state.empty_metrics(mesh)
   batches = pipeline.batches(open_source(config), seed=config.seed, batch=config.train.batch,
                              start=first * config.train.batch)
   found = []
@@ -137,7 +137,7 @@ def test_a_state_goes_on_alike_on_whatever_mesh_it_is_restored(name, tmp_path):
   start, expected, end = _losses(config, alone, state, first=5)
   for devices, sizes in meshes:
     mesh = sharding.device_mesh(jax.devices()[:devices], **dict(data=1) | sizes)
-    like = training.create(config, build.recipe(config), mesh)
+    like = train.create(config, recipes.recipe(config), mesh)
     with checkpoint.open_checkpoints(tmp_path, keep=None) as checkpoints:
       restored = checkpoints.restore(like)
     jax.tree.map(np.testing.assert_array_equal, start, jax.tree.map(np.asarray, restored))

@@ -13,9 +13,10 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow.training import checkpoint, manifest, signals
-from eqflow.training.guard import start
-from eqflow.training.step import TrainState
+from eqflow.training import checkpoint, checksums
+from eqflow.training.nonfinite import start
+from eqflow.training.runtime import preemption
+from eqflow.training.train_state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -108,7 +109,7 @@ def test_folders_that_are_exchanged_are_refused(tmp_path):
 def test_nothing_is_started_anew_where_all_checkpoints_are_damaged(tmp_path):
   folder = written(tmp_path, 1, 2)
   for step in '12':
-    (folder / step / manifest.NAME).unlink()
+    (folder / step / checksums.NAME).unlink()
   for _ in range(2):
     with pytest.raises(ValueError, match=r'every checkpoint of .* is damaged \(1, 2\)'):
       read(tmp_path, mend=True)
@@ -180,7 +181,7 @@ def test_a_save_that_fails_is_told_at_the_next_look_is_not_listed_and_can_be_mad
     with monkeypatch.context() as patch:
       def full(path):
         raise OSError(28, 'No space left on device')
-      patch.setattr(manifest, 'sync', full)
+      patch.setattr(checksums, 'sync', full)
       checkpoints.save(state(2))
       with pytest.raises(OSError, match='could not be written .*No space left.* that stands is 1;'):
         checkpoints.wait()
@@ -225,7 +226,7 @@ with signals.watched() as stop:
 """
 
 
-@pytest.mark.parametrize('number', signals.SIGNALS, ids=lambda n: n.name)
+@pytest.mark.parametrize('number', preemption.SIGNALS, ids=lambda n: n.name)
 @pytest.mark.parametrize('phase', ['busy', 'free'])
 def test_a_signal_ends_a_run_at_once_where_all_is_saved_and_after_saving_where_not(phase, number):
   process = subprocess.Popen([sys.executable, '-c', stopping(phase)], cwd=ROOT, text=True,
@@ -234,7 +235,7 @@ def test_a_signal_ends_a_run_at_once_where_all_is_saved_and_after_saving_where_n
   process.send_signal(number)
   clock = time.perf_counter()
   out, err = process.communicate(timeout=30)
-  assert process.returncode == signals.EXIT_CODE == os.EX_TEMPFAIL
+  assert process.returncode == preemption.EXIT_CODE == os.EX_TEMPFAIL
   assert f'stopped by {number.name}' in err and time.perf_counter() - clock < 10
   assert out == ('saved\n' if phase == 'busy' else '')
 
@@ -246,27 +247,27 @@ def test_a_signal_is_answered_where_nobody_hears_what_is_said():
   assert process.stdout.readline() == 'ready\n'
   process.stderr.close()
   process.send_signal(signal.SIGTERM)
-  assert process.wait(timeout=30) == signals.EXIT_CODE
+  assert process.wait(timeout=30) == preemption.EXIT_CODE
   process.stdout.close()
 
 
 def test_a_signal_after_the_last_look_is_answered_where_the_run_is_no_longer_busy():
-  stop = signals.Stop()
-  with pytest.raises(signals.Stopped, match='SIGTERM'):
+  stop = preemption.Stop()
+  with pytest.raises(preemption.Stopped, match='SIGTERM'):
     with stop.busy():
       stop._heard(signal.SIGTERM)
-  with pytest.raises(signals.Stopped), stop.free():
+  with pytest.raises(preemption.Stopped), stop.free():
     pytest.fail('nothing is begun that a signal has asked not to')
 
 
 def test_a_handler_that_was_there_is_there_again():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-  with signals.watched() as stop:
+  with preemption.watched() as stop:
     assert stop.asked is None
   assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
-@pytest.mark.parametrize('number', signals.SIGNALS)
+@pytest.mark.parametrize('number', preemption.SIGNALS)
 def test_a_signal_is_answered_while_the_program_is_still_being_imported(number):
   # JAX takes a second; a handler of its own waits for it in a module that is imported before.
   program = """
@@ -288,7 +289,7 @@ runpy.run_module('eqflow.main', run_name='__main__')
   assert process.stdout.readline() == 'importing\n'
   process.send_signal(number)
   _, said = process.communicate(timeout=20)
-  assert process.returncode == signals.EXIT_CODE and f'stopped by {number.name}' in said
+  assert process.returncode == preemption.EXIT_CODE and f'stopped by {number.name}' in said
 
 
 def test_last_words_that_nobody_reads_keep_no_process(tmp_path):
@@ -308,6 +309,6 @@ while True:
   assert process.stdout.read(5) == b'ready'
   time.sleep(0.3)   # The pipe is full by then.
   process.send_signal(signal.SIGTERM)
-  assert process.wait(timeout=10) == signals.EXIT_CODE
+  assert process.wait(timeout=10) == preemption.EXIT_CODE
   os.close(ours)
   os.close(theirs)

@@ -9,11 +9,13 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import fields, outputs, processes, tables, times
+from eqflow import blind_spots, densities, fields, grids, outputs, processes
+from eqflow.processes import continuous, tables
 from tests import rows
 
+
 def test_the_karras_grid_is_edms():
-  grid = times.karras_grid(32)
+  grid = grids.karras_grid(32)
   assert len(grid) == 33 and grid[0] == pytest.approx(80) and grid[31] == pytest.approx(0.002)
   assert grid[32] == 0
   for at, sigma in ((13, 4.9991), (17, 1.6086), (19, 0.8446), (22, 0.2830)):
@@ -21,21 +23,21 @@ def test_the_karras_grid_is_edms():
 
 
 def test_the_log_snr_grid_is_even_in_log_snr_in_float64():
-  grid = times.logsnr_grid(16, process=processes.linear, start=-8.0, end=8.0)
+  grid = grids.logsnr_grid(16, process=processes.linear, start=-8.0, end=8.0)
   assert grid.dtype == np.float64
   # lambda = 2 log((1 - t)/t).
   np.testing.assert_allclose(2 * np.log((1 - grid) / grid), np.linspace(-8, 8, 17), atol=1e-12)
   with pytest.raises(ValueError, match='num_steps=0'):
-    times.uniform_grid(0)
+    grids.uniform_grid(0)
   # Without the shapes that tests alone check, which refuse it first.
   with pytest.raises(ValueError, match='num_steps=2.5: give a whole number, 1 or more'):
-    inspect.unwrap(times.uniform_grid)(2.5)
+    inspect.unwrap(grids.uniform_grid)(2.5)
 
 
 @pytest.mark.parametrize('process,output,grid,message', [
-    ('linear', 'eps', times.uniform_grid(10),
+    ('linear', 'eps', grids.uniform_grid(10),
      r"output 'eps' cannot give x at t=1: start the grid at t<=0.999999 or train 'v'"),
-    ('cosine', 'score', times.uniform_grid(10), r"output 'score' cannot give x at t=1"),
+    ('cosine', 'score', grids.uniform_grid(10), r"output 'score' cannot give x at t=1"),
     ('linear', 'x', [0.5, 0.0, 0.0],
      r"output 'x' cannot give x at t=0: end the grid at t>=1e-06 or train 'v'"),
     ('linear', 'equilibrium_truncated', [0.5, 0.0, 0.0], r"output 'equilibrium' cannot give x at"),
@@ -49,7 +51,7 @@ def test_the_log_snr_grid_is_even_in_log_snr_in_float64():
 ])
 def test_a_grid_that_cannot_work_is_refused_with_the_remedy(process, output, grid, message):
   with pytest.raises(ValueError, match=message):
-    times.check_grid(np.asarray(grid), process=rows.PROCESSES[process],
+    blind_spots.check_grid(np.asarray(grid), process=rows.PROCESSES[process],
                      output=rows.OUTPUTS[output])
 
 
@@ -61,11 +63,11 @@ def test_a_grid_that_cannot_work_is_refused_with_the_remedy(process, output, gri
 def test_the_time_that_a_refusal_names_is_accepted(process, output, grid):
   given = dict(process=rows.PROCESSES[process], output=rows.OUTPUTS[output])
   with pytest.raises(ValueError) as refusal:
-    times.check_grid(np.array(grid), **given)
+    blind_spots.check_grid(np.array(grid), **given)
   low, high = (re.search(rf't{sign}=([\d.e+-]*\d)', str(refusal.value)) for sign in '><')
   limit = (np.maximum(grid[:-1], float(low.group(1))) if low else
            np.minimum(grid[:-1], float(high.group(1))))
-  times.check_grid(np.append(limit, 0.0), **given)
+  blind_spots.check_grid(np.append(limit, 0.0), **given)
 
 
 @pytest.mark.parametrize('output,grid,remedy', [
@@ -74,21 +76,21 @@ def test_the_time_that_a_refusal_names_is_accepted(process, output, grid):
     ('eps', [0.1, 0.5, 1.0, 1.0], 'end the grid at t<=0.999999')])
 def test_of_a_grid_that_rises_the_right_end_is_moved(output, grid, remedy):
   with pytest.raises(ValueError, match=re.escape(remedy)):
-    times.check_grid(np.array(grid), process=processes.linear, output=rows.OUTPUTS[output])
+    blind_spots.check_grid(np.array(grid), process=processes.linear, output=rows.OUTPUTS[output])
 
 
 def test_a_schedule_of_numbers_that_make_none_is_not_blamed_on_the_grid():
   # Bound in a closure, so that the schedule alone shows it.
-  broken = lambda t: processes.Mix(1 - t, jnp.nan * t)
+  broken = lambda t: continuous.Mix(1 - t, jnp.nan * t)
   with pytest.raises(ValueError, match='at t=0.9 is not a mix .*: the numbers bound to it make no '
                      'schedule, so give finite ones'):
-    times.check_grid([0.9, 0.1], process=broken, output=outputs.v)
+    blind_spots.check_grid([0.9, 0.1], process=broken, output=outputs.v)
 
 
 def test_a_table_with_an_entry_that_is_not_finite_is_not_trained_on():
   angles = np.array([0.0, 0.5, np.nan, 1.5])
   with pytest.raises(ValueError, match=r"bound to an array of shape \(4,\), not finite at 2: give"):
-    times.check_training(times.uniform, process=Partial(processes.discrete, angles=angles),
+    blind_spots.check_training(densities.uniform, process=Partial(processes.discrete, angles=angles),
                          output=outputs.v)
 
 
@@ -98,29 +100,29 @@ def test_eps_is_not_trained_on_a_table_that_ends_in_pure_noise():
   for process in (rescaled, shifted):
     with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1, where this table is pure "
                        "noise: train 'v' or 'x'"):
-      times.check_training(times.uniform, process=process, output=outputs.eps)
+      blind_spots.check_training(densities.uniform, process=process, output=outputs.eps)
     for output in (outputs.v, outputs.x):
-      times.check_training(times.uniform, process=process, output=output)
+      blind_spots.check_training(densities.uniform, process=process, output=output)
   for process in (processes.table(tables.linear()), processes.cosine, processes.linear):
-    times.check_training(times.uniform, process=process, output=outputs.eps)
+    blind_spots.check_training(densities.uniform, process=process, output=outputs.eps)
 
 
 @pytest.mark.parametrize('process', [
-    lambda t: processes.Mix(t, 1 - t),
+    lambda t: continuous.Mix(t, 1 - t),
     Partial(processes.discrete, angles=processes.table_angles(tables.linear(100))[::-1].copy())])
 def test_noise_that_falls_as_t_rises_is_refused(process):
   refusal = 'holds less noise at t=.* than at t=.*: noise grows with t here, so give 1 - t'
   for grid in ([1.0, 0.5, 0.1], [0.1, 0.5, 1.0]):
     with pytest.raises(ValueError, match=refusal):
-      times.check_grid(np.array(grid), process=process, output=outputs.v)
+      blind_spots.check_grid(np.array(grid), process=process, output=outputs.v)
   with pytest.raises(ValueError, match=refusal):
-    times.check_training(times.uniform, process=process, output=outputs.v)
+    blind_spots.check_training(densities.uniform, process=process, output=outputs.v)
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_noise_of_every_process_grows_with_t(name):
   grid = np.asarray(rows.times(name, 50, 'float32'), float)[::-1]
-  times.check_grid(grid, process=rows.PROCESSES[name], output=outputs.v)
+  blind_spots.check_grid(grid, process=rows.PROCESSES[name], output=outputs.v)
 
 
 @pytest.mark.parametrize('output', ['x', 'eps', 'displacement', 'v'])
@@ -130,33 +132,36 @@ def test_a_transported_output_is_refused_where_the_other_process_has_no_such_noi
   moved = Partial(outputs.transported, output=rows.OUTPUTS[output], process_a=processes.edm, time=time)
   with pytest.raises(ValueError, match=r"'transported' cannot give x at t=1: start the grid at "
                      r't<=0\.9876\d* or give a process_a that is as noisy there'):
-    times.check_grid(times.uniform_grid(4), process=processes.linear, output=moved)
-  times.check_grid(times.uniform_grid(4, start=0.98), process=processes.linear, output=moved)
+    blind_spots.check_grid(grids.uniform_grid(4), process=processes.linear, output=moved)
+  blind_spots.check_grid(grids.uniform_grid(4, start=0.98), process=processes.linear, output=moved)
 
 
 def test_a_solver_that_looks_ahead_has_its_last_time_checked():
   grid = np.array([0.9, 0.5, 1e-9])
   given = dict(process=processes.linear, output=outputs.x)
-  times.check_grid(grid, **given)
+  blind_spots.check_grid(grid, **given)
   with pytest.raises(ValueError, match="output 'x' cannot give x at t=1e-09"):
-    times.check_grid(grid, last=True, **given)
-  times.check_grid(np.array([0.9, 0.5, 0.0]), last=True, **given)
+    blind_spots.check_grid(grid, last=True, **given)
+  blind_spots.check_grid(np.array([0.9, 0.5, 0.0]), last=True, **given)
 
 
 @pytest.mark.parametrize('output,density,space', [
-    ('score', times.uniform, None), ('eps', times.uniform, 'x'), ('x', times.uniform, 'eps')])
+    ('score', densities.uniform, None), ('eps', densities.uniform, 'x'),
+    ('x', densities.uniform, 'eps')])
 def test_a_training_range_that_touches_a_blind_spot_is_refused(output, density, space):
   given = dict(process=processes.linear, output=rows.OUTPUTS[output],
                space=rows.OUTPUTS[space] if space else None)
   with pytest.raises(ValueError, match="has no bounded loss at t=.*'uniform_on'"):
-    times.check_training(density, **given)
-  times.check_training(times.uniform_on(0.001, 0.999), **given)
-  times.check_training(times.uniform, process=processes.linear, output=outputs.v, space=outputs.x)
+    blind_spots.check_training(density, **given)
+  blind_spots.check_training(densities.uniform_on(0.001, 0.999), **given)
+  blind_spots.check_training(densities.uniform, process=processes.linear, output=outputs.v,
+                             space=outputs.x)
 
 
 def test_the_check_is_silent_where_a_function_closes_over_a_traced_number():
   def check(a):
-    times.check_grid(np.array([1.0, 0.0]), process=Partial(lambda t: processes.Mix(1 - t, a * t)),
+    blind_spots.check_grid(np.array([1.0, 0.0]),
+                           process=Partial(lambda t: continuous.Mix(1 - t, a * t)),
                      output=outputs.v)
     return a
   jax.jit(check)(1.0)
@@ -164,20 +169,20 @@ def test_the_check_is_silent_where_a_function_closes_over_a_traced_number():
 
 @pytest.mark.parametrize('output', ['v', 'u', 'x', 'edm', 'equilibrium_truncated'])
 def test_outputs_that_see_pure_noise_may_start_there(output):
-  times.check_grid(times.uniform_grid(10), process=processes.linear, output=rows.OUTPUTS[output])
+  blind_spots.check_grid(grids.uniform_grid(10), process=processes.linear, output=rows.OUTPUTS[output])
 
 
 def test_a_noise_label_that_is_not_finite_is_refused():
-  grid = times.uniform_grid(10)
-  times.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.time)
+  grid = grids.uniform_grid(10)
+  blind_spots.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.time)
   with pytest.raises(ValueError, match="noise label 'logsnr' is not finite at t=1"):
-    times.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.logsnr)
+    blind_spots.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.logsnr)
 
 
 def test_a_check_that_passed_says_nothing_of_another_table():
   def check(table):
     process = Partial(processes.discrete, angles=processes.table_angles(table))
-    times.check_grid(np.array([1.0, 0.0]), process=process, output=outputs.eps)
+    blind_spots.check_grid(np.array([1.0, 0.0]), process=process, output=outputs.eps)
   check(tables.linear(100))
   with pytest.raises(ValueError, match=r"output 'eps' cannot give x at t=1"):
     check(tables.zero_terminal_snr(tables.linear(100)))
@@ -187,6 +192,6 @@ def test_a_check_that_passed_says_nothing_of_another_table():
 def test_the_check_is_silent_where_numbers_are_traced():
   def check(beta_max):
     process = Partial(processes.variance_preserving, beta_min=0.1, beta_max=beta_max)
-    times.check_grid(np.array([1.0, 0.0]), process=process, output=outputs.u)
+    blind_spots.check_grid(np.array([1.0, 0.0]), process=process, output=outputs.u)
     return beta_max
   jax.jit(check)(20.0)

@@ -9,10 +9,11 @@ import orbax.checkpoint as ocp
 from PIL import Image
 import pytest
 
-from eqflow import build, run, sample
-from eqflow import train as training
-from eqflow.evaluate import evaluate
-from eqflow.training import checkpoint, sharding, step as steps
+from eqflow.commands import train
+from eqflow.commands.evaluate import evaluate
+from eqflow.config import recipes
+from eqflow.runs import claim, dataset, generate, identity
+from eqflow.training import checkpoint, sharding, train_state, train_step
 from experiments import config_file as load
 
 TINY = dict(width=16, depth=1, heads=2)
@@ -63,18 +64,18 @@ def interrupt(monkeypatch, at):
     if len(calls) > at:
       raise Interrupted
     return place(*args)
-  monkeypatch.setattr(training.sharding, 'place_batch', broken)
+  monkeypatch.setattr(train.sharding, 'place_batch', broken)
 
 
 def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_one_does(
     tmp_path, monkeypatch, capsys):
   config = tiny(tmp_path)
-  whole = training.train(config, tmp_path / 'whole')
+  whole = train.train(config, tmp_path / 'whole')
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
     with pytest.raises(Interrupted):
-      training.train(config, tmp_path / 'broken')
-  resumed = training.train(config, tmp_path / 'broken')
+      train.train(config, tmp_path / 'broken')
+  resumed = train.train(config, tmp_path / 'broken')
   assert 'going on from step 8' in capsys.readouterr().out
   assert int(whole.step) == 24 and int(whole.examples) == 384
   assert_bitwise_equal(whole, resumed)
@@ -91,7 +92,7 @@ def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_
   assert list((tmp_path / 'whole/tensorboard').glob('events.*'))
 
   # A finished run has nothing left to do, and is evaluated as it stands.
-  assert_bitwise_equal(training.train(config, tmp_path / 'whole'), whole)
+  assert_bitwise_equal(train.train(config, tmp_path / 'whole'), whole)
   rows = evaluate(config, tmp_path / 'whole')
   assert set(rows) == {'whole, step 24', 'two halves of the data', 'bootstrap of the data',
                        'a Gaussian per class', 'one Gaussian'}
@@ -103,27 +104,27 @@ def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_
   before = (tmp_path / 'whole/metrics.jsonl').read_text()
   (tmp_path / 'whole/checkpoints').rename(tmp_path / 'elsewhere')
   with pytest.raises(ValueError, match='holds no checkpoint, but its ledger.jsonl or snapshots'):
-    training.train(config, tmp_path / 'whole')
+    train.train(config, tmp_path / 'whole')
   assert (tmp_path / 'whole/metrics.jsonl').read_text() == before
   with np.load(tmp_path / 'whole/samples.npz') as file:
     assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
 
 
 def test_what_an_adaptive_density_has_measured_is_part_of_the_state(tmp_path, monkeypatch):
-  whole = training.train(adaptive(), tmp_path / 'whole')
+  whole = train.train(adaptive(), tmp_path / 'whole')
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
     with pytest.raises(Interrupted):
-      training.train(adaptive(), tmp_path / 'broken')
-  assert_bitwise_equal(training.train(adaptive(), tmp_path / 'broken'), whole)
+      train.train(adaptive(), tmp_path / 'broken')
+  assert_bitwise_equal(train.train(adaptive(), tmp_path / 'broken'), whole)
   loss, count = whole.histogram
   # 1,536 examples over 100 bins, of which few are forgotten.
   assert loss.shape == (100,) and 0.97 * 1536 < count.sum() < 1536 and (loss[count > 1] > 0).all()
 
 
 def test_a_checkpoint_from_before_densities_adapted_and_manifests_is_read(tmp_path):
-  recipe = build.recipe(load('toy').get_config())
-  state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 7, sharding.device_mesh())
+  recipe = recipes.recipe(load('toy').get_config())
+  state = train_state.create(recipe.init, recipe.optimizer, ['0.999'], 7, sharding.device_mesh())
   old = {name: getattr(state, name) for name in (
       'seed', 'step', 'examples', 'params', 'opt_state', 'emas')}
   # As they were written then: no manifest, no guard, and orbax's own name for its part.
@@ -138,14 +139,14 @@ def test_a_checkpoint_from_before_densities_adapted_and_manifests_is_read(tmp_pa
 def test_a_toy_run_learns(tmp_path, capsys):
   config = load('toy').get_config()
   config.train.update(dict(num_examples=76_800, sample_examples=38_400))
-  state = training.train(config.lock(), tmp_path / 'moons')
+  state = train.train(config.lock(), tmp_path / 'moons')
   loss = [json.loads(line)['loss'] for line in
           (tmp_path / 'moons/metrics.jsonl').read_text().splitlines()]
   assert loss[-1] < 0.9 * loss[0], f'the loss went from {loss[0]:.3f} to {loss[-1]:.3f}'
   assert (tmp_path / 'moons/samples-0000150.png').exists()
-  x, *_ = sample.draw(build.recipe(config), state.emas['0.999'], np.zeros(500, np.int32), seed=1,
+  x, *_ = generate.draw(recipes.recipe(config), state.emas['0.999'], np.zeros(500, np.int32), seed=1,
                      batch=504)
-  data = run.open_source(config).records.x[:2000]
+  data = dataset.open_source(config).records.x[:2000]
   nearest = np.sqrt(((x[:, None] - data) ** 2).sum(-1).min(1)).mean()
   # Points of the plane at random are 0.5 away; the data among itself 0.02.
   assert nearest < 0.15, f'samples are {nearest:.3f} from their nearest datum'
@@ -162,9 +163,9 @@ def test_a_folder_of_images_trains_with_no_preparation(tmp_path):
   config.data.update(dict(name='folder', dir=str(tmp_path / 'pictures'), shape=(8, 8, 3),
                           num_classes=2))
   config.train.num_examples = 64
-  state = training.train(config, tmp_path / 'run')
+  state = train.train(config, tmp_path / 'run')
   assert int(state.examples) == 64
-  assert len(run.open_source(config)) == 19, 'the damaged picture is left out'
+  assert len(dataset.open_source(config)) == 19, 'the damaged picture is left out'
 
 
 @pytest.mark.parametrize('rate', [1e30, 1e39])
@@ -173,27 +174,27 @@ def test_an_update_that_is_not_finite_stops_the_run_and_leaves_no_bad_state(tmp_
   config.optimizer.update(dict(rate=rate, warmup_examples=0))
   config.train.checkpoint_examples = 16
   with pytest.raises(FloatingPointError, match=r'step \d+: loss .* lower config.optimizer.rate'):
-    training.train(config, tmp_path / 'run')
+    train.train(config, tmp_path / 'run')
   with checkpoint.open_checkpoints(tmp_path / 'run', keep=2) as checkpoints:
     assert checkpoints.steps() == [0], 'a state after the failure was written'
 
 
 def test_a_folder_that_holds_another_run_is_refused_before_anything_compiles(tmp_path, monkeypatch):
   config = tiny(tmp_path)
-  with run.claimed(config, tmp_path / 'run', run.open_source(config)):
+  with claim.claimed(config, tmp_path / 'run', dataset.open_source(config)):
     with pytest.raises(ValueError, match='another process is training in'):
-      training.train(config, tmp_path / 'run')
-  monkeypatch.setattr(steps, 'create', lambda *a: pytest.fail('compiled before refusing'))
+      train.train(config, tmp_path / 'run')
+  monkeypatch.setattr(train_step, 'create', lambda *a: pytest.fail('compiled before refusing'))
   other = tiny(tmp_path)
   other.optimizer.rate = 0.5
   with pytest.raises(ValueError, match=r'holds a run of another config \(config.optimizer.rate: '
                                        r'0.003 there, 0.5 given\): give another --workdir'):
-    training.train(other, tmp_path / 'run')
+    train.train(other, tmp_path / 'run')
   for key, value in (('sample.num_steps', 99), ('train.keep_checkpoints', 5)):
     free = tiny(tmp_path)
     section, name = key.split('.')
     free[section][name] = value
-    run.check_config(free, tmp_path / 'run')
+    identity.check_config(free, tmp_path / 'run')
 
 
 @pytest.mark.parametrize('change,message', [
@@ -206,9 +207,9 @@ def test_sizes_that_cannot_be_are_refused_before_anything_compiles(
     tmp_path, monkeypatch, change, message):
   config = tiny(tmp_path)
   config.train.update(change)
-  monkeypatch.setattr(steps, 'create', lambda *a: pytest.fail('compiled before refusing'))
+  monkeypatch.setattr(train_step, 'create', lambda *a: pytest.fail('compiled before refusing'))
   with pytest.raises(ValueError, match=message):
-    training.train(config, tmp_path / 'run')
+    train.train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists(), 'a refused run must leave nothing behind'
 
 
@@ -222,17 +223,17 @@ def test_data_that_is_not_what_the_config_says_is_refused(tmp_path, key, value, 
   config = tiny(tmp_path)
   config.data[key] = value
   with pytest.raises((ValueError, FileNotFoundError), match=message):
-    training.train(config, tmp_path / 'run')
+    train.train(config, tmp_path / 'run')
 
 
 def _updated(config, mesh, *, accumulate=1):
-  recipe = build.recipe(config)
-  state = steps.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh,
+  recipe = recipes.recipe(config)
+  state = train_state.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh,
                        histogram=recipe.histogram)
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, accumulate=accumulate,
+  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, accumulate=accumulate,
                          measure=recipe.measure)
   rng = np.random.default_rng(0)
-  metrics = steps.empty_metrics(mesh)
+  metrics = train_state.empty_metrics(mesh)
   for i in range(4):
     batch = {'x': rng.normal(size=(32, *config.data.shape)).astype(np.float32),
              'label': rng.integers(0, 10, 32).astype(np.int32),
@@ -270,7 +271,7 @@ def test_devices_and_accumulation_do_not_change_what_is_measured():
 
 def test_fixed_tables_are_neither_trained_nor_given_optimizer_state(one_device):
   config, state, _ = one_device
-  start = build.recipe(config).init(jax.random.key(0))
+  start = recipes.recipe(config).init(jax.random.key(0))
   np.testing.assert_array_equal(state.params['fixed_positions'], start['fixed_positions'])
   held = [name for name in leaves(state.opt_state) if 'fixed' in name.split('[')[-1]]
   assert not held, f'the optimizer keeps {held}'
@@ -280,14 +281,14 @@ def test_fixed_tables_are_neither_trained_nor_given_optimizer_state(one_device):
 
 @pytest.mark.parametrize('kind', ['cosine', 'constant', 'inverse_square_root'])
 def test_the_rate_follows_the_examples_seen(tmp_path, kind):
-  from eqflow.training import optimizer
-  shape = {'cosine': lambda e: optimizer.cosine(e, num_examples=1000),
-           'constant': lambda e: optimizer.constant(e, num_examples=1000),
-           'inverse_square_root': lambda e: optimizer.inverse_square_root(
+  from eqflow.training import optimizers
+  shape = {'cosine': lambda e: optimizers.cosine(e, num_examples=1000),
+           'constant': lambda e: optimizers.constant(e, num_examples=1000),
+           'inverse_square_root': lambda e: optimizers.inverse_square_root(
                e, num_examples=1000, decay_examples=250.0)}[kind]
   expected = {'cosine': 0.5, 'constant': 1.0, 'inverse_square_root': np.sqrt(0.5)}[kind]
   for batch in (10, 20):
-    rate = optimizer.learning_rate(rate=2.0, shape=shape, warmup_examples=100, batch=batch)
+    rate = optimizers.learning_rate(rate=2.0, shape=shape, warmup_examples=100, batch=batch)
     np.testing.assert_allclose(rate(jnp.int32(500 // batch)), 2 * expected, rtol=1e-6)
     ramp = rate(jnp.int32(40 // batch)) / (2 * shape(40.0))
     np.testing.assert_allclose(ramp, (40 + batch) / 100, rtol=1e-6)
@@ -300,9 +301,9 @@ def test_a_sample_that_stops_does_not_depend_on_its_slot_or_device(tmp_path):
   config.sample.update(num_steps=12, threshold=1.0)
   keys = iter(jax.random.split(jax.random.key(1), 99))
   params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape),
-                        build.recipe(config).init(jax.random.key(0)))
-  labels = sample.labels_of(3, 21, 10)
-  given = lambda batch: sample.draw(build.recipe(config), params, labels, seed=3, batch=batch)
+                        recipes.recipe(config).init(jax.random.key(0)))
+  labels = generate.labels_of(3, 21, 10)
+  given = lambda batch: generate.draw(recipes.recipe(config), params, labels, seed=3, batch=batch)
   config.sample.threshold = float(np.median(given(24)[2]))
   batched, steps, norms = given(24)
   assert len(set(steps)) > 1, f'the samples should differ in their steps: {steps}'
@@ -314,17 +315,17 @@ def test_a_sample_that_stops_does_not_depend_on_its_slot_or_device(tmp_path):
 
 
 def test_a_sample_is_a_function_of_seed_and_index_alone(tmp_path):
-  recipe = build.recipe(tiny(tmp_path))
+  recipe = recipes.recipe(tiny(tmp_path))
   params = jax.tree.map(lambda p: p + 0.02, recipe.init(jax.random.key(0)))
-  labels = sample.labels_of(3, 20, 10)
-  np.testing.assert_array_equal(labels[:7], sample.labels_of(3, 7, 10))
-  few, *_ = sample.draw(recipe, params, labels, seed=3, batch=8)
-  many, evaluations, _ = sample.draw(recipe, params, labels, seed=3, batch=24)
+  labels = generate.labels_of(3, 20, 10)
+  np.testing.assert_array_equal(labels[:7], generate.labels_of(3, 7, 10))
+  few, *_ = generate.draw(recipe, params, labels, seed=3, batch=8)
+  many, evaluations, _ = generate.draw(recipe, params, labels, seed=3, batch=24)
   assert few.shape == (20, 8, 8, 1) and evaluations.shape == (20,)
   np.testing.assert_allclose(few, many, atol=1e-4)
-  other, *_ = sample.draw(recipe, params, labels, seed=4, batch=24)
+  other, *_ = generate.draw(recipe, params, labels, seed=4, batch=24)
   assert abs(other - many).max() > 0.1, 'another seed must give other samples'
-  noise = [np.asarray(jax.random.key_data(sample.key_of(3, i))) for i in range(3)]
+  noise = [np.asarray(jax.random.key_data(generate.key_of(3, i))) for i in range(3)]
   assert len({n.tobytes() for n in noise}) == 3
   with pytest.raises(ValueError, match='config.sample.batch=12 does not divide by 8'):
-    sample.draw(recipe, params, labels, seed=3, batch=12)
+    generate.draw(recipe, params, labels, seed=3, batch=12)

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from eqflow import ranges, run
-from eqflow.training import watchdog
+from eqflow.config import schema
+from eqflow.runs import identity
+from eqflow.training.runtime import watchdog
 from experiments import config_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -206,11 +207,11 @@ def test_nobody_watches_where_the_limit_is_0(tmp_path):
 @pytest.mark.parametrize('seconds', [-1.0, float('nan'), '600'])
 def test_a_limit_that_is_none_is_refused_and_a_run_may_go_on_with_another(tmp_path, seconds):
   config = config_file('digits').get_config()
-  ranges.check(config)
+  schema.check(config)
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
   config.train.stuck_seconds = 5.0
-  run.check_config(config, tmp_path)
+  identity.check_config(config, tmp_path)
   with config.ignore_type():
     config.train.stuck_seconds = seconds
   with pytest.raises(ValueError, match=r'config.train.stuck_seconds=.* a finite number of 0 or more'):
-    ranges.check(config)
+    schema.check(config)

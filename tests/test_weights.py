@@ -11,8 +11,9 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from eqflow import fields, losses, names, outputs, processes, times, weights
-from eqflow.sections import bound
+from eqflow import densities, fields, losses, outputs, processes, weights
+from eqflow.config import tables
+from eqflow.config.sections import bound
 from tests import rows
 
 P, S, SD, GAMMA, BIAS = -0.7, 0.9, 0.6, 1.7, 0.8
@@ -34,11 +35,11 @@ def _implied(process, density, output, **more):
 
 
 @pytest.mark.parametrize('process,density,expected', [
-    ('linear', times.uniform, lambda v: 1 / np.cosh(v / 4) ** 2 / 8),
-    ('cosine', times.uniform, lambda v: 1 / np.cosh(v / 2) / (2 * np.pi)),
-    ('linear', times.cosmap, lambda v: 1 / np.cosh(v / 2) / (2 * np.pi)),
-    ('edm', times.lognormal(P, S), NORMAL),
-    ('linear', times.logit_normal(P, S), NORMAL),
+    ('linear', densities.uniform, lambda v: 1 / np.cosh(v / 4) ** 2 / 8),
+    ('cosine', densities.uniform, lambda v: 1 / np.cosh(v / 2) / (2 * np.pi)),
+    ('linear', densities.cosmap, lambda v: 1 / np.cosh(v / 2) / (2 * np.pi)),
+    ('edm', densities.lognormal(P, S), NORMAL),
+    ('linear', densities.logit_normal(P, S), NORMAL),
 ], ids=['linear', 'cosine', 'cosmap', 'lognormal', 'logit_normal'])
 def test_the_loss_on_eps_has_the_density_over_log_snr_as_its_weight(process, density, expected, x64):
   found = _implied(process, density, outputs.eps)
@@ -49,8 +50,8 @@ def test_the_loss_on_eps_has_the_density_over_log_snr_as_its_weight(process, den
 def test_an_output_stretches_the_error_of_eps_by_its_row(process, x64):
   # [diffusionflow.github.io]: x e^-l, v alpha^2 (e^-l + 1)^2, eps - x (e^(-l/2) + 1)^2. EDM's F:
   # 1/c_out^2 = 1/s^2 + 1/sd^2 of x, s^2 = e^-l.
-  ratio = lambda output: (_implied(process, times.uniform, output)
-                          / _implied(process, times.uniform, outputs.eps))
+  ratio = lambda output: (_implied(process, densities.uniform, output)
+                          / _implied(process, densities.uniform, outputs.eps))
   alpha = np.asarray(rows.PROCESSES[process](_at(process)).x)
   np.testing.assert_allclose(ratio(outputs.x), np.exp(-VALUES), rtol=1e-11)
   np.testing.assert_allclose(ratio(outputs.v), alpha**2 * (np.exp(-VALUES) + 1) ** 2, rtol=1e-11)
@@ -65,29 +66,29 @@ SPECTRA = {
     'sigmoid': (Partial(weights.sigmoid, bias=BIAS), lambda v: scipy.special.expit(BIAS - v), None),
     'flow_matching': (
         weights.flow_matching, lambda v: np.exp(-v / 2) / 2,
-        (1, 'linear', times.uniform, outputs.u, weights.ones)),
+        (1, 'linear', densities.uniform, outputs.u, weights.ones)),
     'v on cosine': (
         weights.flow_matching, lambda v: np.exp(-v / 2) / 2,
-        (2 / np.pi, 'cosine', times.uniform, outputs.v, weights.ones)),
+        (2 / np.pi, 'cosine', densities.uniform, outputs.v, weights.ones)),
     'indi': (
         weights.indi, lambda v: np.exp(-v) / np.cosh(v / 4) ** 2 / 8,
-        (1, 'linear', times.uniform, outputs.x, weights.ones)),
+        (1, 'linear', densities.uniform, outputs.x, weights.ones)),
     'edm': (
         Partial(weights.edm_logsnr, mean=P, std=S, sigma_data=SD),
         lambda v: NORMAL(v) * (np.exp(-v) + SD**2) / SD**2,
-        (1, 'edm', times.lognormal(P, S), EDM, weights.ones)),
+        (1, 'edm', densities.lognormal(P, S), EDM, weights.ones)),
     'sd3': (
         Partial(weights.sd3, mean=P, std=S), lambda v: NORMAL(v) * (1 + np.exp(-v / 2)) ** 2,
-        (1, 'linear', times.logit_normal(P, S), outputs.u, weights.ones)),
+        (1, 'linear', densities.logit_normal(P, S), outputs.u, weights.ones)),
     'p2': (
         Partial(weights.p2, gamma=GAMMA, k=0.6),
         lambda v: 1 / np.cosh(v / 2) / (0.6 + np.exp(v)) ** GAMMA,
-        (1 / (2 * np.pi), 'cosine', times.uniform, outputs.eps,
+        (1 / (2 * np.pi), 'cosine', densities.uniform, outputs.eps,
          SNR_WEIGHT(lambda snr: (0.6 + snr) ** -GAMMA))),
     'min_snr': (
         Partial(weights.min_snr, gamma=3.0),
         lambda v: 1 / np.cosh(v / 2) * np.minimum(1, 3 * np.exp(-v)),
-        (1 / (2 * np.pi), 'cosine', times.uniform, outputs.eps,
+        (1 / (2 * np.pi), 'cosine', densities.uniform, outputs.eps,
          SNR_WEIGHT(lambda snr: jnp.minimum(snr, 3) / snr))),
     'monotone': (
         Partial(weights.monotone, w=Partial(weights.sd3, mean=P, std=S), peak=-1.5),
@@ -106,26 +107,27 @@ def test_a_row_is_its_papers_formula_and_the_weight_its_loss_implies(name, x64):
 
 
 def test_every_row_of_the_table_of_spectra_is_held_to_its_formula():
-  assert set(names.SPECTRA) <= set(SPECTRA)
+  assert set(tables.SPECTRA) <= set(SPECTRA)
 
 
 def test_a_config_names_a_spectrum_of_a_spectrum(x64):
   section = ConfigDict(dict(name='on_logsnr', w=dict(name='monotone', peak=-1.5, w=dict(
       name='sd3', mean=P, std=S))))
-  weight = bound(names.WEIGHTS, section, 'loss.weight', nested=names.NESTED, density=times.uniform)
-  found = _implied('linear', times.uniform, outputs.eps, weight=weight)
+  weight = bound(tables.WEIGHTS, section, 'loss.weight', nested=tables.NESTED,
+                 density=densities.uniform)
+  found = _implied('linear', densities.uniform, outputs.eps, weight=weight)
   np.testing.assert_allclose(found, SPECTRA['monotone'][1](VALUES), rtol=1e-11)
 
 
 def test_edms_weight_on_the_error_of_x_implies_what_its_output_does(x64):
-  weighted = _implied('edm', times.lognormal(P, S), EDM, space=outputs.x,
+  weighted = _implied('edm', densities.lognormal(P, S), EDM, space=outputs.x,
                       weight=Partial(weights.edm, sigma_data=SD))
   np.testing.assert_allclose(weighted, SPECTRA['edm'][1](VALUES), rtol=1e-12)
 
 
 def test_the_sigmoid_on_x_is_that_on_eps(x64):
   # e^b sigmoid(lambda - b) on the error of x, as simpler diffusion writes it.
-  density = times.logit_normal(0.2, 1.1)
+  density = densities.logit_normal(0.2, 1.1)
   on_x = lambda value: jnp.exp(BIAS) * jax.nn.sigmoid(value - BIAS)
   found = _implied('linear', density, outputs.v, space=outputs.x,
                    weight=Partial(weights.on_logsnr, w=on_x, density=density))
@@ -135,11 +137,11 @@ def test_the_sigmoid_on_x_is_that_on_eps(x64):
 @pytest.mark.parametrize('process', ['linear', 'cosine', 'variance_preserving', 'edm', 'shifted',
                                      'logsnr_shifted'])
 @pytest.mark.parametrize('density', [
-    times.uniform, times.logit_normal(0.4, 1.3), times.mode(0.8), times.cosmap],
+    densities.uniform, densities.logit_normal(0.4, 1.3), densities.mode(0.8), densities.cosmap],
                          ids=['uniform', 'logit_normal', 'mode', 'cosmap'])
 def test_implied_undoes_on_logsnr(process, density, x64):
   if process == 'edm':
-    density = times.lognormal(0.4, 1.3)
+    density = densities.lognormal(0.4, 1.3)
   # All rows in one call, each at its own stretch of the times.
   t = jnp.tile(_at(process), len(SPECTRA))
   each = lambda value: jnp.concatenate([w(v) for (w, *_), v in zip(
@@ -190,10 +192,10 @@ def test_the_loss_depends_on_process_density_and_output_through_the_ends_of_log_
                        ('edm', 'edm'), ('shifted', 'eps')):
     process = rows.PROCESSES[name]
     ends = [float(t) for t in _at(name, (HIGH, LOW))]
-    density = times.uniform_on(*ends)
+    density = densities.uniform_on(*ends)
     if name == 'edm':
       # Even in log-SNR, since t spans four decades.
-      density = times.adaptive(process=process, low=LOW, high=HIGH, bins=2)
+      density = densities.adaptive(process=process, low=LOW, high=HIGH, bins=2)
       density = density.density(density.start)
     found[name] = _expected_loss(process, rows.OUTPUTS[output], density, w)
   values = np.array(list(found.values()))
@@ -201,7 +203,7 @@ def test_the_loss_depends_on_process_density_and_output_through_the_ends_of_log_
 
 
 def test_another_end_is_another_loss(x64):
-  ends = lambda high: times.uniform_on(*(float(t) for t in _at('linear', (high, LOW))))
+  ends = lambda high: densities.uniform_on(*(float(t) for t in _at('linear', (high, LOW))))
   nearer, farther = (_expected_loss(processes.linear, outputs.u, ends(high), weights.elbo)
                      for high in (4.0, 5.0))
   assert farther > nearer + 0.1

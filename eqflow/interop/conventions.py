@@ -26,12 +26,12 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
-from eqflow import arrays, outputs, processes, tables
+from eqflow import arrays, outputs, processes
 from eqflow.arrays import Coef, Data, Number
 from eqflow.fields import Predict
 from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
-from eqflow.processes import Process
+from eqflow.processes import Process, tables
 
 Model = Callable[[Data, Float[Array, 'b']], Data]
 

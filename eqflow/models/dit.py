@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from eqflow.models import embed
-from eqflow.models.placement import EXAMPLES, FSDP, TENSOR, held
+from eqflow.models.partitioning import EXAMPLES, FSDP, TENSOR, constrain
 
 # The published sizes; a name such as 'XL/2' is one of them over the side of a patch.
 SIZES = {
@@ -113,14 +113,14 @@ class Block(nn.Module):
 
     qkv = dense(3 * d, name='qkv')(modulate(x, shift_a, scale_a))
     parts = jnp.unstack(qkv.reshape(*x.shape[:2], 3, self.heads, d // self.heads), axis=2)
-    q, k, v = (held(part, EXAMPLES, None, TENSOR) for part in parts)
+    q, k, v = (constrain(part, EXAMPLES, None, TENSOR) for part in parts)
     attended = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
     x = x + gate_a * dense(d, name='attended')(attended)
 
     # A ratio that was once hidden/d gives back hidden, from just below it too.
     h = dense(int(self.mlp_ratio * d + 1e-6), name='up')(modulate(x, shift_m, scale_m))
-    h = held(h, EXAMPLES, None, TENSOR)
-    return held(x + gate_m * dense(d, name='down')(gelu(h)), EXAMPLES)
+    h = constrain(h, EXAMPLES, None, TENSOR)
+    return constrain(x + gate_m * dense(d, name='down')(gelu(h)), EXAMPLES)
 
 
 class DiT(nn.Module):

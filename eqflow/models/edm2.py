@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Num
 
 from eqflow.arrays import Number
 from eqflow.models import embed, magnitude
-from eqflow.models.placement import EXAMPLES, FSDP, TENSOR, held
+from eqflow.models.partitioning import EXAMPLES, FSDP, TENSOR, constrain
 
 # name: width, learning rate, dropout, examples in Mi. Batch 2,048; 512 is of latents 64x64x4, 64 of
 # pixels 64x64x3.
@@ -200,7 +200,7 @@ class EDM2(nn.Module):
       x = make(width, name.startswith('dec'), resampled, attention, self.head_width,
                tuple(self.resample_filter), self.res_balance, self.attn_balance, self.clip,
                self.dropout, self.param_dtype, name=name)(x, embedding, own)
-      x = held(x, EXAMPLES)
+      x = constrain(x, EXAMPLES)
       return self._seen(name, x)
 
     return block
@@ -218,7 +218,7 @@ class EDM2(nn.Module):
       # The root makes a class a vector of unit RMS.
       made = linear(name='emb_label')(vectors * self.num_classes**0.5)
       x = magnitude.lerp(x, self._seen('emb_label', made), self.label_balance)
-    return held(magnitude.silu(x), EXAMPLES)
+    return constrain(magnitude.silu(x), EXAMPLES)
 
   def _vectors(self, condition, batch):
     if condition is not None and condition.ndim == 2:

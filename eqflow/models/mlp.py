@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from eqflow.models import embed
-from eqflow.models.placement import EXAMPLES, FSDP, held
+from eqflow.models.partitioning import EXAMPLES, FSDP, constrain
 
 
 class MLP(nn.Module):
@@ -46,7 +46,7 @@ class MLP(nn.Module):
     if self.num_classes:
       h = h + embed.ClassEmbed(self.num_classes, self.width, name='classes', **dtypes)(rows)
     for i in range(self.depth):
-      h = held(h + dense(self.width, name=f'layer_{i}')(nn.gelu(h)), EXAMPLES)
+      h = constrain(h + dense(self.width, name=f'layer_{i}')(nn.gelu(h)), EXAMPLES)
     # Kept only where the caller asks for the collection.
     self.sow('intermediates', 'activations', h)
     return dense(z.shape[-1], name='final',

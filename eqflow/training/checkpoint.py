@@ -19,7 +19,8 @@ import jax
 from jax import numpy as jnp
 import orbax.checkpoint as ocp
 
-from eqflow.training import cluster, manifest
+from eqflow.training import checksums
+from eqflow.training.runtime import multihost
 
 
 class Checkpoints:
@@ -46,7 +47,7 @@ class Checkpoints:
     """
     self.wait()
     step = int(state.step)
-    if step in cluster.told(self.steps):
+    if step in multihost.broadcast(self.steps):
       return
     partial = self.folder / f'{step}.partial'
     held = jax.tree.map(_apart, _held(state))
@@ -67,9 +68,9 @@ class Checkpoints:
       if jax.process_index() == 0:
         if self.run:
           (partial / 'run').write_text(self.run)
-        manifest.write(partial)
+        checksums.write(partial)
         os.replace(partial, partial.with_suffix(''))
-        manifest.sync(self.folder)
+        checksums.sync(self.folder)
         self._prune()
     except BaseException as error:
       self._error = error
@@ -104,11 +105,11 @@ class Checkpoints:
     what killed saves have left is removed. Raises ValueError where all are damaged, however often it is
     asked, or where one that is whole is not a state like this, or of another run.
     """
-    steps, damaged = cluster.told(self.steps), []
+    steps, damaged = multihost.broadcast(self.steps), []
     for step in reversed(steps):
       folder = self.folder / str(step)
       # All must go on from the same step, whatever each would find.
-      bad = cluster.told(lambda folder=folder: _damages(folder))
+      bad = multihost.broadcast(lambda folder=folder: _damages(folder))
       try:
         if not bad:
           _check_run(folder, self.run)
@@ -119,7 +120,7 @@ class Checkpoints:
       except ValueError:
         if os.path.lexists(folder):
           raise
-      if cluster.told(lambda folder=folder: not os.path.lexists(folder)):
+      if multihost.broadcast(lambda folder=folder: not os.path.lexists(folder)):
         # A training beside this has newer ones.
         return self.restore(like, mend=mend)
       damaged.append(step)
@@ -196,9 +197,9 @@ def _named(steps):
 
 
 def _damages(folder):
-  if not (folder / manifest.NAME).exists() and _item(folder).name == 'default':
+  if not (folder / checksums.NAME).exists() and _item(folder).name == 'default':
     return []   # Written before checkpoints had a manifest.
-  return manifest.damages(folder)
+  return checksums.damages(folder)
 
 
 def _check_run(folder, run):

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 import numpy as np
 
 from eqflow.arrays import Number
-from eqflow.models import placement
+from eqflow.models import partitioning
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -38,7 +38,7 @@ def device_mesh(devices: Any = None, *, data: int = -1, fsdp: int = 1, tensor: i
     placed = mesh_utils.create_device_mesh(shape, list(row), allow_split_physical_axes=True)
   else:
     placed = row.reshape(shape)   # By hosts: the last axes stay within one, where links are fast.
-  return Mesh(placed, placement.AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(placed, partitioning.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -48,12 +48,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_example(mesh: Mesh) -> NamedSharding:
   """The leading axis is cut over data and fsdp; devices along tensor hold the same rows."""
-  return NamedSharding(mesh, PartitionSpec(placement.EXAMPLES))
+  return NamedSharding(mesh, PartitionSpec(partitioning.EXAMPLES))
 
 
 def parts(mesh: Mesh) -> int:
   """In how many parts a batch is cut."""
-  return mesh.shape[placement.DATA] * mesh.shape[placement.FSDP]
+  return mesh.shape[partitioning.DATA] * mesh.shape[partitioning.FSDP]
 
 
 def of(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree[NamedSharding]:
@@ -76,7 +76,7 @@ def undivided(tree: PyTree, rules: Rules, mesh: Mesh) -> dict[str, list[str]]:
 def _fitted(path, leaf, rules, mesh):
   name = _name(path)
   spec = next((spec for pattern, spec in rules if re.search(f'(^|/){pattern}$', name)), ())
-  return placement.fitted(spec, leaf.shape, dict(mesh.shape))
+  return partitioning.fitted(spec, leaf.shape, dict(mesh.shape))
 
 
 def _name(path):
@@ -87,7 +87,7 @@ def mesh_of(tree: PyTree) -> Mesh:
   """The mesh that arrays are placed on; one of all devices along data where they are on none."""
   places = (getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(tree))
   return next((place.mesh for place in places if isinstance(place, NamedSharding)
-               and place.mesh.axis_names == placement.AXES), None) or device_mesh()
+               and place.mesh.axis_names == partitioning.AXES), None) or device_mesh()
 
 
 def own_rows(mesh: Mesh) -> tuple[int, int]:
@@ -96,7 +96,7 @@ def own_rows(mesh: Mesh) -> tuple[int, int]:
   Of a mesh that this process has no part in, as where it is planned for, i is 0. Raises ValueError
   where some rows would be on some devices of one process and some of another.
   """
-  where = np.arange(parts(mesh)).repeat(mesh.shape[placement.TENSOR]).reshape(mesh.devices.shape)
+  where = np.arange(parts(mesh)).repeat(mesh.shape[partitioning.TENSOR]).reshape(mesh.devices.shape)
   held = {}
   for device, part in zip(mesh.devices.flat, where.flat):
     held.setdefault(device.process_index, set()).add(int(part))
@@ -120,7 +120,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 def of_each(value: Number, mesh: Mesh) -> Any:
   """[devices] over the mesh, this process's all `value`: each device has its own, and none a copy."""
   own = np.full(len(mesh.local_devices), value, np.float32)
-  place = NamedSharding(mesh, PartitionSpec(placement.AXES))
+  place = NamedSharding(mesh, PartitionSpec(partitioning.AXES))
   return jax.make_array_from_process_local_data(place, own, (mesh.size,))
 
 
@@ -150,8 +150,9 @@ def check_rows(batch: int, mesh: Mesh) -> None:
 def check_tensor(rules: Rules, mesh: Mesh) -> None:
   """Raises ValueError where a mesh has more than one device along an axis that no rule cuts along."""
   cut = {axis for _, spec in rules for axes in spec if axes for axis in np.atleast_1d(axes)}
-  if mesh.shape[placement.TENSOR] > 1 and placement.TENSOR not in cut:
-    raise ValueError(f'config.mesh.tensor={mesh.shape[placement.TENSOR]}: no layer of this network is '
+  if mesh.shape[partitioning.TENSOR] > 1 and partitioning.TENSOR not in cut:
+    raise ValueError(f'config.mesh.tensor={mesh.shape[partitioning.TENSOR]}: no layer of this network '
+                     'is '
                      'cut, and all these devices would compute the same; set it to 1')
 
 

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 import numpy as np
 from safetensors import safe_open
 
-from eqflow import ema
+from eqflow import ema, posthoc_ema
 from eqflow.models import embed
 
 INDEX = 'index.json'
@@ -248,8 +248,8 @@ def plan(folder: pathlib.Path, out_examples: int | None, out_stds: Any, *, like:
     out_examples = snapshots[-1].examples
   terms = [(snapshot, std) for snapshot in snapshots for std in snapshot.stds]
   given = ([snapshot.examples for snapshot, _ in terms], [float(std) for _, std in terms])
-  x = ema.solve(*given, out_examples, out_stds)
-  errors = ema.expected_error(x, *given, out_examples, out_stds)
+  x = posthoc_ema.solve(*given, out_examples, out_stds)
+  errors = posthoc_ema.expected_error(x, *given, out_examples, out_stds)
   return Plan([(snapshot.path, std) for snapshot, std in terms], x,
               dict(zip(out_stds, errors.tolist())), int(out_examples))
 
@@ -261,7 +261,7 @@ def reconstruct(made: Plan, like: PyTree, *, sharding: Any = None) -> dict[float
   tree of them. The host holds one tree for each std and one that is read.
   """
   trees = (read(path, std, like) for path, std in made.terms)
-  sums = ema.reconstruct(trees, made.coefficients, averaged=embed.trainable(like))
+  sums = posthoc_ema.reconstruct(trees, made.coefficients, averaged=embed.trainable(like))
   return {std: placed(sums.pop(0), like, sharding) for std in made.errors}
 
 
@@ -276,7 +276,8 @@ def leaf_by_leaf(made: Plan, like: PyTree, *,
   else:
     places = [sharding] * len(jax.tree.leaves(like))
   for (name, path, leaf), place in zip(_named(like), places):
-    sums = ema.reconstruct(_terms(made, name), made.coefficients, averaged=not embed.is_fixed(path))
+    sums = posthoc_ema.reconstruct(
+        _terms(made, name), made.coefficients, averaged=not embed.is_fixed(path))
     yield name, {std: placed(sums.pop(0), leaf, place) for std in made.errors}
 
 

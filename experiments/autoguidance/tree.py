@@ -5,13 +5,14 @@ import functools
 from jax.tree_util import Partial
 import numpy as np
 
-from eqflow import draws, fields, outputs, processes, samplers, times
+from eqflow import densities, fields, grids, guidance, outputs, processes, samplers
+from eqflow.config import samplings
 from eqflow.models.mlp import MLP
 from experiments.fit import fit
 
 PROCESS, OUTPUT = processes.linear, outputs.u
 # Branches are thin: most of the training is spent near data.
-DENSITY = times.logit_normal(mean=-1.0, std=1.2)
+DENSITY = densities.logit_normal(mean=-1.0, std=1.2)
 DEPTH, PER_BRANCH = 4, 8
 # Where the two trunks point, from a common root.
 TRUNKS = np.deg2rad([125.0, 55.0])
@@ -72,14 +73,14 @@ def networks() -> dict[str, fields.Network]:
 
   classless = train(**SELF, classes=0)
   return {'self': train(**SELF), 'worse': train(**WORSE),
-          'classless': Partial(draws.classless, network=classless)}
+          'classless': Partial(samplings.classless, network=classless)}
 
 
 def sampled(network: fields.Network, other: fields.Network, scale: float, *,
             n: int = 4_000) -> np.ndarray:
   """n points of class 0, carried by `network` guided away from `other` at that scale."""
   label = np.zeros(n, np.int32)
-  predict = fields.autoguided(fields.bind(network, label), fields.bind(other, label), scale=scale)
+  predict = guidance.autoguided(fields.bind(network, label), fields.bind(other, label), scale=scale)
   z = np.random.default_rng(1).standard_normal((n, 2)).astype(np.float32)
   return np.asarray(samplers.sample(samplers.heun(PROCESS, OUTPUT), predict, z,
-                                    times.uniform_grid(40)))
+                                    grids.uniform_grid(40)))

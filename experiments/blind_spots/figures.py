@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
-from eqflow import oracles, outputs, processes, samplers, times
+from eqflow import densities, grids, oracles, outputs, processes, samplers
 from eqflow.evaluation import images
 from eqflow.mix import Mix, gain, mix, remix
 from eqflow.models.mlp import MLP
@@ -37,7 +37,7 @@ def digits() -> jax.Array:
 
 def train(x: jax.Array, num_steps: int) -> dict[str, Any]:
   """{name: predict}: one small MLP for each output, the same in all but what it is asked for."""
-  density = times.uniform_on(0.001, 0.999)
+  density = densities.uniform_on(0.001, 0.999)
   return {name: fit(MLP(width=256, depth=3), x, process=PROCESS, output=Partial(chosen, place=place),
                     density=density, num_steps=num_steps)[0] for place, name in enumerate(OUTPUTS)}
 
@@ -64,7 +64,7 @@ def returned(predicts: dict[str, Any], z: jax.Array) -> dict[str, jax.Array]:
 
 def sampled(predicts: dict[str, Any], z: jax.Array, num_steps: int) -> dict[str, jax.Array]:
   """{name: x}: DDIM from the noise z at START to the data, in that many steps."""
-  grid = times.uniform_grid(num_steps, START)
+  grid = grids.uniform_grid(num_steps, START)
   return {name: samplers.sample(samplers.ddim(PROCESS, OUTPUTS[name]), predict, z, grid)
           for name, predict in predicts.items()}
 

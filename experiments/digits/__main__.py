@@ -11,23 +11,25 @@ import argparse
 import jax
 import numpy as np
 
-from eqflow import build, run, sample
+from eqflow.commands.train import train
+from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.evaluation import report
-from eqflow.train import train
+from eqflow.runs import dataset, generate, restore
 from experiments import ROOT, config_file
+
 
 def measured(variant, seeds):
   """{column: 'mean ± std'} of a variant's samples against all records."""
   config = config_file('digits').get_config(variant).lock()
   workdir = ROOT / f'runs/digits_{variant}'
   train(config, workdir)
-  recipe = build.recipe(config)
-  _, params = run.restore(config, recipe, workdir)
-  real, label = pipeline.arrays(run.open_source(config))
+  recipe = recipes.recipe(config)
+  _, params = restore.restore(config, recipe, workdir)
+  real, label = pipeline.arrays(dataset.open_source(config))
   rows = []
   for seed in range(seeds):
-    x, evaluations, _ = sample.draw(recipe, params, label, seed=seed, batch=config.sample.batch)
+    x, evaluations, _ = generate.draw(recipe, params, label, seed=seed, batch=config.sample.batch)
     rows.append(report.compare(real, np.clip(x, -1, 1)) | {'evaluations': evaluations.mean()})
   column = lambda name: np.array([row[name] for row in rows])
   cells = {name: f'{column(name).mean():.3f} ± {column(name).std():.3f}' for name in rows[0]}

@@ -13,9 +13,10 @@ import time
 import jax
 import numpy as np
 
-from eqflow import build, run
+from eqflow.config import recipes
 from eqflow.data import pipeline
-from eqflow.training import sharding, step as steps
+from eqflow.runs import dataset
+from eqflow.training import sharding, train_state, train_step
 from experiments import config_file
 from experiments.speed import pairs
 
@@ -24,13 +25,13 @@ def stepping(kind):
   """A function that takes `count` training steps of the energy of that name, and waits for them."""
   config = config_file('digits').get_config('eqm')
   config.energy.name, config.model.final_scale = kind, 0.02
-  recipe, mesh = build.recipe(config.lock()), sharding.device_mesh()
-  source = run.open_source(config)
+  recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
+  source = dataset.open_source(config)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=config.train.batch)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
-  at = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), 0, mesh)
-  held = [at, steps.empty_metrics(mesh)]
+  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
+  at = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh)
+  held = [at, train_state.empty_metrics(mesh)]
 
   def take(count=10):
     for _ in range(count):

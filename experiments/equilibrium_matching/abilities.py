@@ -8,15 +8,16 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 
-from eqflow import arrays, descent, fields, run, sample, samplers, scores, times
+from eqflow import arrays, descent, fields, grids, guidance, ood, samplers
 from eqflow.data import pipeline, sources
 from eqflow.evaluation import detection, distances, features
+from eqflow.runs import dataset, generate
 from experiments.equilibrium_matching import descents, flows, measure
 
 PAIRS = ((0, 6), (1, 7), (3, 8), (4, 9), (5, 2))
 SCORES = {
-    'norm': scores.gradient_norm,
-    'drop': Partial(scores.descent_drop, step_size=0.006, num_steps=10),
+    'norm': ood.gradient_norm,
+    'drop': Partial(ood.descent_drop, step_size=0.006, num_steps=10),
 }
 
 
@@ -49,7 +50,7 @@ def clothes(n: int) -> np.ndarray:
 
 def detected(model: measure.Model, row: str) -> dict:
   """{set: {score: AUROC}}, digits that were held out inside; classes unknown: the least over ten."""
-  train, inside = (pipeline.arrays(run.open_source(model.config, split=split))[0]
+  train, inside = (pipeline.arrays(dataset.open_source(model.config, split=split))[0]
                    for split in ('train', 'heldout'))
   sets = {'inside': inside, 'trained on': train[:len(inside)], **outside(inside, model.config.seed)}
   found = {name: _scores(model, x.astype(np.float32), train) for name, x in sets.items()}
@@ -66,7 +67,7 @@ def _scores(model, x, train):
   found = {'nearest': np.sqrt(distances.nearest_distance(features.pixels(x), features.pixels(train)))}
   for name, score in SCORES.items():
     values = np.concatenate([
-        np.asarray(scores.over_classes(score, network, x[i:i + 99], num_classes=10))
+        np.asarray(ood.over_classes(score, network, x[i:i + 99], num_classes=10))
         for i in range(0, len(x), 99)], axis=1)
     found |= {f'{name}, least': values.min(0), f'{name}, mean': values.mean(0)}
   return found
@@ -81,11 +82,11 @@ def composed(model: measure.Model, row: str) -> dict:
   z = model.noise[:100]
   for a, b in PAIRS:
     of = {str(y): fields.bind(network, jnp.full(len(z), y)) for y in (a, b)}
-    of['both'] = fields.added(list(of.values()), [0.5, 0.5])
+    of['both'] = guidance.added(list(of.values()), [0.5, 0.5])
     ends = {name: descent.descend(descent.gradient_descent(descents.STEP), field, z, num_steps=130)
             for name, field in of.items()}
     found[f'{a}+{b}'] = dict(
-        norms={name: {y: float(scores.gradient_norm(field, end).mean()) for y, field in of.items()}
+        norms={name: {y: float(ood.gradient_norm(field, end).mean()) for y, field in of.items()}
                for name, end in ends.items()},
         pictures={name: pack(end[:10]) for name, end in ends.items()})
     energy = model.recipe.energy
@@ -111,7 +112,7 @@ def pictured(model: measure.Model, row: str) -> dict:
           threshold=descents.threshold_of(model))[0])
     else:
       solver = samplers.ddim(*flows.vectors(model))
-      ends = {name: samplers.sample(solver, predict, z, times.uniform_grid(50, start=start))
+      ends = {name: samplers.sample(solver, predict, z, grids.uniform_grid(50, start=start))
               for name, start in (('wrong', 1.0), ('told', level))}
     found[level] = {'start': pack(z), **{name: pack(end) for name, end in ends.items()}}
   return found
@@ -136,7 +137,7 @@ def timed(model: measure.Model, row: str) -> dict:
   and wall's: on a machine with other work only the first means something.
   """
   n, slots = 10_000, measure.BATCH[model.data]
-  keys = jax.vmap(lambda i: sample.key_of(0, i))(jnp.arange(n, dtype=jnp.uint32))
+  keys = jax.vmap(lambda i: generate.key_of(0, i))(jnp.arange(n, dtype=jnp.uint32))
   z = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((n, *model.config.data.shape)))
   labels = jnp.asarray(np.resize(model.labels, n))
   network = model.recipe.network(model.params)

@@ -9,14 +9,15 @@ and kept in runs/; their accuracy on the test split stands among the results.
 
 import functools
 
-from flax import linen as nn, serialization
+from flax import linen as nn
+from flax import serialization
 import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
 
-from eqflow import run
 from eqflow.data import pipeline
+from eqflow.runs import dataset
 from experiments.equilibrium_matching import models, results
 
 FOLDER = models.RUNS / 'equilibrium_matching/classifier'
@@ -61,7 +62,7 @@ def trained():
 
 
 def _split(split):
-  return pipeline.arrays(run.open_source(models.config_of('fashion_mnist', 'eqm', 0), split=split))
+  return pipeline.arrays(dataset.open_source(models.config_of('fashion_mnist', 'eqm', 0), split=split))
 
 
 _apply = jax.jit(Classifier().apply)

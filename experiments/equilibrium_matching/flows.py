@@ -4,7 +4,9 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from eqflow import arrays, descent, names, samplers, sde, sections, times
+from eqflow import arrays, descent, grids, samplers
+from eqflow.config import sections, tables
+from eqflow.samplers import diffusions
 from experiments.equilibrium_matching import descents, measure
 
 LEVELS = (0.25, 0.5, 0.75)
@@ -15,8 +17,8 @@ DESCENDED = 'eqm', 'gain_1', 'dot'
 def vectors(model: measure.Model) -> tuple:
   """(process, output) of the network's config."""
   config = model.config
-  output = sections.bound(names.OUTPUTS, config.output, 'output', nested=names.NESTED)
-  return names.PROCESSES[config.process.name], output
+  output = sections.bound(tables.OUTPUTS, config.output, 'output', nested=tables.NESTED)
+  return tables.PROCESSES[config.process.name], output
 
 
 def ode(model: measure.Model, row: str) -> dict:
@@ -27,7 +29,7 @@ def ode(model: measure.Model, row: str) -> dict:
                          (samplers.adams_bashforth, (50,))):
     for steps in counts:
       name = f'{arrays.name_of(solver)} {steps}'
-      kept[name] = measure.carried(model, solver(process, output), times.uniform_grid(steps))
+      kept[name] = measure.carried(model, solver(process, output), grids.uniform_grid(steps))
       found[name] = measure.distance(model.data, kept[name])
   name = measure.best(found)
   return dict(distances=found,
@@ -39,11 +41,12 @@ def stochastic(model: measure.Model, row: str) -> dict:
   process, output = vectors(model)
   found, kept = {}, {}
   for diffusion, norm, steps in (
-      (sde.sigma, 1.0, 50), (sde.sigma, 1.0, 100), (sde.sigma, 1.0, 250), (sde.sigma, 0.25, 100),
-      (sde.increasing_decreasing, 1.0, 100)):
+      (diffusions.sigma, 1.0, 50), (diffusions.sigma, 1.0, 100), (diffusions.sigma, 1.0, 250),
+      (diffusions.sigma, 0.25, 100),
+      (diffusions.increasing_decreasing, 1.0, 100)):
     name = f'{arrays.name_of(diffusion)} {norm:g} {steps}'
     made = samplers.sde(process, output, diffusion=jax.tree_util.Partial(diffusion, norm=norm))
-    kept[name] = measure.carried(model, made, times.uniform_grid(steps))
+    kept[name] = measure.carried(model, made, grids.uniform_grid(steps))
     found[name] = measure.distance(model.data, kept[name])
   name = measure.best(found)
   return dict(distances=found,
@@ -87,7 +90,7 @@ def noisy(model: measure.Model, row: str) -> dict:
       process, output = vectors(model)
       solver = samplers.ddim(process, output)
       found[level] = {name: measure.distance(model.data, measure.carried(
-          model, solver, times.uniform_grid(50, start=start), z))
+          model, solver, grids.uniform_grid(50, start=start), z))
           for name, start in (('wrong', 1.0), ('told', level))}
     found[level]['corrupted'] = measure.distance(model.data, z)
   return found

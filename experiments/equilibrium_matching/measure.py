@@ -9,9 +9,10 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from eqflow import arrays, fields, run, sample, samplers
+from eqflow import arrays, fields, samplers
 from eqflow.data import pipeline
 from eqflow.evaluation import distances, features
+from eqflow.runs import dataset, generate
 from experiments.equilibrium_matching import models
 
 # Samples for one distance, and how many of them at a time: what stays in a CPU's caches.
@@ -39,7 +40,7 @@ def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Model:
   """The trained network with as many labels and noises as a distance takes."""
   config, recipe, params = models.load(data, row, seed, runs)
   count = COUNT[data]
-  keys = jax.vmap(lambda i: sample.key_of(seed, i))(jnp.arange(count, dtype=jnp.uint32))
+  keys = jax.vmap(lambda i: generate.key_of(seed, i))(jnp.arange(count, dtype=jnp.uint32))
   noise = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((count, *config.data.shape)))
   return Model(data, config, recipe, params, labels(data), arrays.fold(keys, 2), np.asarray(noise))
 
@@ -47,7 +48,7 @@ def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Model:
 @functools.cache
 def records(data: str) -> tuple[np.ndarray, np.ndarray]:
   """(x, label) of all the records that samples are compared with."""
-  return pipeline.arrays(run.open_source(models.config_of(data, 'eqm', 0)))
+  return pipeline.arrays(dataset.open_source(models.config_of(data, 'eqm', 0)))
 
 
 def labels(data: str) -> np.ndarray:

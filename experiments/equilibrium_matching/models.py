@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from eqflow import build, run
+from eqflow.config import recipes
+from eqflow.runs import restore
 from experiments import ROOT, config_file
 
 SEEDS = (0, 1, 2)
@@ -99,5 +100,5 @@ def load(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> tuple[Con
   if not trained(data, row, seed, runs):
     raise FileNotFoundError(f'{folder(data, row, seed, runs)} is not trained: first run '
                             f'python -m experiments.equilibrium_matching.train --data={data}')
-  recipe = build.recipe(config)
-  return config, recipe, run.restore(config, recipe, folder(data, row, seed, runs))[1]
+  recipe = recipes.recipe(config)
+  return config, recipe, restore.restore(config, recipe, folder(data, row, seed, runs))[1]

@@ -6,7 +6,7 @@
 import pathlib
 import time
 
-from eqflow.train import train
+from eqflow.commands.train import train
 from experiments.equilibrium_matching import command, models
 
 

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
-from eqflow import arrays, descent, energies, fields, outputs, processes, scores, times
+from eqflow import arrays, densities, descent, energies, fields, guidance, ood, outputs, processes
 from eqflow.evaluation import images
 from eqflow.mix import mix
 from eqflow.models.mlp import MLP
@@ -125,7 +125,7 @@ def _product(z, t, condition, *, variables, apply):
 def with_energy(data: jax.Array, num_steps: int) -> tuple[Any, Any, Any]:
   """(E, its gradient, the network f it is made of), each (z, t) -> ..., trained on data [n, 2]."""
   model = Gradient(MLP(width=96, depth=3))
-  predict, _ = fit(model, data, process=PROCESS, output=OUTPUT, density=times.uniform,
+  predict, _ = fit(model, data, process=PROCESS, output=OUTPUT, density=densities.uniform,
                    num_steps=num_steps, batch=256)
   variables = predict.args[0]
   energy = fields.bind(model.energy(variables), None)
@@ -138,11 +138,11 @@ def draw_energy(energy: Any, field: Any, data: jax.Array, num_steps: int) -> tup
   states = [z]
   for _ in range(20):
     states.append(descent.descend(descent.gradient_descent(STEP), field, states[-1], num_steps=every))
-  values = np.stack([np.asarray(scores.energy_at(energy, state)) for state in states])
+  values = np.stack([np.asarray(ood.energy_at(energy, state)) for state in states])
   figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout='constrained')
   side = np.linspace(-3.2, 3.2, 81, dtype=np.float32)
   grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-  surface = np.asarray(scores.energy_at(energy, jnp.asarray(grid))).reshape(81, 81)
+  surface = np.asarray(ood.energy_at(energy, jnp.asarray(grid))).reshape(81, 81)
   axes[0].contourf(side, side, surface, 30, cmap='viridis')
   for way in np.stack(states, axis=1):
     axes[0].plot(*way.T, color='white', linewidth=0.6)
@@ -174,7 +174,7 @@ def digits() -> tuple[jax.Array, jax.Array]:
 def train(x: jax.Array, label: jax.Array, num_steps: int) -> Any:
   """The network (z, t, label) -> field, trained on the digits."""
   return fit(Blind(width=384, depth=3), x, label=label, process=PROCESS, output=OUTPUT,
-             density=times.uniform, num_steps=num_steps, batch=256)[0]
+             density=densities.uniform, num_steps=num_steps, batch=256)[0]
 
 
 def norms_on_the_way(network: Any, label: jax.Array, at: list[int]) -> tuple[list, np.ndarray]:
@@ -207,7 +207,7 @@ def partly_noised(x: jax.Array, t: float) -> jax.Array:
 
 def composed(network: Any, first: jax.Array, second: jax.Array, num_steps: int) -> jax.Array:
   """Samples of the mean of two classes' fields."""
-  predict = fields.added([fields.bind(network, label) for label in (first, second)], [0.5, 0.5])
+  predict = guidance.added([fields.bind(network, label) for label in (first, second)], [0.5, 0.5])
   return descent.descend(descent.gradient_descent(STEP), predict, noise(len(first)),
                          num_steps=num_steps)
 

@@ -14,8 +14,10 @@ from jax.tree_util import Partial
 import numpy as np
 from scipy import stats
 
-from eqflow import build, fields, likelihood, oracles, outputs, run
+from eqflow import fields, likelihood, oracles, outputs
+from eqflow.config import recipes
 from eqflow.data import pipeline
+from eqflow.runs import dataset, restore
 from experiments import ROOT, config_file
 from tests import rows
 
@@ -60,9 +62,9 @@ def mixture_table():
 def digits(workdir, count):
   """Bits per dimension of dequantized digits under a trained flow, given their labels."""
   config = config_file('digits').get_config('flow').lock()
-  recipe = build.recipe(config)
-  _, params = run.restore(config, recipe, workdir)
-  x, label = pipeline.arrays(run.open_source(config))
+  recipe = recipes.recipe(config)
+  _, params = restore.restore(config, recipe, workdir)
+  x, label = pipeline.arrays(dataset.open_source(config))
   print(f'17 levels at random cost {np.log2(17):.3f} bits, each pixel by its own histogram '
         f'{_pixelwise(x):.3f}\n')
   image = np.rint((x[:count] + 1) * 127.5).astype(np.uint8)

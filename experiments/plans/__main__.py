@@ -10,7 +10,7 @@ import argparse
 import json
 import pathlib
 
-from eqflow import plan
+from eqflow.commands import plan
 from experiments import ROOT, config_file
 from experiments.plans import tables
 

@@ -18,10 +18,11 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from eqflow import build, run
+from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.models import magnitude
-from eqflow.training import sharding, step as steps
+from eqflow.runs import dataset
+from eqflow.training import sharding, train_state, train_step
 from experiments import config_file
 from experiments.equilibrium_matching import results
 
@@ -50,7 +51,7 @@ def rms(x: jax.Array) -> jax.Array:
 def measured(network, config):
   """params -> {'activations', 'weights': {layer: RMS}}, compiled, of one batch at three sigmas."""
   sigma = jnp.repeat(jnp.array([0.1, 0.5, 2.0]), 32)
-  x = pipeline.arrays(run.open_source(config))[0][:96]
+  x = pipeline.arrays(dataset.open_source(config))[0][:96]
   z = x + sigma[:, None, None, None] * jax.random.normal(jax.random.key(1), x.shape)
   sigma_data = config.output.sigma_data
   given = z / jnp.sqrt(sigma**2 + sigma_data**2)[:, None, None, None], jnp.log(sigma) / 4
@@ -73,20 +74,20 @@ def trained(parts: str, examples: int) -> dict:
   config = config_file('digits').get_config('edm2')
   config.ema.update(dict(stds=(), snapshot_examples=0))
   config.sample.params = 'params'
-  recipe, mesh = build.recipe(config.lock()), sharding.device_mesh()
-  state = steps.create(recipe.init, recipe.optimizer, [], config.seed, mesh)
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh,
+  recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
+  state = train_state.create(recipe.init, recipe.optimizer, [], config.seed, mesh)
+  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh,
                          prepare=recipe.prepare if parts == 'all' else None)
-  look = measured(build.model(config.model, config.data.num_classes), config)
+  look = measured(recipes.model(config.model, config.data.num_classes), config)
   batches = pipeline.batches(
-      run.open_source(config), seed=config.seed, batch=config.train.batch, start=0, process_index=0,
+      dataset.open_source(config), seed=config.seed, batch=config.train.batch, start=0, process_index=0,
       process_count=1, workers=0, flip=False, couple=None)
-  found, losses, metrics = [], [], steps.empty_metrics(mesh)
+  found, losses, metrics = [], [], train_state.empty_metrics(mesh)
   for at in range(0, examples + 1, config.train.batch):
     if at % EVERY == 0:
       found.append(jax.device_get(look(state.params)))
       losses.append(float(metrics.compute()['loss']) if at else float('nan'))
-      metrics = steps.empty_metrics(mesh)
+      metrics = train_state.empty_metrics(mesh)
       print(parts, at, losses[-1], np.mean(list(found[-1]['activations'].values())), flush=True)
     state, metrics, _ = step(state, metrics, sharding.place_batch(next(batches), mesh))
   columns = jax.tree.map(lambda *values: [float(value) for value in values], *found)

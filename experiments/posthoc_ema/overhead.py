@@ -9,9 +9,10 @@ import time
 import jax
 import numpy as np
 
-from eqflow import build, run
+from eqflow.config import recipes
 from eqflow.data import pipeline
-from eqflow.training import sharding, step as steps
+from eqflow.runs import dataset
+from eqflow.training import sharding, train_state, train_step
 from experiments import config_file
 
 ROUNDS, STEPS = 30, 20
@@ -22,10 +23,10 @@ def prepared(variant, stds):
   config = config_file('digits').get_config(variant)
   config.ema.update(dict(decays=(), stds=stds))
   config.sample.params = 'params'
-  recipe, mesh = build.recipe(config.lock()), sharding.device_mesh()
-  state = steps.create(recipe.init, recipe.optimizer, build.ema_names(config), 0, mesh,
+  recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
+  state = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh,
                        histogram=recipe.histogram)
-  return steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure,
+  return train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure,
                          prepare=recipe.prepare), state
 
 
@@ -34,7 +35,7 @@ def main():
   parser.add_argument('--variant', default='eqm', help='of configs/digits.py')
   variant = parser.parse_args().variant
   config, mesh = config_file('digits').get_config(variant), sharding.device_mesh()
-  batch = next(pipeline.batches(run.open_source(config), seed=0, batch=config.train.batch, start=0,
+  batch = next(pipeline.batches(dataset.open_source(config), seed=0, batch=config.train.batch, start=0,
                                 process_index=0, process_count=1, workers=0, flip=False, couple=None))
   batch = sharding.place_batch(batch, mesh)
   made = {name: prepared(variant, stds) for name, stds in (('none', ()), ('two', (0.05, 0.1)))}
@@ -47,7 +48,7 @@ def main():
     for name, (step, _) in made.items():
       clock = time.perf_counter()
       for _ in range(STEPS):
-        states[name], _, health = step(states[name], steps.empty_metrics(mesh), batch)
+        states[name], _, health = step(states[name], train_state.empty_metrics(mesh), batch)
       jax.block_until_ready(health)
       # The first round compiles.
       seconds[name] += [(time.perf_counter() - clock) / STEPS] if i else []

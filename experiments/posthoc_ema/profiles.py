@@ -11,7 +11,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from eqflow import ema
+from eqflow import posthoc_ema
 from tests import test_ema
 
 UPDATES, SNAPSHOTS, IN = test_ema.UPDATES, test_ema.SNAPSHOTS, test_ema.IN
@@ -30,12 +30,12 @@ def walks(updates):
 def reconstructions(tracked, dtype, stds):
   """[expected error], [relative distance], [|x|] of stds at the last snapshot, stored in `dtype`."""
   given = test_ema.TIMES, test_ema.STDS, UPDATES, stds
-  x = ema.solve(*given)
+  x = posthoc_ema.solve(*given)
   stored = (tracked[std][i].astype(dtype) for i in range(SNAPSHOTS) for std in IN)
-  found = ema.reconstruct(stored, x)
+  found = posthoc_ema.reconstruct(stored, x)
   distance = [np.linalg.norm(sums - tracked[std][-1]) / np.linalg.norm(tracked[std][-1])
               for sums, std in zip(found, stds)]
-  return ema.expected_error(x, *given), distance, np.linalg.norm(x, axis=0)
+  return posthoc_ema.expected_error(x, *given), distance, np.linalg.norm(x, axis=0)
 
 
 def realised(batch, every, stds, total=2**20):

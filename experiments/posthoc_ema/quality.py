@@ -13,8 +13,9 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from eqflow import build, run, sample
-from eqflow.train import train
+from eqflow.commands.train import train
+from eqflow.config import recipes
+from eqflow.runs import generate, identity
 from eqflow.training import snapshots
 from experiments import ROOT, config_file
 from experiments.equilibrium_matching import measure, results
@@ -47,12 +48,12 @@ def config_of(data: str, rate: float, seed: int) -> ConfigDict:
 
 def distances(data: str, config: ConfigDict, folder: pathlib.Path, examples: int) -> dict[str, float]:
   """{std: distance} of the averages of that run at that time."""
-  recipe = build.recipe(config)
+  recipe = recipes.recipe(config)
   like = jax.eval_shape(recipe.init, jax.random.key(0))
-  made = snapshots.plan(folder / 'snapshots', examples, STDS, like=like, run=run.identity(config))
+  made = snapshots.plan(folder / 'snapshots', examples, STDS, like=like, run=identity.identity(config))
   found = {}
   for std, params in snapshots.reconstruct(made, like).items():
-    x, _, _ = sample.draw(recipe, jax.device_put(params), measure.labels(data), seed=config.seed,
+    x, _, _ = generate.draw(recipe, jax.device_put(params), measure.labels(data), seed=config.seed,
                           batch=measure.BATCH[data])
     found[repr(std)] = measure.distance(data, x)
   return found

@@ -9,7 +9,9 @@ from matplotlib import pyplot as plt
 import numpy as np
 import optax
 
-from eqflow import build, ema, sample
+from eqflow import ema, posthoc_ema
+from eqflow.config import recipes
+from eqflow.runs import generate
 from experiments import config_file
 from experiments.equilibrium_matching import measure
 from experiments.equilibrium_matching.figures import COLOURS, LABEL
@@ -36,9 +38,9 @@ def profile(std: float, t: np.ndarray) -> np.ndarray:
 def combined(count: int, std: float, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   """(coefficients [count, 2], the weights they add up to at t, expected error), of even snapshots."""
   times, stds = np.repeat(np.arange(1, count + 1) / count, 2), np.tile(KEPT, count)
-  x = ema.solve(times, stds, 1.0, std)
+  x = posthoc_ema.solve(times, stds, 1.0, std)
   each = [a * profile(b, np.minimum(t / at, 1)) / at * (t <= at) for a, b, at in zip(x, stds, times)]
-  return x.reshape(count, 2), sum(each), float(ema.expected_error(x, times, stds, 1.0, std))
+  return x.reshape(count, 2), sum(each), float(posthoc_ema.expected_error(x, times, stds, 1.0, std))
 
 
 def realised(std: float, every: int, *, in_examples: bool, steps: int = 20_000) -> float:
@@ -56,7 +58,7 @@ def trained(examples: int, *, rate: float = 0.006, snapshots: int = 24,
   """The digits' transformer in EDM's preconditioning, its rate falling as an inverse square root."""
   config = config_file('digits').get_config('edm')
   config.ema.decays, config.sample.params = (), 'params'
-  recipe = build.recipe(config.lock())
+  recipe = recipes.recipe(config.lock())
   size, (x, label) = config.train.batch, measure.records('digits')
   every = examples // size // snapshots
   adam = optax.adam(lambda k: rate / jnp.sqrt(jnp.maximum(1.0, 6 * k * size / examples)))
@@ -88,8 +90,8 @@ def trained(examples: int, *, rate: float = 0.006, snapshots: int = 24,
 
 def averaged(run: Run, stds: Sequence[float]) -> dict[float, Any]:
   """{std: parameters} at the end of the run, each a sum of its snapshots."""
-  x = ema.solve(run.times, run.stds, run.times[-1], list(stds))
-  return dict(zip(stds, ema.reconstruct(run.snapshots, x)))
+  x = posthoc_ema.solve(run.times, run.stds, run.times[-1], list(stds))
+  return dict(zip(stds, posthoc_ema.reconstruct(run.snapshots, x)))
 
 
 def apart(tree: Any, other: Any) -> float:
@@ -101,7 +103,7 @@ def distances(run: Run, params: dict[Any, Any], count: int) -> dict[Any, float]:
   """{key: Fréchet distance in pixels} of `count` digits drawn by each tree of parameters."""
   labels, found = measure.labels('digits')[:count], {}
   for key, tree in params.items():
-    x, *_ = sample.draw(run.recipe, tree, labels, seed=0, batch=min(count, 120))
+    x, *_ = generate.draw(run.recipe, tree, labels, seed=0, batch=min(count, 120))
     found[key] = measure.distance('digits', x)
   return found
 

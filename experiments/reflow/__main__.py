@@ -17,10 +17,13 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 import numpy as np
 
-from eqflow import build, couplings, fields, main as command, names, run, sample, samplers, times
+from eqflow import couplings, fields, grids, samplers
+from eqflow.commands.train import train
+from eqflow.config import recipes, tables
 from eqflow.data import pipeline
 from eqflow.evaluation import distances, features, images, report
-from eqflow.train import train
+from eqflow.main import draw_pairs
+from eqflow.runs import dataset, generate, restore
 from experiments import ROOT, config_file
 
 STEPS = (1, 2, 5, 50)
@@ -49,12 +52,12 @@ def models(data, runs):
   for name, config in rows.items():
     workdir = runs / f'{data}_{name.replace(" ", "_")}'
     if config.data.name == 'pairs':
-      command.draw_pairs(in_steps(last[0], 50), last[1], pathlib.Path(config.data.dir),
+      draw_pairs(in_steps(last[0], 50), last[1], pathlib.Path(config.data.dir),
                          count=COUNT[data], seed=0)
     train(config, workdir)
     if name != 'optimal transport':
       last = config, workdir
-    found[name] = config, run.restore(config, build.recipe(config), workdir)[1]
+    found[name] = config, restore.restore(config, recipes.recipe(config), workdir)[1]
   return found
 
 
@@ -64,23 +67,23 @@ def in_steps(config, steps):
 
 def samples(config, params, steps, labels, seed):
   """[n, ...] samples in `steps` steps, with the given labels."""
-  recipe = build.recipe(in_steps(config, steps))
-  return sample.draw(recipe, params, labels, seed=seed, batch=config.sample.batch)[0]
+  recipe = recipes.recipe(in_steps(config, steps))
+  return generate.draw(recipe, params, labels, seed=seed, batch=config.sample.batch)[0]
 
 
 def path_of(config, params, count, num_steps=50):
   """(states [n, count, ...], times [n]) of the deterministic sampler."""
-  recipe, grid = build.recipe(config), times.uniform_grid(num_steps)
+  recipe, grid = recipes.recipe(config), grids.uniform_grid(num_steps)
   labels = jnp.arange(count) % max(config.data.num_classes, 1)
   predict = fields.bind(recipe.network(params), labels if config.data.num_classes else None)
-  solver = samplers.ddim(names.PROCESSES[config.process.name], names.OUTPUTS[config.output.name])
+  solver = samplers.ddim(tables.PROCESSES[config.process.name], tables.OUTPUTS[config.output.name])
   noise = jax.random.normal(jax.random.key(7), (count, *config.data.shape))
   return samplers.sample_path(solver, predict, noise, grid), grid
 
 
 def row_of(config, params, seeds):
   """{column: 'mean ± std'} of one model."""
-  real, label = pipeline.arrays(run.evaluation_source(config))
+  real, label = pipeline.arrays(dataset.evaluation_source(config))
   count = config.evaluate.num_samples
   path, grid = path_of(config, params, 1_000)
   row = {'straightness': f'{float(couplings.straightness(path, grid).mean()):.4f}'}
@@ -101,7 +104,7 @@ def row_of(config, params, seeds):
 
 def floor(config):
   """The row of the data themselves: as many records drawn with replacement, and their neighbours."""
-  real, _ = pipeline.arrays(run.evaluation_source(config))
+  real, _ = pipeline.arrays(dataset.evaluation_source(config))
   space = features.random_features if real.ndim == 2 else features.pixels
   near = np.sqrt(distances.nearest_distance(features.pixels(real))).mean()
   drawn = real[np.random.default_rng(0).integers(0, len(real), config.evaluate.num_samples)]

@@ -9,7 +9,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from eqflow import arrays, outputs, processes, samplers, times
+from eqflow import arrays, grids, outputs, processes, samplers
 from tests import rows, test_equivalence, test_multistep, test_stochastic
 
 
@@ -50,7 +50,7 @@ def row_equalities():
 
 
 def weights(churn):
-  grid = times.uniform_grid(100)
+  grid = grids.uniform_grid(100)
   h = samplers.contributions(samplers.ddim(processes.cosine, outputs.v, churn=churn), grid)[:-1]
   at = np.argmin(h)
   return (f'sum {-h.sum():.5f}, largest {-h[at]:.6f} at t = {grid[at]:.2f}, {-h[0]:.6f} at t = 1, '

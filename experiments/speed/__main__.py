@@ -20,10 +20,12 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 
-from eqflow import build, outputs, processes, run, samplers, times
-from eqflow import train as training
+from eqflow import grids, outputs, processes, samplers
+from eqflow.commands import train
+from eqflow.config import recipes
 from eqflow.data import pipeline
-from eqflow.training import sharding, step as steps
+from eqflow.runs import dataset
+from eqflow.training import sharding, train_state, train_step
 from experiments import ROOT, config_file
 from experiments.speed.pairs import clock, pairs
 
@@ -33,22 +35,22 @@ def loop_against_step(count=7, num_steps=300):
   config = config_file('digits').get_config()
   config.train.update(dict(sample_examples=10**9, checkpoint_examples=10**9))
   config.lock()
-  recipe, mesh = build.recipe(config), sharding.device_mesh()
-  source, b = run.open_source(config), config.train.batch
-  step = steps.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
-  fresh = lambda: steps.create(recipe.init, recipe.optimizer, build.ema_names(config), 0, mesh)
+  recipe, mesh = recipes.recipe(config), sharding.device_mesh()
+  source, b = dataset.open_source(config), config.train.batch
+  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
+  fresh = lambda: train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=b)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
 
   def bare():
-    state, metrics = fresh(), steps.empty_metrics(mesh)
+    state, metrics = fresh(), train_state.empty_metrics(mesh)
     for _ in range(num_steps):
       state, metrics, health = step(state, metrics, batch)
     jax.block_until_ready(health)
 
   def loop():
     with tempfile.TemporaryDirectory() as folder:
-      training.fit(config, recipe, source, step, fresh(), pathlib.Path(folder),
+      train.fit(config, recipe, source, step, fresh(), pathlib.Path(folder),
                    until=num_steps, save=lambda state: None)
 
   bare_seconds, loop_seconds = pairs(bare, loop, count)
@@ -59,13 +61,13 @@ def loop_against_step(count=7, num_steps=300):
 def sample_against_calls(num_steps=50, batch=16, count=15):
   """sample with N steps against N calls of the jitted network, width 64, depth 3, 8x8x1."""
   config = config_file('digits').get_config('flow')
-  module = build.model(config.model, 10)
+  module = recipes.model(config.model, 10)
   z = jax.random.normal(jax.random.key(0), (batch, 8, 8, 1))
   label = jnp.zeros(batch, jnp.int32)
   params = module.init(jax.random.key(1), z, jnp.zeros(batch), label)
   predict = Partial(lambda params, label, z, t: module.apply(params, z, t, label), params, label)
   solver = samplers.ddim(processes.linear, outputs.u)
-  grid = times.uniform_grid(num_steps)
+  grid = grids.uniform_grid(num_steps)
   network = jax.jit(predict)
   ts = [jnp.full(batch, t, jnp.float32) for t in grid[:-1]]
 

@@ -16,7 +16,7 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 import numpy as np
 
-from eqflow import outputs, processes, times, weights
+from eqflow import densities, outputs, processes, weights
 
 PATH = pathlib.Path(__file__).parents[2] / 'docs/weightings.png'
 LOGSNR = np.linspace(-12, 12, 481)
@@ -29,7 +29,7 @@ PEAK = float(LOGSNR[np.argmax(EDM_LOGSNR(jnp.asarray(LOGSNR)))])
 
 def _adapted():
   """The density that the sigmoid's loss brings about on Gaussian data of std 0.5, learned exactly."""
-  adaptive = times.adaptive(process=processes.edm, low=-12.0, high=12.0, bins=48)
+  adaptive = densities.adaptive(process=processes.edm, low=-12.0, high=12.0, bins=48)
   middles = np.linspace(-12, 12, 97)[1::2]
   error = 1 / (1 + np.exp(-middles) / 0.5**2)
   loss = weights.sigmoid(middles, bias=2.0) * error
@@ -44,36 +44,36 @@ def _of_snr(weight):
 PANELS = {
     'linear: flow matching': (processes.linear, {
         'flow matching (u)': (
-            weights.flow_matching, (times.uniform, outputs.u, weights.ones)),
-        'InDI (x)': (weights.indi, (times.uniform, outputs.x, weights.ones)),
+            weights.flow_matching, (densities.uniform, outputs.u, weights.ones)),
+        'InDI (x)': (weights.indi, (densities.uniform, outputs.x, weights.ones)),
         'Stable Diffusion 3 (u, logit-normal)': (
             Partial(weights.sd3, mean=0.0, std=1.0),
-            (times.logit_normal(0.0, 1.0), outputs.u, weights.ones)),
+            (densities.logit_normal(0.0, 1.0), outputs.u, weights.ones)),
     }, {
-        'uniform': times.uniform, 'logit-normal': times.logit_normal(0.0, 1.0),
-        'mode 0.8': times.mode(0.8), 'cosmap': times.cosmap,
+        'uniform': densities.uniform, 'logit-normal': densities.logit_normal(0.0, 1.0),
+        'mode 0.8': densities.mode(0.8), 'cosmap': densities.cosmap,
     }),
     'cosine: variance preserving': (processes.cosine, {
         'v, which is flow matching': (
             lambda value: 2 / np.pi * weights.flow_matching(value),
-            (times.uniform, outputs.v, weights.ones)),
+            (densities.uniform, outputs.v, weights.ones)),
         'ε, unweighted': (
             lambda value: weights.p2(value, gamma=0.0) / (2 * np.pi),
-            (times.uniform, outputs.eps, weights.ones)),
+            (densities.uniform, outputs.eps, weights.ones)),
         'P2, γ = 1': (
             lambda value: weights.p2(value, gamma=1.0) / (2 * np.pi),
-            (times.uniform, outputs.eps, _of_snr(lambda snr: 1 / (1 + snr)))),
+            (densities.uniform, outputs.eps, _of_snr(lambda snr: 1 / (1 + snr)))),
         'min-SNR, γ = 5': (
             lambda value: weights.min_snr(value, gamma=5.0) / (2 * np.pi),
-            (times.uniform, outputs.eps, _of_snr(lambda snr: jnp.minimum(snr, 5) / snr))),
-    }, {'uniform': times.uniform}),
+            (densities.uniform, outputs.eps, _of_snr(lambda snr: jnp.minimum(snr, 5) / snr))),
+    }, {'uniform': densities.uniform}),
     'EDM, and weights written in log-SNR': (processes.edm, {
-        'EDM (F, log-normal)': (EDM_LOGSNR, (times.lognormal(-1.2, 1.2), EDM, weights.ones)),
+        'EDM (F, log-normal)': (EDM_LOGSNR, (densities.lognormal(-1.2, 1.2), EDM, weights.ones)),
         'monotone EDM': (Partial(weights.monotone, w=EDM_LOGSNR, peak=PEAK), None),
         'sigmoid, bias 2': (Partial(weights.sigmoid, bias=2.0), None),
         'ELBO': (weights.elbo, None),
     }, {
-        'log-normal (EDM)': times.lognormal(-1.2, 1.2),
+        'log-normal (EDM)': densities.lognormal(-1.2, 1.2),
         "adapted to the sigmoid's loss": _adapted(),
     }),
 }

@@ -6,7 +6,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 
-from eqflow import times  # noqa: E402
+from eqflow import grids  # noqa: E402
 from experiments.zero_terminal_snr import figures  # noqa: E402
 
 PATH = pathlib.Path(__file__).parents[2] / 'docs/zero_terminal_snr.png'
@@ -14,7 +14,7 @@ PATH = pathlib.Path(__file__).parents[2] / 'docs/zero_terminal_snr.png'
 
 def main():
   x = figures.shaded_digits()
-  made = figures.drawn(figures.train(x, num_steps=2_500), times.trailing_grid(50))
+  made = figures.drawn(figures.train(x, num_steps=2_500), grids.trailing_grid(50))
   PATH.parent.mkdir(exist_ok=True)
   figures.draw_samples({'data': x, **made}).savefig(PATH, dpi=110)
   print(PATH)

@@ -9,9 +9,10 @@ from matplotlib import pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
-from eqflow import oracles, outputs, processes, samplers, tables, times
+from eqflow import densities, oracles, outputs, processes, samplers
 from eqflow.evaluation import images
 from eqflow.models.mlp import MLP
+from eqflow.processes import tables
 from experiments.fit import fit
 
 SIDE = 64
@@ -58,7 +59,7 @@ def shaded_digits(copies: int = 2, seed: int = 0) -> jax.Array:
 def train(x: jax.Array, num_steps: int) -> dict[str, Any]:
   """{name: predict}: the same network on either process, predicting x, which is seen in pure noise."""
   return {name: fit(MLP(width=256, depth=3), x, process=process, output=outputs.x,
-                    density=times.uniform, num_steps=num_steps, batch=64, rate=2e-3)[0]
+                    density=densities.uniform, num_steps=num_steps, batch=64, rate=2e-3)[0]
           for name, process in PROCESSES.items()}
 
 

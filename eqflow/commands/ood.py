@@ -1,0 +1,95 @@
+"""--mode=score: how far from the data inputs lie, by the field of a model that is blind to time."""
+
+import json
+import pathlib
+
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+import numpy as np
+
+from eqflow import ood
+from eqflow.config import recipes, tables
+from eqflow.data import inputs, pipeline
+from eqflow.evaluation import detection, distances, features, report
+from eqflow.runs import dataset, generate, neighbours, restore
+
+# The cost of the drop: as many evaluations, and one more, for each class.
+_STEPS = 10
+# The descents that step by step_size times the field, as the drop does: Adam's is another size.
+_STEPPING = 'gradient_descent', 'nesterov', 'heun_descent'
+
+
+def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict[str, dict[str, float]]:
+  """{score: {column: number}} of the inputs in path, against config.evaluate.split of the data.
+
+  Each score is the least over classes; next to them stands the squared distance to the nearest
+  training record, which needs no model. The first config.evaluate.num_samples records are inside.
+  Writes workdir/scores-<name of the file>.npz, every input's scores, and .json, and prints the table.
+  Raises ValueError for a model that is told the time, FileNotFoundError for one that is not trained.
+  """
+  _check(config)
+  recipe, shape = recipes.recipe(config), tuple(config.data.shape)
+  outside, _ = inputs.read(path, shape)
+  inside = pipeline.arrays(dataset.evaluation_source(config))[0][:config.evaluate.num_samples]
+  train = neighbours.records(config)
+  step, params = restore.restore(config, recipe, workdir, alone=True)
+
+  both, n = np.concatenate([inside, outside]), len(inside)
+  found = _model_scores(config, recipe, params, both)
+  nearest, near = distances.nearest(features.pixels(both), features.pixels(train))
+  # Splits may overlap, so no name of one tells which records the model was trained on: those lie at
+  # no distance from themselves, and are as far out as the nearest other record is.
+  trained = np.flatnonzero(near[:n] == 0)
+  if len(trained):
+    near[trained] = neighbours.among_themselves(train, nearest[trained], flip=config.data.flip)
+  found['nearest_record'] = near
+
+  rows = {name: _row(values[:n], values[n:]) for name, values in found.items() if name != 'class'}
+  out = workdir / f'scores-{path.stem}'
+  generate.save(out.with_suffix('.npz'), **{name: values[n:] for name, values in found.items()},
+              **{f'inside_{name}': values[:n] for name, values in found.items()})
+  told = dict(inputs=str(path), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
+  out.with_suffix('.json').write_text(json.dumps(told, indent=2) + '\n')
+  some = '' if len(trained) == n else f'{len(trained):,} of '
+  known = f', on {some}which the model was trained' if len(trained) else ''
+  print(f'{len(outside):,} inputs of {path} against {n:,} records of {config.data.name!r}, split '
+        f'{config.evaluate.split!r}{known}, at step {step:,}; higher is further out\n\n'
+        f'{report.table(rows)}\n\n{out}.npz, {out}.json')
+  return rows
+
+
+def _check(config):
+  if config.model.label_noise.name != 'none':
+    raise ValueError(
+        f'--mode=score: config.model.label_noise.name={config.model.label_noise.name!r}, but the time '
+        "of an input is unknown: scores are those of a model trained with 'none', such as "
+        'configs/digits.py:eqm')
+  if config.output.name not in tables.DESCENDED:
+    raise ValueError(f'--mode=score: config.output.name={config.output.name!r} is not small at data: '
+                     f'take a model of one of {list(tables.DESCENDED)}')
+
+
+def _model_scores(config, recipe, params, x):
+  """{name: [n]}: every score of the model, the least over classes, and the class of the least."""
+  classes, solver = config.data.num_classes, config.sample.solver
+  kinds = {'gradient_norm': ood.gradient_norm}
+  if solver.name in _STEPPING:
+    kinds['descent_drop'] = Partial(ood.descent_drop, step_size=solver.step_size, num_steps=_STEPS)
+  energy = recipe.energy and recipe.energy(params)
+
+  def all_scores(params, keys, z):
+    network = recipe.network(params)
+    rows = [ood.over_classes(kind, network, z, num_classes=classes) for kind in kinds.values()]
+    if energy is not None:
+      rows.append(ood.over_classes(ood.energy_at, energy, z, num_classes=classes))
+    return rows[0].argmin(0), *(row.min(0) for row in rows)
+
+  parts = generate.in_batches(all_scores, params, x, seed=0, batch=config.sample.batch)
+  names = ['class', *kinds, *(['energy'] if energy is not None else [])]
+  return dict(zip(names, (np.concatenate(part) for part in zip(*parts))))
+
+
+def _row(inside, outside):
+  quantiles = {f'{round(100 * q)} %': float(np.quantile(outside, q)) for q in (0.05, 0.5, 0.95)}
+  inside_median = {'inside, 50 %': float(np.median(inside))}
+  return {'AUROC': detection.auroc(inside, outside)} | inside_median | quantiles

@@ -1,0 +1,194 @@
+"""Guidance: several predictors, or one under several conditions, extrapolated into one predictor.
+
+Every function here returns a Predict, (z, t) -> y, as a Partial: it is a jit argument.
+"""
+
+from collections.abc import Callable, Sequence
+import numbers
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import ArrayLike
+
+from eqflow import arrays
+from eqflow.arrays import Data, Number
+from eqflow.fields import Network, Predict, bind
+from eqflow.processes import Process
+
+# How far to guide: a number, or one for each entry of the last axis.
+Scale = ArrayLike | Sequence[float]
+
+
+def guided(network: Network, condition: Any, null: Any, *, scale: Scale,
+           rescale: ArrayLike = 0.0) -> Predict:
+  """y_null + scale (y_condition - y_null), both branches in one call: classifier-free guidance.
+
+  condition and null are pytrees with a leading [b]. scale is a number, 1 for no guidance, which
+  then costs no null branch; or an array over the last axis of y, a scale per channel. rescale is
+  the phi of `rescaled`, towards y_condition.
+  """
+  if _is_number(scale, 1):
+    return bind(network, condition)
+  arrays.check_alike('null', null, 'condition', condition)
+  return Partial(_guided, network=arrays.pytree(network), condition=condition, null=null,
+                 scale=_checked(scale), rescale=_phi(rescale))
+
+
+def _guided(z, t, *, network, condition, null, scale, rescale):
+  y = network(_pair(z, z), _pair(t, t), _pair(condition, null))
+  pairs = jax.tree.map(lambda a: a.reshape((-1, 2) + a.shape[1:]), y)
+  toward, away = (jax.tree.map(lambda a: a[:, branch], pairs) for branch in (0, 1))
+  return _rescaled(_extrapolated(away, [toward], [scale]), toward, rescale)
+
+
+def _pair(first, second):
+  # Stacked behind the batch axis, so that each device's shard keeps both branches of its examples.
+  def leaf(a, b):
+    return jnp.stack([a, b], axis=1).reshape((-1,) + a.shape[1:])
+  return jax.tree.map(leaf, first, second)
+
+
+def composed(base: Predict, predicts: Sequence[Predict], scales: Sequence[Scale]) -> Predict:
+  """y_0 + sum_i scale_i (y_i - y_0): several conditions or networks at once [Liu+ 2206.01714].
+
+  base, which gives y_0, is mostly the null condition. The weights sum to one, so that composing eps,
+  v or x gives one sample. Numbers that sum to exactly 1 leave base no part, and cost none. Raises
+  ValueError where there is not one scale for each predictor.
+  """
+  _check_scales(predicts, scales)
+  return _composition(base, predicts, scales, None)
+
+
+def autoguided(predict: Predict, weak: Predict, *, scale: Scale,
+               rescale: ArrayLike = 0.0) -> Predict:
+  """y_weak + scale (y - y_weak): guidance by a worse network of the same condition [2406.02507].
+
+  weak is smaller, or less trained. A scale of 1 evaluates predict alone. rescale is the phi of
+  `rescaled`, towards y.
+  """
+  return _composition(weak, [predict], [scale], _phi(rescale))
+
+
+def added(predicts: Sequence[Predict], scales: Sequence[ArrayLike]) -> Predict:
+  """sum_i scale_i y_i, a scale a number or [b]: fields of several conditions or networks, added.
+
+  For fields that are descended: their energies add. Scales that sum to k make steps k times as long
+  where the fields agree, and the norm at which a descent stops grows as they do; for what is carried
+  along times they sum to 1. Raises ValueError where there is not one scale for each predictor.
+  """
+  _check_scales(predicts, scales)
+  return Partial(_added, predicts=[arrays.pytree(predict) for predict in predicts],
+                 scales=list(scales))
+
+
+def _added(z, t, *, predicts, scales):
+  ys = [predict(z, t) for predict in predicts]
+  for y in ys:
+    arrays.check_alike('predict returned', y, 'z', z)
+  return arrays.combine(*zip(scales, ys))
+
+
+def _check_scales(predicts, scales):
+  if not predicts or len(predicts) != len(scales):
+    raise ValueError(f'{len(scales)} scales for {len(predicts)} predictors: give one to each')
+
+
+def _composition(base, predicts, scales, rescale):
+  if all(isinstance(scale, numbers.Number) for scale in scales) and sum(scales) == 1:
+    base = None
+  return Partial(_composed, base=None if base is None else arrays.pytree(base),
+                 predicts=[arrays.pytree(predict) for predict in predicts],
+                 scales=[_checked(scale) for scale in scales], rescale=rescale)
+
+
+def _composed(z, t, *, base, predicts, scales, rescale):
+  ys = [predict(z, t) for predict in predicts]
+  away = jax.tree.map(jnp.zeros_like, ys[0]) if base is None else base(z, t)
+  return _rescaled(_extrapolated(away, ys, scales), ys[0], rescale)
+
+
+def _extrapolated(away, ys, scales):
+  for y in ys:
+    arrays.check_alike('predict returned', y, 'one that returned', away)
+
+  def leaf(away, *ys):
+    for scale in scales:
+      if jnp.ndim(scale) and len(scale) != away.shape[-1]:
+        raise ValueError(f'scale has {len(scale)} numbers for {away.shape[-1]} channels')
+    return (away + sum(c * (y - away) for c, y in zip(scales, ys))).astype(away.dtype)
+
+  return jax.tree.map(leaf, away, *ys)
+
+
+def _is_number(scale, number):
+  return isinstance(scale, numbers.Number) and scale == number
+
+
+def _checked(scale):
+  scale = jnp.asarray(scale)
+  if scale.ndim > 1:
+    raise ValueError(f'scale of shape {scale.shape}: give one number, or one per channel')
+  return scale
+
+
+def _phi(rescale):
+  if isinstance(rescale, numbers.Number) and not 0 <= rescale <= 1:
+    raise ValueError(f'rescale={rescale}: give a number from 0, not at all, to 1, wholly')
+  return None if _is_number(rescale, 0) else rescale
+
+
+def _rescaled(y, toward, phi):
+  return y if phi is None else rescaled(y, toward, phi)
+
+
+def rescaled(y: Data, toward: Data, phi: ArrayLike) -> Data:
+  """(phi std(toward)/std(y) + 1 - phi) y, std per example over all coordinates of all leaves.
+
+  A large scale stretches what is predicted, and images come out overexposed; phi = 1 takes the
+  stretch back wholly [Lin+ 2305.08891, section 3.4]. A y that is constant stays as it is. What it
+  does depends on the output that is guided.
+  """
+  spread = _std(y)
+  flat = spread == 0
+  ratio = jnp.where(flat, 1, _std(toward) / jnp.where(flat, 1, spread))
+  return arrays.combine((phi * ratio + (1 - phi), y))
+
+
+def _std(y):
+  wide = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), y)
+  n = arrays.coordinates(y)
+  mean = sum(a.reshape(len(a), -1).sum(1) for a in jax.tree.leaves(wide)) / n
+  centred = arrays.combine((1, wide), (-mean, jax.tree.map(jnp.ones_like, wide)))
+  return jnp.sqrt(arrays.square_norm(centred) / n)
+
+
+def on_interval(inside: Predict, outside: Predict, *, process: Process, low: Number, high: Number,
+                measure: Callable) -> Predict:
+  """inside where low <= measure(process, t) <= high, else outside; per example [2404.07724].
+
+  measure is `time`, `logsnr` or `processes.noise_to_signal`; low and high may be infinite. Neither
+  predictor is evaluated where no example needs it, so guidance is free outside its interval. Raises
+  ValueError where low > high.
+  """
+  check_interval(low, high)
+  return Partial(_on_interval, inside=arrays.pytree(inside), outside=arrays.pytree(outside),
+                 process=arrays.pytree(process), low=low, high=high,
+                 measure=arrays.pytree(measure))
+
+
+def check_interval(low: Number, high: Number) -> None:
+  """Raises ValueError unless low <= high, of which neither may be NaN."""
+  if not low <= high:
+    raise ValueError(f'an interval from {low} to {high} is empty: give low <= high')
+
+
+def _on_interval(z, t, *, inside, outside, process, low, high, measure):
+  value = measure(process, t)
+  within = (low <= value) & (value <= high)
+  nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(inside, z, t))
+  # Two conditionals: where times differ within a batch, both predictors are needed.
+  there = jax.lax.cond(jnp.any(within), inside, lambda z, t: nothing, z, t)
+  elsewhere = jax.lax.cond(jnp.all(within), lambda z, t: nothing, outside, z, t)
+  return jax.tree.map(lambda a, b: jnp.where(arrays.expand(within, a), a, b), there, elsewhere)

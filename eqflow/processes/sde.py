@@ -1,0 +1,86 @@
+"""Two languages of one thing: (f, g, eta) of diffusion, (alpha, sigma, eps) of stochastic flow.
+
+Forward: dz = f z dt + g dW. Backward, with the same marginals for every eta >= 0:
+dz = (f z - (1 + eta^2)/2 g^2 score) dt + eta g dW = (u - w score) dt + sqrt(2 w) dW, where
+w = (eta g)^2/2 may be any function of time: eta = 0 is the probability-flow ODE, 1 the SDE of DDPM
+[Song+ 2011.13456].
+"""
+
+from collections.abc import Callable
+
+from jax import numpy as jnp
+from jaxtyping import ArrayLike
+import numpy as np
+
+from eqflow import processes
+from eqflow.arrays import Coef
+from eqflow.mix import Mix
+from eqflow.processes.base import Process
+
+
+def drift(process: Process, t: Coef) -> Coef:
+  """f = d log(alpha)/dt."""
+  return processes.rate(process, t).x / process(t).x
+
+
+def square_diffusion(process: Process, t: Coef) -> Coef:
+  """g^2 = 2 alpha sigma d(sigma/alpha)/dt."""
+  state, velocity = process(t), processes.rate(process, t)
+  return 2 * state.eps * (velocity.eps - state.eps * velocity.x / state.x)
+
+
+def stochasticity(process: Process, t: Coef, *, noise: ArrayLike) -> Coef:
+  """eta = noise/g: which share of the forward noise g a backward SDE with dz = ... + noise dW has."""
+  return noise / jnp.sqrt(square_diffusion(process, t))
+
+
+def noise(process: Process, t: Coef, *, eta: ArrayLike) -> Coef:
+  """eta g: the noise of the backward SDE, the eps of stochastic interpolants."""
+  return eta * jnp.sqrt(square_diffusion(process, t))
+
+
+def process(t: Coef, *, drift: Callable[[Coef], Coef],
+            square_diffusion: Callable[[Coef], Coef]) -> Mix:
+  """alpha = exp(int_0^t f), sigma = alpha sqrt(int_0^t g^2/alpha^2): the process of f(t) and g^2(t).
+
+  By 12 nodes on each of 24 panels that halve towards t, as f may grow like 1/(1 - t); f and g^2 take
+  arrays of times of any shape. Not a number where |f| t >= 2^24, which no panel resolves: end the
+  grid short of a time at which f is infinite.
+  """
+  t = jnp.asarray(t)
+  t = t.astype(jnp.result_type(t, float))
+  places, widths, whole, ahead = (jnp.asarray(a, t.dtype) for a in _RULE)
+  at = t[..., None, None] * places
+  values = lambda function: t[..., None, None] * jnp.broadcast_to(function(at), at.shape)
+  slopes = values(drift)
+  panels = (slopes * whole).sum(-1)
+  later = jnp.cumsum(panels[..., ::-1], -1)[..., ::-1] - panels
+  # int f from each node to t: what is left of its panel, and the panels after it.
+  left = widths * jnp.matmul(slopes, ahead, precision='highest') + later[..., None]
+  square = (values(square_diffusion) * whole * jnp.exp(2 * left)).sum((-2, -1))
+  resolved = abs(drift(t)) * t < 2.0**_PANELS
+  alpha, sigma = jnp.exp(panels.sum(-1)), jnp.sqrt(square)
+  return Mix(jnp.where(resolved, alpha, jnp.nan), jnp.where(resolved, sigma, jnp.nan))
+
+
+_PANELS = 24
+
+
+def _rule(order=12):
+  """Gauss-Legendre's rule on panels of [0, 1] that halve towards 1.
+
+  (nodes [panels, order], the panels' widths [panels, 1], weights [panels, order], and on one panel
+  of width 1 the integrals [j, i] from node i to the end of the polynomial that is 1 at node j alone)
+  """
+  nodes, weights = np.polynomial.legendre.leggauss(order)
+  edges = 1 - np.append(0.5 ** np.arange(_PANELS), 0)
+  widths = np.diff(edges)[:, None]
+  k = np.arange(order)
+  legendre = np.polynomial.legendre.legvander(nodes, order).T
+  # L_j = sum_k (k + 1/2) w_j P_k(x_j) P_k; int_x^1 P_k = (P_(k-1) - P_(k+1))(x)/(2 k + 1).
+  ends = np.vstack([1 - nodes, (legendre[:-2] - legendre[2:]) / (2 * k[1:, None] + 1)])
+  ahead = ((k[:, None] + 0.5) * weights * legendre[:-1]).T @ ends / 2
+  return edges[:-1, None] + widths * (nodes + 1) / 2, widths, widths * weights / 2, ahead
+
+
+_RULE = _rule()

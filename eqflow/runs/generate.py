@@ -1,0 +1,177 @@
+"""--mode=sample and pairs: samples, each a function of the seed and its index alone."""
+
+from collections.abc import Callable, Iterator
+import functools
+import os
+import pathlib
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, Key
+from ml_collections import ConfigDict
+import numpy as np
+
+from eqflow.config import samplings
+from eqflow.config.recipes import Recipe
+from eqflow.data import pairs
+from eqflow.evaluation import images
+from eqflow.training import sharding
+
+
+def key_of(seed: int, index: Any) -> Key[Array, '']:
+  """The key of sample `index`: its noise, its label and its solver's noise are folded from it."""
+  return jax.random.fold_in(jax.random.key(np.uint32(seed)), index)
+
+
+def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
+  """Labels of samples 0 to count - 1, each drawn uniformly from its own key; zeros for 0 classes."""
+  if not num_classes:
+    return np.zeros(count, np.int32)
+  def one(index):
+    return jax.random.randint(jax.random.fold_in(key_of(seed, index), 1), (), 0, num_classes)
+  return np.asarray(jax.vmap(one)(jnp.arange(count, dtype=jnp.uint32)))
+
+
+# How many times its slots a queue is long at most: its last samples keep few of them busy.
+_QUEUE = 32
+
+
+def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int, batch: int,
+         beat: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(samples [n, ...], evaluations [n], norms [n]) with the given labels [n], `batch` at a time.
+
+  labels is what recipe.draw takes of each sample, a pytree [n, ...]. Where samples stop one by one,
+  each device has a queue of its own and is kept full. `beat` is called after every batch. Raises
+  ValueError where the batch does not divide by the devices.
+  """
+  mesh, n = sharding.mesh_of(params), len(jax.tree.leaves(labels)[0])
+  if recipe.sampling.refill and n > batch:
+    function = _on_each(mesh, recipe.sampling, batch)
+    # Equal queues, as few as may be: a queue stands on the device with all its noise and samples.
+    queues = -(-n // (_QUEUE * batch))
+    batch = -(-n // (queues * sharding.parts(mesh))) * sharding.parts(mesh)
+  else:
+    function = recipe.draw
+  parts = []
+  for part in in_batches(function, params, labels, seed=seed, batch=batch):
+    parts.append(part)
+    beat()
+  samples, evaluations, norms = (np.concatenate(part) for part in zip(*parts))
+  return samples, evaluations, norms
+
+
+def _on_each(mesh, sampling, batch):
+  sharding.check_rows(batch, mesh)
+  function = functools.partial(samplings.draw_refilled, sampling, slots=batch // sharding.parts(mesh))
+  if mesh.size == 1:
+    return function
+  examples = sharding.by_example(mesh).spec
+  return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(P(), examples, examples),
+                               out_specs=examples, check_vma=False))
+
+
+def check_finite(x: np.ndarray) -> None:
+  """Raises FloatingPointError where some of the samples [n, ...] are not finite."""
+  bad = int((~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).sum())
+  if bad:
+    raise FloatingPointError(f'{bad:,} of {len(x):,} samples are not finite: look at '
+                             'config.sample.solver and config.sample.grid, or at the training log')
+
+
+def unsettled(config: ConfigDict, norms: np.ndarray) -> str:
+  """How many descents [n] never met config.sample.threshold, as a line to print; '' where all did."""
+  section = config.sample
+  bad = ~(norms < section.threshold)
+  if not section.threshold or not bad.any():
+    return ''
+  return (f'{bad.sum():,} of {len(norms):,} did not converge: after config.sample.num_steps='
+          f'{section.num_steps} steps their field was not below config.sample.threshold='
+          f'{section.threshold:g}, at the median it was {np.median(norms[bad]):.3g}. Give more steps, '
+          'or a threshold above what the field of a trained network falls to\n')
+
+
+def steps_taken(config: ConfigDict, evaluations: np.ndarray) -> str:
+  """A histogram of evaluations [n] as lines to print, where a threshold stops samples one by one."""
+  if not config.sample.threshold:
+    return ''
+  least, most = int(evaluations.min()), int(evaluations.max())
+  counts, edges = np.histogram(evaluations, np.unique(np.linspace(least, most + 1, 11).round()))
+  return ''.join(f'{low:5.0f} to {high - 1:.0f} evaluations {count:8,} '
+                 f'{"#" * round(40 * count / counts.max())}\n'
+                 for low, high, count in zip(edges, edges[1:], counts))
+
+
+def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch: int,
+               first: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
+  """function(params, keys, given) for samples `first` to n - 1, `batch` at a time, as numpy arrays.
+
+  given is a pytree of arrays [n, ...], mostly labels. The last batch is padded to the one
+  compiled shape, and cut. Raises ValueError where the batch does not divide by the devices.
+  """
+  mesh = sharding.mesh_of(params)
+  sharding.check_rows(batch, mesh)
+  keys = jax.jit(jax.vmap(lambda index: key_of(seed, index)))
+  count = len(jax.tree.leaves(given)[0])
+  for start in range(first, count, batch):
+    index = start + np.arange(batch, dtype=np.uint32)
+    whole = lambda a: np.resize(a[start:start + batch], (batch, *a.shape[1:]))
+    index, rows = sharding.spread((index, jax.tree.map(whole, given)), mesh)
+    found = function(params, keys(index), rows)
+    yield tuple(sharding.fetch(a)[:count - start] for a in found)
+
+
+def check_pairs(recipe: Recipe) -> None:
+  """Raises ValueError unless the config's solver makes a sample a function of its noise."""
+  params = jax.eval_shape(recipe.init, jax.random.key(0))
+  keys, labels = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
+  try:
+    jax.eval_shape(recipe.pair, params, keys, labels)
+  except ValueError as error:
+    raise ValueError('config.sample.solver: pairs need one that draws nothing, such as '
+                     f"{{'name': 'ddim'}}, so that noise alone makes a sample ({error})") from error
+
+
+def write_pairs(recipe: Recipe, params: Any, folder: pathlib.Path, labels: Int[np.ndarray, 'n'], *,
+                seed: int, batch: int, made: dict[str, Any]) -> np.ndarray:
+  """(eps, x, label) of pairs 0 to n - 1 into `folder`, going on where it was broken off.
+
+  Returns the norms [m] of those drawn now: the last m, for those that were there stand no norms.
+  `made` tells the model, and stands beside the pairs. Raises ValueError where the folder holds
+  other pairs, FloatingPointError where a sample is not finite.
+  """
+  norms = [np.zeros(0, np.float32)]
+
+  def blocks(first):
+    found = in_batches(recipe.pair, params, labels, seed=seed, batch=batch, first=first)
+    for eps, x, seen in found:
+      check_finite(x)
+      norms.append(seen)
+      yield eps, x, labels[first:first + len(x)]
+      first += len(x)
+
+  pairs.write(folder, made | {'count': len(labels), 'seed': seed}, blocks)
+  return np.concatenate(norms)
+
+
+def picture(x: np.ndarray, label: np.ndarray, *, most: int = 100) -> np.ndarray:
+  """uint8 [h, w, 3 or 1]: a grid of the first `most` images, or all points in the plane.
+
+  Points have the colour of their label, of the first where several are joined.
+  """
+  label = label[:, 0] if np.ndim(label) == 2 else label
+  return images.scatter(x, label) if x.ndim == 2 else images.grid(x[:most])
+
+
+def write(path: pathlib.Path, x: np.ndarray, labels: np.ndarray, **more: Any) -> None:
+  """path.png and path.npz (samples, labels and `more`), each whole or not at all."""
+  images.save_png(path.with_suffix('.png'), picture(x, labels))
+  save(path.with_suffix('.npz'), samples=x, labels=labels, **more)
+
+
+def save(path: pathlib.Path, **arrays: Any) -> None:
+  """np.savez of the arrays to path, whole or not at all."""
+  partial = path.with_suffix('.partial.npz')
+  np.savez(partial, **arrays)
+  os.replace(partial, path)

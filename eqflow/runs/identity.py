@@ -1,0 +1,67 @@
+"""The identity of a run: which keys of its config decide its numbers, and their digest."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from eqflow.runs import compatibility
+
+# Sections and keys that do not change what a run computes, only what is looked at and when.
+FREE = ('sample', 'evaluate', 'mesh', 'data.dir', 'data.workers', 'train.log_examples',
+        'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
+        'train.max_skipped', 'train.stuck_seconds', 'ema.snapshot_examples', 'ema.snapshot_dtype')
+
+
+def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises ValueError where workdir holds the run of another config, naming every key that differs.
+
+  Keys that only say what is looked at may differ; the folder of a data set of images may not.
+  """
+  path, ours = workdir / 'config.json', compatibility.SINCE | flat(config)
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f'--workdir={workdir} is a file: give a folder')
+  if not path.exists():
+    return
+  try:
+    theirs = compatibility.SINCE | flat(json.loads(path.read_text()))
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f'{path} cannot be read ({error}): give another --workdir, or delete the file '
+                     'to let the config given take its place') from error
+  free = _free(config)
+  differ = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)
+            and not any(key == name or key.startswith(name + '.') for name in free)]
+  if differ:
+    changes = ', '.join(f'config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} given'
+                        for key in differ)
+    raise ValueError(f'{workdir} holds a run of another config ({changes}): give another --workdir, '
+                     'or the config it was made with')
+
+
+def _free(config):
+  """FREE, but for the folder where that says what the data are."""
+  return [key for key in FREE if key != 'data.dir' or config.data.name != 'folder']
+
+
+def flat(config: Any, prefix: str = '') -> dict[str, Any]:
+  """{'train.batch': 64, ...}: the config's numbers by their dotted keys."""
+  if isinstance(config, ConfigDict):
+    config = json.loads(config.to_json_best_effort())
+  out = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      out.update(flat(value, f'{prefix}{key}.'))
+    else:
+      out[prefix + key] = value
+  return out
+
+
+def identity(config: ConfigDict) -> str:
+  """What a run is called in its snapshots: a digest of all in its config that decides its numbers."""
+  # Without what a key that is new says as runs did before it, so that old snapshots keep their name.
+  kept = {key: value for key, value in flat(config).items()
+          if (key not in compatibility.SINCE or compatibility.SINCE[key] != value)
+          and not any(key == name or key.startswith(name + '.') for name in _free(config))}
+  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,45 @@
+"""Noise within a step: how much of the state's own noise is kept, and what replaces the rest."""
+
+from jax import numpy as jnp
+from jaxtyping import ArrayLike
+
+from eqflow import arrays
+from eqflow.arrays import Coef, Data, Keys, combine
+from eqflow.mix import Mix
+
+
+def step_ratio(here: Mix, there: Mix) -> Coef:
+  """a = (sigma_s/alpha_s)/(sigma_t/alpha_t); 1 where a time repeats at either end, which is 0/0."""
+  area = there.x * here.eps
+  return jnp.where(area == 0, 1, there.eps * here.x / jnp.where(area == 0, 1, area))
+
+
+def kept_by_churn(ratio: Coef, *, number: ArrayLike) -> Coef:
+  """r = a^(c/(1 - c)): the share of sigma_s that is the state's own noise, at churn c in [0, 1]."""
+  # An array, so that churn 1 divides to inf and keeps 0 ** inf = 0, but 1 ** inf = 1.
+  number = jnp.asarray(number, jnp.result_type(float))
+  return ratio ** (number / (1 - number))
+
+
+def kept_by_eta(ratio: Coef, *, number: ArrayLike) -> Coef:
+  """r = sqrt(1 - eta^2 (1 - a^2)): the same at DDIM's eta in [0, 1]."""
+  return jnp.sqrt(1 - jnp.square(number) * (1 - ratio) * (1 + ratio))
+
+
+def one_number(name: str, number: ArrayLike) -> None:
+  """Raises ValueError for an array: how much noise is put back is the same for all examples."""
+  if not arrays.is_traced(number) and jnp.ndim(number):
+    raise ValueError(f'{name} of shape {jnp.shape(number)}: give one number, for all examples')
+
+
+def renewed(mean: Data, sigma: Coef, kept: Coef, keys: Keys) -> Data:
+  """mean + sigma sqrt(1 - kept^2) fresh noise."""
+  # Where s = t, rounding can leave kept above 1.
+  spread = sigma * root((1 - kept) * (1 + kept))
+  return combine((1, mean), (spread, arrays.noise_like(keys, mean)))
+
+
+def root(a: Coef) -> Coef:
+  """sqrt(max(a, 0)), of slope 0 where a <= 0: a step of no length draws no noise, differentiably."""
+  positive = a > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), 0)

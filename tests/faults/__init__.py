@@ -1,0 +1,1 @@
+"""python -m tests.faults: runs that are killed, stopped and damaged, and what is left of them."""

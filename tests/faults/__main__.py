@@ -1,0 +1,113 @@
+"""Kills, stops, damages and starves small runs, and says what was lost.
+
+  python -m tests.faults [--kills=20] [--points=9] [--only=kills,points] [--results=FOLDER]
+
+What is found is stored in FOLDER as it comes, runs/faults unless given, and counts: the same command,
+or one that asks for more, goes on. With --results=tests/faults/results that is what its README
+has.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import tempfile
+
+from tests.faults import configs, damages, disk, kills, nans, records, results, states, tables, victim
+
+# How many of each are asked for unless told: the short form.
+SHORT = {'kills': 20, 'points': len(victim.POINTS), 'signals': 2 * len(victim.PHASES), 'damages': 100,
+         'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10}
+OF_VICTIM = 'kills', 'points', 'signals', 'damages'
+CHAINED = 10   # kills of one run of records
+
+
+def measures(folder: pathlib.Path, seed: int) -> dict:
+  """{measurement: (case(i, wanted) -> row, what is counted)}; the run left alone comes first."""
+  whole = {}
+
+  def unbroken(*flags):
+    # The first compiles what all others read; the second tells how long a run takes.
+    if flags not in whole:
+      places = [folder / f'{name}{"".join(flags)}' for name in ('whole', 'again')]
+      seconds = [kills.finish(place, *flags) for place in places][1]
+      expected, other = (states.digest(place) for place in places)
+      if other != expected:
+        raise RuntimeError('two runs that were left alone ended elsewhere')
+      whole[flags] = expected, seconds
+    return whole[flags]
+
+  def killed(i, wanted):
+    # Every other run is a short one, of which more are killed in the same time.
+    what, flags = (('at random, moons', ['--short']) if i % 2 else ('at random, digits', []))
+    return dict(what=what, **kills.chain(folder, *unbroken(*flags), wanted, f'{seed} {i}', *flags))
+
+  def at_point(i, wanted):
+    point, count = kills.point_of(i)
+    return dict(what=point, **kills.at_point(
+        folder, unbroken('--short')[0], point, count, '--short'))
+
+  def stopped(i, wanted):
+    phase, number = kills.phase_of(i)
+    return dict(what=phase, **kills.stopped(folder, unbroken()[0], phase, number))
+
+  def damaged(i, wanted):
+    unbroken()
+    whole.setdefault('like', damages.like())
+    kind = list(damages.KINDS)[i % len(damages.KINDS)]
+    return dict(what=kind, **damages.damaged(
+        folder, folder / 'whole', whole['like'], kind, random.Random(f'{seed} {i}')))
+
+  def starved(i, wanted):
+    whole.setdefault('disk', None) or whole.update(disk=disk.unbroken(folder / 'disk'))
+    kind = list(disk.KINDS)[i % len(disk.KINDS)]
+    return dict(what=kind, **disk.hurt(folder / f'disk{i}', whole['disk'], kind))
+
+  def poisoned(i, wanted):
+    # Each policy has a step to compile, and then many cases.
+    return [dict(what=what, **row) for most in (0, 3) for what, row in nans.poison(
+        folder, most, -(-wanted // 2), seed + i).items()]
+
+  def read(i, wanted):
+    place = folder / f'records{i}'
+    place.mkdir()
+    count = min(wanted, CHAINED)
+    return dict(what='records', **records.kill(place, count, f'{seed} {i}', 60 * (count + 1)))
+
+  return {'kills': (killed, 'killed'), 'points': (at_point, ''), 'signals': (stopped, ''),
+          'damages': (damaged, ''), 'disk': (starved, ''), 'records': (read, 'killed'),
+          'configs': (lambda i, wanted: configs.refuse(folder, wanted, seed + i), 'cases'),
+          'nans': (poisoned, 'cases')}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  for name, count in SHORT.items():
+    parser.add_argument(f'--{name}', type=int, default=count)
+  parser.add_argument('--only', default=','.join(SHORT), help='measurements, with commas between')
+  parser.add_argument('--results', type=pathlib.Path, default=pathlib.Path('runs/faults'))
+  parser.add_argument('--seed', type=int, default=0)
+  given = parser.parse_args()
+  names = given.only.split(',')
+  if not set(names) <= set(SHORT):
+    parser.error(f'--only={given.only}: choose from {",".join(SHORT)}')
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    # Nobody wants to see the same compilations again and again.
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/compiled')
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
+    found = measures(folder, given.seed)
+    for name in names:
+      case, counted = found[name]
+      before = len(results.read(name, given.results))
+      rows = results.go_on(name, getattr(given, name), case, counted=counted, folder=given.results)
+      print(f'{name}: {len(rows) - before} rows now, {before} were stored in {given.results}')
+      for what, row in results.summed(rows).items():
+        print(f'{what}: {row}', flush=True)
+  if given.results.resolve() == results.FOLDER.resolve():
+    tables.README.write_text(tables.filled(tables.README.read_text()))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,105 @@
+"""Disks that are full, files that may not grow, folders that may not be written to."""
+
+import contextlib
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+from eqflow.training import checksums
+from experiments import ROOT
+from tests.faults import states
+
+LIMIT, ROOM = 300, '64m'
+# 240 steps of a small network on moons, a checkpoint every 40.
+FLAGS = ('--config=configs/toy.py', '--config.model.width=16', '--config.model.depth=1',
+         '--config.train.batch=64', '--config.train.num_examples=15360',
+         '--config.train.checkpoint_examples=2560', '--config.train.log_examples=2560',
+         '--config.sample.num_steps=3', '--config.sample.batch=64', '--config.evaluate.num_samples=64')
+
+
+def start(workdir: pathlib.Path) -> subprocess.Popen:
+  """The command of a user; what it says on stderr is kept."""
+  return subprocess.Popen([sys.executable, '-m', 'eqflow.main', *FLAGS, f'--workdir={workdir}'],
+                          cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _mount(folder, options, *more):
+  subprocess.run(['mount', *more, '-o', options, str(folder)], check=True, capture_output=True)
+
+
+def _mounted(folder):
+  """A file system of its own, to be full or read-only. Raises PermissionError where it may not be."""
+  try:
+    _mount(folder, f'size={ROOM}', '-t', 'tmpfs', 'tmpfs')
+  except (OSError, subprocess.CalledProcessError) as error:
+    raise PermissionError('mounting is not permitted here') from error
+
+
+def _fill(process, folder):
+  space = os.statvfs(folder)
+  used = (space.f_blocks - space.f_bfree) * space.f_frsize
+  _mount(folder, f'remount,size={used + 4096}')
+
+
+# How each keeps a run from writing, and lets the next write again; what of the run's folder is a file
+# system of its own for that, None: nothing.
+KINDS = {
+    'disk full': ('checkpoints', _fill, lambda folder: _mount(folder, f'remount,size={ROOM}')),
+    'files may not grow': (None, lambda process, folder: resource.prlimit(
+        process.pid, resource.RLIMIT_FSIZE, (4096, 4096)), lambda folder: None),
+    'folder read-only': ('checkpoints', lambda process, folder: _mount(folder, 'remount,ro'),
+                         lambda folder: _mount(folder, 'remount,rw')),
+    # The log and TensorBoard's files too.
+    'disk of the whole run full': ('', _fill, lambda folder: _mount(folder, f'remount,size={ROOM}')),
+}
+
+
+def hurt(folder: pathlib.Path, expected: str, kind: str) -> dict[str, int]:
+  """{'cases', 'unrefused', 'broken', 'other'}: one run that cannot write once its first state stands.
+
+  unrefused: not exit code 2 and a line that names the newest checkpoint that stands, or the log;
+  broken: that one is not whole; other: the command given again does not end where the run that was
+  left alone did. Raises PermissionError where this user may not mount.
+  """
+  own, break_it, mend = KINDS[kind]
+  workdir = folder / kind.replace(' ', '_')
+  checkpoints = workdir / 'checkpoints'
+  place = workdir / (own or '')
+  place.mkdir(parents=True)
+  with contextlib.ExitStack() as stack:
+    if own is not None:
+      _mounted(place)
+      stack.callback(subprocess.run, ['umount', str(place)], check=True)
+    process, clock = start(workdir), time.perf_counter()
+    # It stands before the step compiles, so well before the next.
+    while not states.steps(workdir) and process.poll() is None and time.perf_counter() - clock < LIMIT:
+      time.sleep(0.01)
+    break_it(process, place)
+    _, said = process.communicate(timeout=LIMIT)
+    # Orbax may tell of its own threads after that.
+    told = [line for line in said.splitlines() if line.startswith('eqflow: ')]
+    stand = states.steps(workdir)
+    refused = process.returncode == 2 and len(told) == 1 and (
+        told[0].startswith('eqflow: a checkpoint could not be written')
+        and f'the newest that stands is {stand[-1]};' in told[0]
+        or own == '' and 'metrics.jsonl cannot be written' in told[0])
+    intact = not checksums.damages(checkpoints / str(stand[-1]))
+    mend(place)
+    process = start(workdir)
+    _, again = process.communicate(timeout=LIMIT)
+    same = process.returncode == 0 and states.digest(workdir) == expected
+  if not (refused and intact and same):
+    print(kind, said[-1500:], again[-1500:], flush=True)
+  return dict(cases=1, unrefused=int(not refused), broken=int(not intact), other=int(not same))
+
+
+def unbroken(folder: pathlib.Path) -> str:
+  """The digest of the run that is left alone."""
+  process = start(folder / 'whole')
+  _, said = process.communicate(timeout=LIMIT)
+  if process.returncode:
+    raise RuntimeError(f'exit code {process.returncode}: {said[-2000:]}')
+  return states.digest(folder / 'whole')

@@ -1,0 +1,133 @@
+"""Victims that are killed and stopped, at random and at named places, and what is left of them."""
+
+import collections
+import contextlib
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from eqflow.training.runtime import preemption
+from experiments import ROOT
+from tests.faults import states, victim
+
+DEVICES = 8    # of every run, unless XLA_FLAGS are given
+LIMIT = 300    # seconds that any run may take
+CHAINED = 12   # kills of one run, at most
+
+
+def start(workdir: pathlib.Path, *flags: str) -> subprocess.Popen:
+  """A victim in a process group of its own."""
+  return subprocess.Popen(
+      [sys.executable, '-m', 'tests.faults.victim', f'--workdir={workdir}', *flags], cwd=ROOT,
+      # Nothing is compiled twice: a run should cost little before it is killed.
+      env={'XLA_FLAGS': f'--xla_force_host_platform_device_count={DEVICES}'} | os.environ | {
+          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
+      text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def finish(workdir: pathlib.Path, *flags: str) -> float:
+  """Goes on until the run ends, in so many seconds; raises RuntimeError with what it said if not."""
+  clock, process = time.perf_counter(), start(workdir, *flags)
+  _, said = process.communicate(timeout=LIMIT)
+  if process.returncode:
+    raise RuntimeError(f'{workdir} was lost: exit code {process.returncode}\n{said[-3000:]}')
+  return time.perf_counter() - clock
+
+
+def chain(folder: pathlib.Path, expected: str, seconds: float, most: int, seed: str,
+          *flags: str) -> dict[str, int]:
+  """{'killed', 'runs', 'lost', 'other', 'without', 'anew'}: one run, killed up to `most` times, then
+  let end.
+
+  Instants are random within a run's usual time, at which it may have ended; then it is not killed.
+  `anew` counts starts that went on from less than the newest whole checkpoint that a kill had left.
+  """
+  chance, workdir = random.Random(seed), folder / 'run'
+  found = collections.Counter(killed=0, lost=0, other=0, without=0, anew=0, runs=1)
+  stood = []
+  for _ in range(min(most, CHAINED)):
+    process = start(workdir, *flags)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.communicate(timeout=chance.uniform(0, seconds))
+    if process.poll() is not None:
+      break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    _note(workdir, found, stood)
+  return _judged(workdir, expected, found, *flags, stood=stood)
+
+
+def _note(workdir, found, stood, least=-1):
+  """Counts a kill, and keeps (how many trainings had begun, the newest step that is whole or -1).
+
+  Once a checkpoint stands, one as new always does; from the first on where `least` is 0.
+  """
+  whole = max(states.whole(workdir), default=-1)
+  found.update(killed=1, without=whole < max((least, *(step for _, step in stood))))
+  stood.append((len(states.gone_on_from(workdir)), whole))
+
+
+def _judged(workdir, expected, found, *flags, stood=()):
+  try:
+    finish(workdir, *flags)
+    found['other'] += states.digest(workdir) != expected
+    begun = states.gone_on_from(workdir)
+    found['anew'] += sum(begun[count] < step for count, step in stood if count < len(begun))
+  except (RuntimeError, subprocess.TimeoutExpired) as error:
+    found['lost'] += 1
+    print(error, flush=True)
+  shutil.rmtree(workdir, ignore_errors=True)
+  return {name: int(count) for name, count in found.items()}
+
+
+def at_point(folder: pathlib.Path, expected: str, point: str, count: int,
+             *flags: str) -> dict[str, int]:
+  """{'killed', 'lost', 'other', 'without', 'anew'}: killed at the count-th time that a run comes to a
+  point."""
+  found, workdir = collections.Counter(killed=0, lost=0, other=0, without=0, anew=0), folder / 'point'
+  stood = []
+  process = start(workdir, f'--point={point}', f'--count={count}', *flags)
+  process.communicate(timeout=LIMIT)
+  if process.returncode == -signal.SIGKILL:
+    # At a later save, or where one has its name, another stands.
+    _note(workdir, found, stood, least=0 if count > 1 or states.steps(workdir) else -1)
+  return _judged(workdir, expected, found, *flags, stood=stood)
+
+
+def stopped(folder: pathlib.Path, expected: str, phase: str,
+            number: signal.Signals) -> dict[str, float]:
+  """{'stopped', 'slowest', 'lost', 'other', 'without', 'anew'}: one signal in one phase of a run.
+
+  `slowest` is the time from the signal to the end of the process, in s; `without` those that left
+  no whole checkpoint, or not that of the step at which the signal came.
+  """
+  found, workdir = collections.Counter(stopped=0, lost=0, other=0, anew=0), folder / 'stopped'
+  process = start(workdir, f'--phase={phase}', f'--signal={number.name}')
+  _, said = process.communicate(timeout=LIMIT)
+  seconds = time.time() - float(re.search(r'signalled at ([\d.]+)', said)[1])
+  # Where the first state was made, a whole one stands; while it steps, one of that step or the next.
+  newest = max(states.whole(workdir), default=-1)
+  least = {'starting': -1, 'stepping': victim.SIGNALLED}.get(phase, 0)
+  found.update(stopped=process.returncode == preemption.EXIT_CODE,
+               without=newest < least or phase == 'stepping' and newest > least + 2)
+  stood = [(len(states.gone_on_from(workdir)), newest)]
+  return _judged(workdir, expected, found, stood=stood) | {'slowest': round(seconds, 1)}
+
+
+def phase_of(i: int) -> tuple[str, signal.Signals]:
+  """The phase and the signal of the i-th case: all phases in turn, then with the other signal."""
+  phases = list(victim.PHASES)
+  return phases[i % len(phases)], preemption.SIGNALS[i // len(phases) % 2]
+
+
+def point_of(i: int) -> tuple[str, int]:
+  """The point and the count of the i-th case: all points in turn, later at each round."""
+  points = list(victim.POINTS)
+  # Snapshots and old checkpoints come to be fewer times: from the first again.
+  return points[i % len(points)], 1 + i // len(points) % 10

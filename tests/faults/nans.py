@@ -1,0 +1,186 @@
+"""Numbers that are none, in a batch, the loss or one leaf of the gradient: nothing of them is kept."""
+
+import collections
+from collections.abc import Callable
+import contextlib
+import io
+import pathlib
+import random
+import shutil
+from typing import Any
+from unittest import mock
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+import orbax.checkpoint as ocp
+
+from eqflow.commands import train
+from eqflow.config import recipes
+from eqflow.training import checkpoint, sharding, train_state, train_step
+from eqflow.training.runtime import preemption
+from experiments import config_file
+
+KINDS = 'batch', 'loss', 'gradient'
+STEPS, EVERY = 6, 2   # of a run, and between its checkpoints
+BAD = np.nan, np.inf, -np.inf
+
+
+@jax.custom_vjp
+def _marked(leaf, factor):
+  """leaf; its gradient is multiplied by factor."""
+  return leaf
+
+
+_marked.defvjp(lambda leaf, factor: (leaf, factor),
+               lambda factor, g: (g * factor.astype(g.dtype), None))
+
+
+def config_of(most: int) -> ConfigDict:
+  """6 steps on moons with three checkpoints and two averages, which may leave out `most` in a row."""
+  config, batch = config_file('toy').get_config(), 16
+  config.model.update(dict(width=16, depth=1))
+  config.train.update(dict(
+      batch=batch, num_examples=batch * STEPS, log_examples=batch * EVERY,
+      checkpoint_examples=batch * EVERY, sample_examples=batch * 1000, max_skipped=most,
+      keep_checkpoints=STEPS))
+  config.ema.update(ConfigDict(dict(stds=(0.05,))))
+  return config.lock()
+
+
+def injected(config: ConfigDict) -> tuple[recipes.Recipe, Callable, int]:
+  """(recipe, step, number of leaves): one compiled step, whose loss and gradients the batch may spoil.
+
+  A batch brings 'loss' [b], what each loss is multiplied by, and 'leaves' [b, n], of whose first row
+  entry i multiplies the gradient of leaf i.
+  """
+  recipe = recipes.recipe(config)
+  shapes = jax.tree.leaves(jax.eval_shape(recipe.init, jax.random.key(0)))
+
+  def loss(keys, params, batch, histogram):
+    leaves, tree = jax.tree.flatten(params)
+    leaves = [_marked(leaf, batch['leaves'][0, i]) for i, leaf in enumerate(leaves)]
+    losses, aux = recipe.loss(keys, jax.tree.unflatten(tree, leaves), batch, histogram)
+    return losses * batch['loss'], aux
+
+  step = train_step.make_step(loss, recipe.optimizer, recipe.share, sharding.device_mesh(),
+                         prepare=recipe.prepare, skip=config.train.max_skipped > 0)
+  return recipe, step, len(shapes)
+
+
+def spoiled(batch: dict, kind: str, leaves: int, chance: random.Random | None) -> dict[str, Any]:
+  """The batch with a number that is none in one entry, loss or leaf; as it is without chance."""
+  b = len(batch['index'])
+  batch = batch | {'x': np.array(batch['x']), 'loss': np.ones(b, np.float32),
+                   'leaves': np.ones((b, leaves), np.float32)}
+  if chance is None:
+    return batch
+  bad, row = chance.choice(BAD), chance.randrange(b)
+  if kind == 'batch':
+    batch['x'][row, chance.randrange(batch['x'].shape[1])] = bad
+  elif kind == 'loss':
+    batch['loss'][row] = bad
+  else:
+    # Infinity times a gradient of zero is no number either, and both are to be found.
+    batch['leaves'][:, chance.randrange(leaves)] = bad
+  return batch
+
+
+def run(config: ConfigDict, recipe: recipes.Recipe, step: Callable, leaves: int, workdir: pathlib.Path,
+        source: Any, *, kind: str = '', at: range = range(0), chance: random.Random | None = None,
+        seen: Callable = lambda *given: None) -> Any:
+  """The train loop with the injected step; batches numbered `at` are spoiled. The last state.
+
+  seen(number, state before, state after), each on the host, is told of every spoiled step.
+  """
+  state = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), config.seed,
+                       sharding.device_mesh(), histogram=recipe.histogram)
+  place, number = train.sharding.place_batch, iter(range(STEPS))
+
+  def broken(batch, mesh):
+    i = next(number)
+    return place(spoiled(batch, kind, leaves, chance if i in at else None), mesh)
+
+  def watched(state, metrics, batch):
+    i = int(state.step)
+    before = _host(state) if i in at else None
+    out = step(state, metrics, batch)
+    if i in at:
+      seen(i, before, _host(out[0]))
+    return out
+
+  with (mock.patch.object(train.sharding, 'place_batch', broken),
+        checkpoint.open_checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints):
+    checkpoints.save(state)
+    return train.fit(config, recipe, source, watched, state, workdir, until=STEPS,
+                        checkpoints=checkpoints, stop=preemption.Stop())
+
+
+def _host(tree):
+  return jax.tree.map(np.array, tree)
+
+
+def untouched(before: Any, after: Any) -> bool:
+  """Whether two states are the same, bit for bit, but for place in the data and count of bad steps."""
+  kept = lambda state: [np.asarray(leaf).tobytes() for name in (
+      'seed', 'params', 'opt_state', 'emas', 'histogram') for leaf in jax.tree.leaves(
+          getattr(state, name))]
+  return kept(before) == kept(after)
+
+
+def clean(workdir: pathlib.Path) -> bool:
+  """Whether every number of every checkpoint in workdir is finite."""
+  with ocp.StandardCheckpointer() as orbax:
+    for path in workdir.glob('checkpoints/*/state'):
+      for leaf in jax.tree.leaves(orbax.restore(path)):
+        leaf = np.asarray(leaf)
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+          return False
+  return True
+
+
+def poison(folder: pathlib.Path, most: int, wanted: int, seed: int) -> dict[str, dict[str, int]]:
+  """{policy and kind: {'cases', 'unclean'}}: so many cases with `most` allowed, all kinds in turn."""
+  config, found = config_of(most), {}
+  source = train.dataset.open_source(config)
+  recipe, step, leaves = injected(config)
+  for case in range(wanted):
+    kind = KINDS[case % len(KINDS)]
+    row = found.setdefault(f'{kind}, {"left out" if most else "the end"}',
+                           collections.Counter(cases=0, unclean=0))
+    with contextlib.redirect_stdout(io.StringIO()):
+      good = (_skipped if most else _aborted)(
+          config, recipe, step, leaves, folder / 'poisoned', source, kind,
+          random.Random(f'{seed} {most} {case}'))
+    row.update(cases=1, unclean=not good)
+    shutil.rmtree(folder / 'poisoned')
+  if step._cache_size() != 1:
+    raise RuntimeError(f'the step compiled {step._cache_size()} times')
+  return {name: dict(row) for name, row in found.items()}
+
+
+def _aborted(config, recipe, step, leaves, workdir, source, kind, chance):
+  """One bad step: the run ends and names it, and its checkpoints are those before."""
+  at = chance.randrange(STEPS)
+  try:
+    run(config, recipe, step, leaves, workdir, source, kind=kind, at=range(at, at + 1), chance=chance)
+  except FloatingPointError as error:
+    stand = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+    return f'step {at + 1}: ' in str(error) and clean(workdir) and stand == at // EVERY * EVERY
+  return False
+
+
+def _skipped(config, recipe, step, leaves, workdir, source, kind, chance):
+  """One to four bad steps in a row, three being allowed: left out, the fourth ends the run."""
+  most, count = config.train.max_skipped, chance.randint(1, config.train.max_skipped + 1)
+  at = chance.randrange(STEPS - count + 1)
+  same = []
+  given = dict(kind=kind, at=range(at, at + count), chance=chance, seen=lambda i, before, after: (
+      same.append(untouched(before, after) and int(after.guard.row) == len(same) + 1)))
+  try:
+    state = run(config, recipe, step, leaves, workdir, source, **given)
+  except FloatingPointError as error:
+    return (count > most and f'step {at + count}: ' in str(error) and all(same) and len(same) == count
+            and clean(workdir))
+  return (count <= most and all(same) and len(same) == count and clean(workdir)
+          and int(state.guard.skipped) == count and int(state.step) == STEPS)

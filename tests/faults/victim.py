@@ -1,0 +1,174 @@
+"""One small run of the digits that may be told to die at a point of its saving, or to be asked to stop.
+
+  python -m tests.faults.victim --workdir=DIR [--point=NAME --count=3] [--phase=NAME]
+
+It leaves what `eqflow.main` would, and goes on as that does. Points kill its whole process group;
+phases send it SIGTERM, or --signal.
+"""
+
+import argparse
+import contextlib
+import functools
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+import types
+
+from ml_collections import ConfigDict
+
+from eqflow.commands import evaluate, train
+from eqflow.training import checkpoint, checksums, snapshots
+from eqflow.training.runtime import ledger, preemption
+from experiments import config_file
+
+STEPS, SAVED_EVERY = 240, 12
+SIGNALLED = 75   # the step with which a signal comes, three after a save
+
+
+def config_of(data_dir: str = '~/.cache/eqflow/data', *, short: bool = False) -> ConfigDict:
+  """240 steps of 16 of a tiny network with two averages: 20 checkpoints, 10 snapshots, one picture.
+
+  A short one is of moons, and has no picture: it starts faster.
+  """
+  config = config_file('toy' if short else 'digits').get_config()
+  config.data.dir = '' if short else data_dir
+  config.model.update(dict(width=16, depth=1) | ({} if short else dict(heads=2)))
+  config.train.update(dict(
+      batch=16, num_examples=16 * STEPS, log_examples=16 * SAVED_EVERY, keep_checkpoints=2,
+      sample_examples=16 * 180, checkpoint_examples=16 * SAVED_EVERY))
+  config.optimizer.warmup_examples = 640
+  config.ema.update(ConfigDict(dict(
+      decays=(0.999,), stds=(0.05, 0.1), snapshot_examples=16 * 2 * SAVED_EVERY)))
+  config.sample.update(dict(num_steps=3, batch=16))
+  config.evaluate.num_samples = 64
+  return config.lock()
+
+
+def _die():
+  os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _before(count, function, then, *, counts=lambda *given: True):
+  """function, but `then()` comes before the count-th call that counts."""
+  calls = []
+
+  @functools.wraps(function)
+  def wrapped(*given, **named):
+    calls.extend([1] * counts(*given))
+    if len(calls) == count:
+      calls.append(1)
+      then()
+    return function(*given, **named)
+  return wrapped
+
+
+def _dies(owner, name, *, own='', **options):
+  """count -> owner.name is patched so that the process dies before its count-th call.
+
+  With `own` it is a name of what the module `owner` calls so, of which it gets a copy.
+  """
+  def patch(count):
+    where = _alone(owner, own) if own else owner
+    setattr(where, name, _before(count, getattr(where, name), _die, **options))
+  return patch
+
+
+def _alone(module, name):
+  """A module's own os or shutil, which may be patched without anybody else's."""
+  setattr(module, name, types.SimpleNamespace(**vars(getattr(module, name))))
+  return getattr(module, name)
+
+
+def _half_gone(count):
+  """An old checkpoint has lost its name and one of its files."""
+  shutil = _alone(checkpoint, 'shutil')
+  def half(path, **options):
+    next(path.rglob('_METADATA')).unlink()
+    _die()
+  whole, calls = shutil.rmtree, []
+  def rmtree(path, **options):
+    calls.extend([1] * (path.suffix == '.deleted'))
+    (half if len(calls) == count else whole)(path, **options)
+  shutil.rmtree = rmtree
+
+
+# Each dies at the count-th time that it comes to be.
+POINTS = {
+    'before a save': _dies(checkpoint.Checkpoints, 'save'),
+    'while arrays are written': _dies(checkpoint.Checkpoints, '_finish'),
+    'before the manifest': _dies(checksums, 'write'),
+    'before the manifest has its name': _dies(checksums, 'replace', own='os'),
+    'before the checkpoint has its name': _dies(
+        checkpoint, 'replace', own='os', counts=lambda path, to: path.suffix == '.partial'),
+    'before old ones go': _dies(checkpoint.Checkpoints, '_prune'),
+    'before an old one loses its name': _dies(
+        checkpoint, 'replace', own='os', counts=lambda path, to: to.suffix == '.deleted'),
+    'while an old one goes': _half_gone,
+    'before a snapshot has its name': _dies(snapshots, 'replace', own='os'),
+}
+
+
+def _later(number, seconds):
+  # From another thread, while the main one is within the phase.
+  def send():
+    time.sleep(seconds)
+    print(f'signalled at {time.time()}', file=sys.stderr, flush=True)
+    os.kill(os.getpid(), number)
+  threading.Thread(target=send, daemon=True).start()
+
+
+def _signalled(owner, name, count, seconds):
+  """number -> owner.name is patched so that the signal comes soon after its count-th call begins."""
+  return lambda number: setattr(owner, name, _before(
+      count, getattr(owner, name), lambda: _later(number, seconds)))
+
+
+def _step_signalled(count, seconds):
+  make = train.train_step.make_step
+  def patch(number):
+    train.train_step.make_step = lambda *given, **named: _before(
+        count, make(*given, **named), lambda: _later(number, seconds))
+  return patch
+
+
+PHASES = {
+    'starting': _signalled(train.dataset, 'evaluation_source', 1, 0.0),
+    'compiling': _step_signalled(1, 0.2),
+    'stepping': _step_signalled(SIGNALLED, 0.0),
+    'saving': _signalled(checksums, 'write', 3, 0.0),
+    'sampling': _signalled(train, 'preview', 1, 0.2),
+    # The last save: nothing comes after it but the evaluation.
+    'ending': _signalled(checksums, 'write', 1 + STEPS // SAVED_EVERY, 0.0),
+    'evaluating': _signalled(evaluate.generate, 'draw', 2, 0.2),
+}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--point', choices=POINTS)
+  parser.add_argument('--count', type=int, default=3, help='the save at which it dies')
+  parser.add_argument('--phase', choices=PHASES)
+  parser.add_argument('--signal', default='SIGTERM')
+  parser.add_argument('--short', action='store_true', help='what starts and ends soon')
+  given = parser.parse_args()
+  workdir, config = pathlib.Path(given.workdir), config_of(short=given.short)
+  if given.point:
+    POINTS[given.point](given.count)
+  if given.phase:
+    PHASES[given.phase](signal.Signals[given.signal])
+  try:
+    book = ledger.Ledger(since=ledger.created())
+    with preemption.watched() as stop, contextlib.closing(book):
+      train.train(config, workdir, stop, book)
+      if not given.short:
+        evaluate.evaluate(config, workdir, book=book)
+  except preemption.Stopped as stopped:
+    preemption.end(str(stopped))
+
+
+if __name__ == '__main__':
+  main()
