@@ -21,7 +21,7 @@ test-all: .venv/dev lint
 # make test reads what is recorded of diffusers and needs no torch.
 peers: .venv/peers
 	JAX_PLATFORMS=cpu EQFLOW_PEERS=live $(BIN)/python -m pytest \
-	  -W ignore:__array__:DeprecationWarning tests/test_peers.py
+	  -W ignore:__array__:DeprecationWarning tests/peers/test_peers.py
 
 lint: .venv/dev
 	$(RUFF) eqflow configs tests experiments colabs

@@ -16,7 +16,7 @@ from eqflow.data import pipeline, records
 from eqflow.runs import identity
 from eqflow.training import sharding, train_state, train_step
 from experiments import config_file as load
-from tests.test_train import Interrupted, assert_bitwise_equal, interrupt
+from tests.commands.test_train import Interrupted, assert_bitwise_equal, interrupt
 
 BOTH = {'optimal_transport': couplings.optimal_transport,
         'sinkhorn': Partial(couplings.sinkhorn, regularization=0.1)}

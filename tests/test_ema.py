@@ -2,7 +2,6 @@
 
 import fractions
 import itertools
-import pathlib
 import re
 import tracemalloc
 
@@ -12,8 +11,9 @@ import numpy as np
 import pytest
 
 from eqflow import ema, posthoc_ema
+from tests import ROOT
 
-DOCS = pathlib.Path(__file__).parents[1] / 'docs'
+DOCS = ROOT / 'docs'
 
 
 def test_each_average_follows_its_own_decay():

@@ -3,7 +3,6 @@
 import ast
 import graphlib
 import inspect
-import pathlib
 import re
 import subprocess
 import sys
@@ -13,8 +12,8 @@ import pytest
 
 from eqflow import descent, outputs, processes, samplers
 from eqflow.config import tables
+from tests import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 HOUSE = ROOT / 'eqflow'
 FILES = sorted(HOUSE.rglob('*.py'))
 

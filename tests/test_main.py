@@ -1,14 +1,14 @@
 """The command line: what is misspelt, mistyped or missing is refused in one line, with exit code 2."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import ROOT
+
 DIGITS = '--config=configs/digits.py'
 TINY = ['--config.model.width=16', '--config.model.depth=1', '--config.model.heads=2',
         '--config.train.batch=16', '--config.train.num_examples=32', '--config.sample.num_steps=2',

@@ -1,7 +1,6 @@
 """Every notebook of colabs/ is clean, opens in Colab and runs from its first cell to its last."""
 
 import os
-import pathlib
 import subprocess
 import sys
 import types
@@ -11,8 +10,8 @@ import pytest
 
 from experiments import slides
 from experiments.slides import slide
+from tests import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 REPOSITORY = 'https://github.com/eqflow/eqflow'
 COLAB = REPOSITORY.replace('https://github.com', 'https://colab.research.google.com/github')

@@ -1,11 +1,12 @@
 """The README's first example is a program, and learns what it says."""
 
-import pathlib
 import re
 
 import numpy as np
 
-README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
+from tests import ROOT
+
+README = (ROOT / 'README.md').read_text()
 
 
 def test_the_first_example_draws_moons():

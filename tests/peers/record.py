@@ -2,7 +2,7 @@
 
 The model is E[output | z] of a Gaussian mixture in numpy float64, written down here without eqflow
 and handed over in float32. Every case becomes arrays in one file, trajectories.npz, which
-`tests/test_peers.py` reads, so that only recording needs torch:
+`tests/peers/test_peers.py` reads, so that only recording needs torch:
   i/states [n + 1, b, d]    the state before the first step and after each, float32
   i/noise [n, b, d]         what the steps drew, float32; only where they draw
   i/timesteps, i/sigmas     the scheduler's own lists; DDIM and DDPM have no sigmas

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eqflow.runs import claim
-from tests.test_house import ROOT
+from tests import ROOT
 
 pytestmark = pytest.mark.long
 FLAGS = [

@@ -1,7 +1,6 @@
 """What stands when a run is stopped, killed or damaged: its last whole checkpoint, which is read."""
 
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,7 @@ from eqflow.training import checkpoint, checksums
 from eqflow.training.nonfinite import start
 from eqflow.training.runtime import preemption
 from eqflow.training.train_state import TrainState
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import ROOT
 
 
 def state(step, size=400):

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -13,8 +12,7 @@ from jax import numpy as jnp
 import pytest
 
 from eqflow.training.runtime import ledger
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import ROOT
 
 
 class Clock:

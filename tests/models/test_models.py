@@ -1,4 +1,4 @@
-"""The networks: published sizes, and what a training run relies on; test_checkpoints has the rest."""
+"""The networks: published sizes, and what a training run relies on; tests/interop has the rest."""
 
 import functools
 

@@ -16,7 +16,15 @@ from eqflow import descent, energies, samplers
 from eqflow.config import recipes
 from experiments.equilibrium_matching import __main__ as command
 from experiments.equilibrium_matching import (
-    abilities, descents, figures, flows, measure, models, results, tables)
+  abilities,
+  descents,
+  figures,
+  flows,
+  measure,
+  models,
+  results,
+  tables,
+)
 
 Z = np.random.default_rng(0).standard_normal((9, 4)) * np.tile([[1], [3], [9]], (3, 1))
 

@@ -14,8 +14,8 @@ from eqflow.config import schema
 from eqflow.runs import identity
 from eqflow.training.runtime import watchdog
 from experiments import config_file
+from tests import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 LIMIT, EVERY = 100.0, 5.0
 
 

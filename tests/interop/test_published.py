@@ -20,7 +20,7 @@ from eqflow import energies, guidance, interop
 from eqflow.interop import convert
 from eqflow.models import embed
 from eqflow.models.dit import DiT
-from tests import golden
+from tests import ROOT, golden
 
 # Our vector is theirs times the sign, and their network is told the label.
 FIELDS = {'eqm': (-1, lambda t: 0 * t), 'velocity': (-1, lambda t: 1 - t),
@@ -393,7 +393,7 @@ def test_converting_without_a_torch_that_is_safe_is_refused(monkeypatch, tmp_pat
 
 def test_the_command_says_how_it_is_used():
   out = subprocess.run([sys.executable, '-m', 'eqflow.interop', '--help'], capture_output=True,
-                       text=True, check=True, cwd=pathlib.Path(__file__).parents[1])
+                       text=True, check=True, cwd=ROOT)
   assert 'python -m eqflow.interop in.pt out.safetensors' in out.stdout
 
 

@@ -14,7 +14,7 @@ from eqflow.commands import posthoc_ema, train
 from eqflow.config import recipes
 from eqflow.runs import compatibility, identity, restore
 from eqflow.training import optimizers, sharding, snapshots, train_state, train_step
-from tests.test_train import Interrupted, assert_bitwise_equal, interrupt, tiny
+from tests.commands.test_train import Interrupted, assert_bitwise_equal, interrupt, tiny
 
 
 def config(tmp_path, **ema):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import subprocess
 import sys
 
@@ -18,8 +17,7 @@ from eqflow.planning import chips, collectives, flops, hlo, report, topologies
 from eqflow.runs import run
 from eqflow.training import sharding
 from experiments import config_file
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import ROOT
 
 
 def floats(*shape):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from eqflow import blind_spots, densities, fields, grids, outputs, processes
-from eqflow.processes import continuous, tables
+from eqflow.mix import Mix
+from eqflow.processes import tables
 from tests import rows
 
 
@@ -81,7 +82,7 @@ def test_of_a_grid_that_rises_the_right_end_is_moved(output, grid, remedy):
 
 def test_a_schedule_of_numbers_that_make_none_is_not_blamed_on_the_grid():
   # Bound in a closure, so that the schedule alone shows it.
-  broken = lambda t: continuous.Mix(1 - t, jnp.nan * t)
+  broken = lambda t: Mix(1 - t, jnp.nan * t)
   with pytest.raises(ValueError, match='at t=0.9 is not a mix .*: the numbers bound to it make no '
                      'schedule, so give finite ones'):
     blind_spots.check_grid([0.9, 0.1], process=broken, output=outputs.v)
@@ -108,7 +109,7 @@ def test_eps_is_not_trained_on_a_table_that_ends_in_pure_noise():
 
 
 @pytest.mark.parametrize('process', [
-    lambda t: continuous.Mix(t, 1 - t),
+    lambda t: Mix(t, 1 - t),
     Partial(processes.discrete, angles=processes.table_angles(tables.linear(100))[::-1].copy())])
 def test_noise_that_falls_as_t_rises_is_refused(process):
   refusal = 'holds less noise at t=.* than at t=.*: noise grows with t here, so give 1 - t'
@@ -161,8 +162,8 @@ def test_a_training_range_that_touches_a_blind_spot_is_refused(output, density, 
 def test_the_check_is_silent_where_a_function_closes_over_a_traced_number():
   def check(a):
     blind_spots.check_grid(np.array([1.0, 0.0]),
-                           process=Partial(lambda t: continuous.Mix(1 - t, a * t)),
-                     output=outputs.v)
+                           process=Partial(lambda t: Mix(1 - t, a * t)),
+                           output=outputs.v)
     return a
   jax.jit(check)(1.0)
 

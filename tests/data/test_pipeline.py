@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 import tensorflow_datasets as tfds
 
 from eqflow.data import digits, folder, images, pipeline, prepare, prepared, records, sources, toys
-from tests.test_house import ROOT
+from tests import ROOT
 
 
 class Paintings(tfds.core.GeneratorBasedBuilder):

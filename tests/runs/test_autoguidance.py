@@ -10,7 +10,7 @@ from eqflow.commands import evaluate, ood, train
 from eqflow.config import recipes, samplings
 from eqflow.runs import generate, restore
 from experiments import config_file
-from tests.test_train import TINY, tiny
+from tests.commands.test_train import TINY, tiny
 
 
 @pytest.fixture(scope='module')
