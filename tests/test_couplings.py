@@ -15,7 +15,7 @@ from eqflow.config import recipes
 from eqflow.data import pipeline, records
 from eqflow.runs import identity
 from eqflow.training import sharding, train_state, train_step
-from experiments import config_file as load
+from tests import config_file as load
 from tests.commands.test_train import Interrupted, assert_bitwise_equal, interrupt
 
 BOTH = {'optimal_transport': couplings.optimal_transport,

@@ -13,7 +13,7 @@ import pytest
 from eqflow import densities, descent, energies, fields, guidance, losses, oracles, outputs, processes
 from eqflow.config import recipes
 from eqflow.models import dit, embed, mlp
-from experiments import config_file as load
+from tests import config_file as load
 from tests import rows
 
 KINDS = {'dot': energies.dot, 'squared_norm': energies.squared_norm,

@@ -313,7 +313,8 @@ def test_dispersion_is_the_log_mean_of_a_gaussian_kernel_over_all_pairs_and_each
 
 def test_a_penalty_of_what_predict_also_returns_is_added_and_leaves_the_error_alone():
   call = lambda predict, **kw: losses.matching_loss(
-      KEYS, predict, X, process=processes.linear, output=outputs.u, density=densities.uniform, u=U, **kw)
+      KEYS, predict, X, process=processes.linear, output=outputs.u, density=densities.uniform, u=U,
+      **kw)
   plain, aux = call(_network)
   both = lambda z, t: (_network(z, t), z[:, 0])
   loss, same = call(both, penalty=lambda h: 3 * h[:, 0])

@@ -1,4 +1,4 @@
-"""Points of a branching class, not guided, guided by class and by a worse self: docs/autoguidance.png.
+"""Points of a branching class, not guided, guided by class and by a worse self: results/samples.png.
 
   python -m experiments.autoguidance
 
@@ -7,6 +7,7 @@ of the class, and recall, the share of the class that has a sample near by.
 """
 
 import argparse
+import pathlib
 
 import matplotlib
 
@@ -15,10 +16,9 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from eqflow.evaluation import distances, report
-from experiments import ROOT
 from experiments.autoguidance import tree
 
-PATH = ROOT / 'docs/autoguidance.png'
+PATH = pathlib.Path(__file__).parent / 'results/samples.png'
 SCALES = 1.0, 1.5, 2.0, 3.0, 4.0
 SHOWN = 3.0
 

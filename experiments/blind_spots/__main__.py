@@ -1,21 +1,19 @@
 """One-step and 50-step samples of eps, x, v and u networks side by side: docs/blind_spots.png."""
 
-import pathlib
-
 import matplotlib
 
 matplotlib.use('Agg')
 
+from experiments import ROOT  # noqa: E402
 from experiments.blind_spots import figures  # noqa: E402
 
-PATH = pathlib.Path(__file__).parents[2] / 'docs/blind_spots.png'
+PATH = ROOT / 'docs/blind_spots.png'
 
 
 def main():
   x = figures.digits()
   predicts = figures.train(x, num_steps=4_000)
   z = figures.noise(64)
-  PATH.parent.mkdir(exist_ok=True)
   figures.draw_samples(
       x, z, figures.best(x, z), figures.returned(predicts, z), figures.sampled(predicts, z, 1),
       figures.sampled(predicts, z, 50)).savefig(PATH, dpi=110)

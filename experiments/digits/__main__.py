@@ -11,17 +11,18 @@ import argparse
 import jax
 import numpy as np
 
+from configs import digits
 from eqflow.commands.train import train
 from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.evaluation import report
 from eqflow.runs import dataset, generate, restore
-from experiments import ROOT, config_file
+from experiments import ROOT
 
 
 def measured(variant, seeds):
   """{column: 'mean ± std'} of a variant's samples against all records."""
-  config = config_file('digits').get_config(variant).lock()
+  config = digits.get_config(variant).lock()
   workdir = ROOT / f'runs/digits_{variant}'
   train(config, workdir)
   recipe = recipes.recipe(config)
@@ -38,7 +39,7 @@ def measured(variant, seeds):
 
 def main():
   flags = argparse.ArgumentParser()
-  flags.add_argument('--variants', default=','.join(config_file('digits').VARIANTS))
+  flags.add_argument('--variants', default=','.join(digits.VARIANTS))
   flags.add_argument('--seeds', type=int, default=3)
   given = flags.parse_args()
   rows = {}

@@ -13,17 +13,17 @@ import time
 import jax
 import numpy as np
 
+from configs import digits
 from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.runs import dataset
 from eqflow.training import sharding, train_state, train_step
-from experiments import config_file
 from experiments.speed import pairs
 
 
 def stepping(kind):
   """A function that takes `count` training steps of the energy of that name, and waits for them."""
-  config = config_file('digits').get_config('eqm')
+  config = digits.get_config('eqm')
   config.energy.name, config.model.final_scale = kind, 0.02
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
   source = dataset.open_source(config)

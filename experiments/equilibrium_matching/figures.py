@@ -1,4 +1,4 @@
-"""Redraws every figure and table of the stored results: docs/equilibrium_*.png and README.md.
+"""Redraws every figure and table of the stored results: results/<data>/*.png and README.md.
 
   python -m experiments.equilibrium_matching.figures
 """
@@ -12,7 +12,6 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from eqflow.evaluation import images
-from experiments import ROOT
 from experiments.equilibrium_matching import abilities, models, results, tables
 
 README = pathlib.Path(__file__).parent / 'README.md'
@@ -174,11 +173,11 @@ def main():
   for data in models.DATA:
     for name, (measurement, row, draw) in FIGURES.items():
       if results.read(data, measurement, row):
-        path = ROOT / f'docs/equilibrium_{name}_{data}.png'
+        path = results.FOLDER / f'{data}/{name}.png'
         draw(data).savefig(path, dpi=110)
         print(path)
     for name, picture in pictures(data).items():
-      path = ROOT / f'docs/equilibrium_{name}_{data}.png'
+      path = results.FOLDER / f'{data}/{name}.png'
       images.save_png(path, picture)
       print(path)
   README.write_text(tables.filled(README.read_text()))

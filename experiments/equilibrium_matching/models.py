@@ -9,12 +9,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import digits, fashion_mnist
 from eqflow.config import recipes
 from eqflow.runs import restore
-from experiments import ROOT, config_file
+from experiments import ROOT
 
 SEEDS = (0, 1, 2)
-DATA = ('digits', 'fashion_mnist')
+DATA = {'digits': digits, 'fashion_mnist': fashion_mnist}
 RUNS = ROOT / 'runs'
 
 
@@ -63,7 +64,7 @@ ROWS_OF = {'digits': list(ROWS),
 def config_of(data: str, row: str, seed: int) -> ConfigDict:
   """The locked config of one training; raises KeyError for a row that is none."""
   variant, changes = ROWS[row]
-  config = config_file(data).get_config(variant)
+  config = DATA[data].get_config(variant)
   config.seed = seed
   config.train.num_examples = EXAMPLES[data]
   # Nobody looks at pictures or old checkpoints of these.

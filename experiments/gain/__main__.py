@@ -3,8 +3,6 @@
 An error of 1 in the output is an error of |gain| in the data, or the noise, that a sampler sees.
 """
 
-import pathlib
-
 from jax import numpy as jnp
 from jax.tree_util import Partial
 import matplotlib
@@ -15,8 +13,9 @@ import numpy as np
 
 from eqflow import outputs, processes
 from eqflow.mix import gain
+from experiments import ROOT
 
-PATH = pathlib.Path(__file__).parents[2] / 'docs/gain.png'
+PATH = ROOT / 'docs/gain.png'
 
 PROCESSES = {
     'linear': processes.linear,
@@ -55,7 +54,6 @@ def main():
   for axis in axes[1]:
     axis.set_xlabel('t   (0 data, 1 noise)')
   figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center', frameon=False)
-  PATH.parent.mkdir(exist_ok=True)
   figure.savefig(PATH, dpi=110)
   print(PATH)
 

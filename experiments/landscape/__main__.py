@@ -1,4 +1,4 @@
-"""The landscape of two rings of points, one that works and one that does not: docs/landscape.png."""
+"""The landscapes of a wide and of a narrow ring of points: results/landscapes.png."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ matplotlib.use('Agg')
 
 from experiments.landscape import figures  # noqa: E402
 
-PATH = pathlib.Path(__file__).parents[2] / 'docs/landscape.png'
+PATH = pathlib.Path(__file__).parent / 'results/landscapes.png'
 
 
 def main():

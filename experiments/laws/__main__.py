@@ -12,7 +12,8 @@ import numpy as np
 
 from eqflow import oracles, outputs, processes, samplers
 from eqflow.mix import det, mix, remix
-from tests import rows, test_samplers
+from tests import rows
+from tests.samplers import test_onestep
 
 
 def units_in_the_last_place(dtype, count=997):
@@ -42,43 +43,43 @@ def order(solver, process, output):
   start, end, steps = 0.98, 0.02, np.array([32, 64, 128, 256])
   z = jnp.array([[-1.0], [0.3], [2.0]])
   predict = Partial(oracles.gaussian, process=process, output=output,
-                    mean=jnp.array([test_samplers.MEAN]), cov=jnp.array([[test_samplers.STD**2]]))
+                    mean=jnp.array([test_onestep.MEAN]), cov=jnp.array([[test_onestep.STD**2]]))
   errors = []
   for n in steps:
     grid = np.concatenate([np.full(steps[-1] - n, start), np.linspace(start, end, n + 1)])
     found = samplers.sample(solver(process, output), predict, z, grid)
-    errors.append(float(abs(found - test_samplers._exact(process, z, start, end)).max()))
+    errors.append(float(abs(found - test_onestep._exact(process, z, start, end)).max()))
   return f'{-np.polyfit(np.log(steps), np.log(errors), 1)[0]:.2f}'
 
 
 def ancestral_bias(process):
   coefficients = jax.jit(jax.vmap(
-      lambda t, s: jnp.stack(test_samplers._affine(process, outputs.v, t, s))))
+      lambda t, s: jnp.stack(test_onestep._affine(process, outputs.v, t, s))))
   steps, bias = np.array([128, 256, 512]), []
   for n in steps:
     grid = jnp.asarray(np.linspace(1, 0, n + 1))
     variance = 1.0
     for a, _, b in np.asarray(coefficients(grid[:-1], grid[1:])):
       variance = a * a * variance + b * b
-    bias.append(abs(variance - test_samplers.STD**2))
+    bias.append(abs(variance - test_onestep.STD**2))
   return f'{-np.polyfit(np.log(steps), np.log(bias), 1)[0]:.2f}'
 
 
 def euler_against_ddim(steps):
   z = jax.random.normal(jax.random.key(0), (64, 3))
   grid = np.linspace(1, 1 - 1 / 50, 2) if steps == 1 else np.linspace(1, 0, 51)
-  ends = [samplers.sample(make(processes.linear, outputs.u), test_samplers._field, z, grid)
+  ends = [samplers.sample(make(processes.linear, outputs.u), test_onestep._field, z, grid)
           for make in (samplers.ddim, samplers.euler)]
   return f'{float(abs(ends[0] - ends[1]).max() / abs(ends[0]).max()):.1e}'
 
 
 def scaled_against_plain(steps):
-  c, output = test_samplers._scale, outputs.eps
+  c, output = test_onestep._scale, outputs.eps
   stretched = Partial(processes.scaled, process=processes.cosine, scale=Partial(c))
   z = jax.random.normal(jax.random.key(0), (64, 3))
   grid = np.linspace(0.98, 0.96, 2) if steps == 1 else np.linspace(0.98, 0, 51)
-  plain = samplers.sample(samplers.ddim(processes.cosine, output), test_samplers._field, z, grid)
-  unscaled = lambda z, t: test_samplers._field(z / c(t)[:, None], t)
+  plain = samplers.sample(samplers.ddim(processes.cosine, output), test_onestep._field, z, grid)
+  unscaled = lambda z, t: test_onestep._field(z / c(t)[:, None], t)
   other = samplers.sample(samplers.ddim(stretched, output), unscaled, c(grid[0]) * z, grid)
   return f'{float(abs(other / c(grid[-1]) - plain).max() / abs(plain).max()):.1e}'
 
@@ -100,7 +101,7 @@ def main():
       ('DDIM of eps on a scaled process against the plain one, one step', scaled_against_plain(1)),
       ('DDIM of eps on a scaled process against the plain one, 50 steps', scaled_against_plain(50)),
       *[(f'DDPM against DDIM over twice the log-SNR and noise forward, {name}, {steps}',
-         f'{test_samplers.ancestral_against_ddim(name, n):.1e}')
+         f'{test_onestep.ancestral_against_ddim(name, n):.1e}')
         for name in ('linear', 'cosine') for n, steps in ((1, 'one step'), (50, '50 steps'))],
   ]
   print('| what | measured |\n|---|---|')

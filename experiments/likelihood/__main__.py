@@ -14,11 +14,12 @@ from jax.tree_util import Partial
 import numpy as np
 from scipy import stats
 
+from configs import digits
 from eqflow import fields, likelihood, oracles, outputs
 from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.runs import dataset, restore
-from experiments import ROOT, config_file
+from experiments import ROOT
 from tests import rows
 
 MEANS, STDS, WEIGHTS = np.array([[-1.2], [0.9]]), np.array([0.35, 0.5]), np.array([0.4, 0.6])
@@ -59,9 +60,9 @@ def mixture_table():
           + ' | '.join(cells) + f' | {most} |', flush=True)
 
 
-def digits(workdir, count):
+def bits_of_digits(workdir, count):
   """Bits per dimension of dequantized digits under a trained flow, given their labels."""
-  config = config_file('digits').get_config('flow').lock()
+  config = digits.get_config('flow').lock()
   recipe = recipes.recipe(config)
   _, params = restore.restore(config, recipe, workdir)
   x, label = pipeline.arrays(dataset.open_source(config))
@@ -100,7 +101,7 @@ def main():
   flags.add_argument('--count', type=int, default=64)
   given = flags.parse_args()
   if given.digits:
-    digits(given.workdir, given.count)
+    bits_of_digits(given.workdir, given.count)
     return
   with jax.enable_x64(True):
     print('float64\n')

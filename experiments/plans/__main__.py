@@ -10,13 +10,13 @@ import argparse
 import json
 import pathlib
 
+from configs import imagenet512, imagenet_dit
 from eqflow.commands import plan
-from experiments import ROOT, config_file
 from experiments.plans import tables
 
 FOLDER = pathlib.Path(__file__).parent
-MODELS = {'dit-xl-2-256': ('imagenet_dit', 'eqm_256'), 'dit-xl-2-512': ('imagenet_dit', 'eqm_512'),
-          'edm2-xxl': ('imagenet512', 'xxl')}
+MODELS = {'dit-xl-2-256': (imagenet_dit, 'eqm_256'), 'dit-xl-2-512': (imagenet_dit, 'eqm_512'),
+          'edm2-xxl': (imagenet512, 'xxl')}
 # topology: devices that cut the parameters. On H100s those of a host, on TPUs a side of the slice.
 SLICES = {'v5e:4x4': 16, 'v5e:16x16': 16, 'v5p:2x2x2': 8, 'v5p:4x4x4': 8, 'h100:1x1x8': 8,
           'h100:1x2x8': 8, 'h100:1x4x8': 8, 'h100:1x8x8': 8}
@@ -48,8 +48,8 @@ def rows():
 
 def made(model, topology, changes, levers):
   """The plan of a row."""
-  name, variant = MODELS[model]
-  config = plan.with_changes(config_file(name).get_config(variant), **changes)
+  configs, variant = MODELS[model]
+  config = plan.with_changes(configs.get_config(variant), **changes)
   return dict(model=model) | plan.plan(config, topology, levers=levers)
 
 
@@ -67,8 +67,8 @@ def main():
     found = made(model, topology, changes, flags.levers)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + '\n')
-    tables.write(FOLDER, ROOT / 'docs/plans.png')
-  tables.write(FOLDER, ROOT / 'docs/plans.png')
+    tables.write(FOLDER, FOLDER / 'results/plans.png')
+  tables.write(FOLDER, FOLDER / 'results/plans.png')
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from experiments.posthoc_ema import magnitudes, quality, widths
 def curves(data: str) -> dict[tuple[float, int], np.ndarray]:
   """{(rate, examples): distances [seeds, stds]} of what is measured."""
   found = {}
-  for rate in quality.DATA[data][2]:
+  for rate in quality.DATA[data][-1]:
     for seed in quality.SEEDS:
       path = quality.path_of(data, rate, seed)
       if path.exists():
@@ -69,12 +69,9 @@ def draw_magnitudes(found: dict[str, dict]) -> plt.Figure:
 
 
 def main():
-  drawn = {'posthoc_ema': widths.draw_profiles((0.05, 0.1, 0.15, 0.25), 24)}
+  drawn = {ROOT / 'docs/posthoc_ema.png': widths.draw_profiles((0.05, 0.1, 0.15, 0.25), 24)}
   if magnitudes.read():
-    drawn['magnitudes'] = draw_magnitudes(magnitudes.read())
-  for name, figure in drawn.items():
-    figure.savefig(ROOT / f'docs/{name}.png', dpi=110)
-    print(ROOT / f'docs/{name}.png')
+    drawn[quality.RESULTS / 'magnitudes.png'] = draw_magnitudes(magnitudes.read())
   for data in quality.DATA:
     found = curves(data)
     if not found:
@@ -83,8 +80,9 @@ def main():
       best = [quality.STDS[i] for i in y.argmin(1)]
       print(f'{data}, rate {rate:g}, {examples:,} examples: least {y.min(1).mean():.3f} +- '
             f'{y.min(1).std(ddof=1) if len(y) > 1 else np.nan:.3f} at std {best}')
-    path = ROOT / f'docs/posthoc_ema_{data}.png'
-    draw(found).savefig(path, dpi=110)
+    drawn[quality.RESULTS / f'{data}.png'] = draw(found)
+  for path, figure in drawn.items():
+    figure.savefig(path, dpi=110)
     print(path)
 
 

@@ -18,12 +18,12 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
+from configs import digits
 from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.models import magnitude
 from eqflow.runs import dataset
 from eqflow.training import sharding, train_state, train_step
-from experiments import config_file
 from experiments.equilibrium_matching import results
 
 RESULTS = pathlib.Path(__file__).parent / 'results/magnitudes'
@@ -71,7 +71,7 @@ def measured(network, config):
 
 def trained(parts: str, examples: int) -> dict:
   """{'examples': [n], 'losses': [n], 'activations': {layer: [n]}, 'weights': {layer: [n]}}."""
-  config = config_file('digits').get_config('edm2')
+  config = digits.get_config('edm2')
   config.ema.update(dict(stds=(), snapshot_examples=0))
   config.sample.params = 'params'
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()

@@ -9,18 +9,18 @@ import time
 import jax
 import numpy as np
 
+from configs import digits
 from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.runs import dataset
 from eqflow.training import sharding, train_state, train_step
-from experiments import config_file
 
 ROUNDS, STEPS = 30, 20
 
 
 def prepared(variant, stds):
   """(the compiled step, its first state) of configs/digits.py with these averages and no others."""
-  config = config_file('digits').get_config(variant)
+  config = digits.get_config(variant)
   config.ema.update(dict(decays=(), stds=stds))
   config.sample.params = 'params'
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
@@ -34,7 +34,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--variant', default='eqm', help='of configs/digits.py')
   variant = parser.parse_args().variant
-  config, mesh = config_file('digits').get_config(variant), sharding.device_mesh()
+  config, mesh = digits.get_config(variant), sharding.device_mesh()
   batch = next(pipeline.batches(dataset.open_source(config), seed=0, batch=config.train.batch, start=0,
                                 process_index=0, process_count=1, workers=0, flip=False, couple=None))
   batch = sharding.place_batch(batch, mesh)

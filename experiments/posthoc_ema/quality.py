@@ -13,11 +13,12 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
+from configs import digits, fashion_mnist
 from eqflow.commands.train import train
 from eqflow.config import recipes
 from eqflow.runs import generate, identity
 from eqflow.training import snapshots
-from experiments import ROOT, config_file
+from experiments import ROOT
 from experiments.equilibrium_matching import measure, results
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -25,14 +26,15 @@ SEEDS = 0, 1, 2
 STDS = 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25
 # Averages are written so many times: the half of them stands at half of the run.
 SNAPSHOTS = 60
-# The variant of configs/<data>.py, examples of the longer run, and learning rates.
-DATA = {'digits': ('edm', 192_000, (0.0015, 0.006)), 'fashion_mnist': ('flow', 122_880, (0.001, 0.004))}
+# The config and its variant, examples of the longer run, and learning rates.
+DATA = {'digits': (digits, 'edm', 192_000, (0.0015, 0.006)),
+        'fashion_mnist': (fashion_mnist, 'flow', 122_880, (0.001, 0.004))}
 
 
 def config_of(data: str, rate: float, seed: int) -> ConfigDict:
   """The locked config of one training, its rate ramped up, then an inverse root of time."""
-  variant, examples, _ = DATA[data]
-  config = config_file(data).get_config(variant)
+  configs, variant, examples, _ = DATA[data]
+  config = configs.get_config(variant)
   config.seed = seed
   config.optimizer.update(ConfigDict(dict(rate=rate, warmup_examples=0, schedule=dict(
       name='inverse_square_root', decay_examples=examples // 6, rampup_examples=3_200))))
@@ -70,7 +72,7 @@ def main():
   parser.add_argument('--seeds', default='0,1,2', help='of training')
   parser.add_argument('--runs', default=str(ROOT / 'runs'), help='the folder of trained networks')
   given = parser.parse_args()
-  _, examples, rates = DATA[given.data]
+  *_, examples, rates = DATA[given.data]
   for seed in map(int, given.seeds.split(',')):
     for rate in rates:
       target = path_of(given.data, rate, seed)

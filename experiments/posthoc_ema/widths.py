@@ -9,10 +9,10 @@ from matplotlib import pyplot as plt
 import numpy as np
 import optax
 
+from configs import digits
 from eqflow import ema, posthoc_ema
 from eqflow.config import recipes
 from eqflow.runs import generate
-from experiments import config_file
 from experiments.equilibrium_matching import measure
 from experiments.equilibrium_matching.figures import COLOURS, LABEL
 
@@ -56,7 +56,7 @@ def realised(std: float, every: int, *, in_examples: bool, steps: int = 20_000) 
 def trained(examples: int, *, rate: float = 0.006, snapshots: int = 24,
             stds: Sequence[float] = KEPT) -> Run:
   """The digits' transformer in EDM's preconditioning, its rate falling as an inverse square root."""
-  config = config_file('digits').get_config('edm')
+  config = digits.get_config('edm')
   config.ema.decays, config.sample.params = (), 'params'
   recipe = recipes.recipe(config.lock())
   size, (x, label) = config.train.batch, measure.records('digits')

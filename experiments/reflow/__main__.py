@@ -17,6 +17,7 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 import numpy as np
 
+from configs import digits, reflow, toy
 from eqflow import couplings, fields, grids, samplers
 from eqflow.commands.train import train
 from eqflow.config import recipes, tables
@@ -24,7 +25,7 @@ from eqflow.data import pipeline
 from eqflow.evaluation import distances, features, images, report
 from eqflow.main import draw_pairs
 from eqflow.runs import dataset, generate, restore
-from experiments import ROOT, config_file
+from experiments import ROOT
 
 STEPS = (1, 2, 5, 50)
 COUNT = {'moons': 50_000, 'digits': 40_000}
@@ -39,14 +40,14 @@ def changed(config, **sections):
 
 def models(data, runs):
   """{row: (config, parameters)}, each trained; a reflow after the pairs that it needs."""
-  base = ('toy', 'flow') if data == 'moons' else ('digits', 'flow')
+  base = toy if data == 'moons' else digits
   rows = {
-      'flow': changed(config_file(base[0]).get_config(base[1])),
-      'optimal transport': changed(config_file(base[0]).get_config(base[1]),
-                                   loss=dict(coupling=dict(name='optimal_transport'))),
+      'flow': changed(base.get_config('flow')),
+      'optimal transport': changed(
+          base.get_config('flow'), loss=dict(coupling=dict(name='optimal_transport'))),
   }
   for i, name in enumerate(('reflow', 'reflow twice') if data == 'moons' else ('reflow',)):
-    rows[name] = changed(config_file('reflow').get_config(data),
+    rows[name] = changed(reflow.get_config(data),
                          data=dict(dir=str(runs / f'{data}_pairs_{i + 1}')))
   found, last = {}, None
   for name, config in rows.items():
@@ -143,7 +144,7 @@ def main():
   rows = {name: row_of(*model, given.seeds) for name, model in found.items()}
   rows['the data'] = floor(found['flow'][0])
   print(report.table(rows))
-  path = ROOT / f'docs/reflow_{given.data}.png'
+  path = pathlib.Path(__file__).parent / f'results/{given.data}.png'
   {'moons': draw_moons, 'digits': draw_digits}[given.data](found, path)
   print(path)
 

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 
 from eqflow import arrays, grids, outputs, processes, samplers
-from tests import rows, test_equivalence, test_multistep, test_stochastic
+from tests import rows
+from tests.laws import test_equivalence
+from tests.samplers import test_multistep, test_stochastic
 
 
 def orders():

@@ -20,19 +20,20 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 
+from configs import digits
 from eqflow import grids, outputs, processes, samplers
 from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.runs import dataset
 from eqflow.training import sharding, train_state, train_step
-from experiments import ROOT, config_file
+from experiments import ROOT
 from experiments.speed.pairs import clock, pairs
 
 
 def loop_against_step(count=7, num_steps=300):
   """train.fit, with data, log and averages, against the compiled step on one batch."""
-  config = config_file('digits').get_config()
+  config = digits.get_config()
   config.train.update(dict(sample_examples=10**9, checkpoint_examples=10**9))
   config.lock()
   recipe, mesh = recipes.recipe(config), sharding.device_mesh()
@@ -60,7 +61,7 @@ def loop_against_step(count=7, num_steps=300):
 
 def sample_against_calls(num_steps=50, batch=16, count=15):
   """sample with N steps against N calls of the jitted network, width 64, depth 3, 8x8x1."""
-  config = config_file('digits').get_config('flow')
+  config = digits.get_config('flow')
   module = recipes.model(config.model, 10)
   z = jax.random.normal(jax.random.key(0), (batch, 8, 8, 1))
   label = jnp.zeros(batch, jnp.int32)

@@ -2,10 +2,10 @@
 
 50 steps of DDIM, DPM-Solver++ and Heun with the same weights on both sides: one compiled scan here,
 there the loop over the scheduler under torch.inference_mode. Networks and samples are checked
-to agree before anything is timed. Samples of one image are timed ten in a row, since samples/s are
-asked for, not how fast a sleeping processor wakes. Runs are taken in turn in one process, and the
-median of the pairs' ratios counts. A row that is in peers.json is kept: interrupted, it goes on where
-it stopped; --again measures all rows anew. The last section of README.md is written from the rows.
+to agree before anything is timed. Samples of one image are timed ten in a row: the question is
+samples/s, not how fast an idle processor wakes up. Both sides run in turn in one process, and the
+median ratio of the pairs counts. Rows in results/peers.json are kept, so an interrupted run continues;
+--again measures all rows again. The last section of README.md is written from the rows.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def main():
   flags.add_argument('--again', action='store_true', help='measure rows that are there already')
   flags.add_argument('--pairs', type=int, help='how many pairs, for a quick look: not written down')
   arguments = flags.parse_args()
-  path = HERE / 'peers.json'
+  path = HERE / 'results/peers.json'
   rows = json.loads(path.read_text()) if path.exists() and not arguments.again else []
   measured = {(row['width'], row['depth'], row['batch'], row['solver']) for row in rows}
   for (width, depth, batch), (count, in_a_row, _) in SIZES.items():

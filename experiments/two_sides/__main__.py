@@ -1,6 +1,10 @@
-"""docs/two_sides_*.png: the figures that the cells of colabs/two_sides.ipynb draw."""
+"""Runs the code cells of colabs/two_sides.ipynb and saves the figures that they label.
+
+  python -m experiments.two_sides
+"""
 
 import json
+import pathlib
 
 import matplotlib
 
@@ -9,6 +13,10 @@ from matplotlib import pyplot as plt
 
 from experiments import ROOT
 
+FOLDER = pathlib.Path(__file__).parent / 'results'
+# The README of the project shows one of them.
+SHOWN = {'scaling': ROOT / 'docs/two_sides_scaling.png'}
+
 
 def main():
   names = {}
@@ -16,7 +24,7 @@ def main():
     if cell['cell_type'] == 'code':
       exec(''.join(cell['source']), names)
   for label in filter(None, plt.get_figlabels()):
-    path = ROOT / f'docs/{label}.png'
+    path = SHOWN.get(label, FOLDER / f'{label}.png')
     plt.figure(label).savefig(path, dpi=110)
     print(path)
 

@@ -1,6 +1,6 @@
 """The pictures of colabs/two_sides.ipynb, drawn from numbers that the notebook computes.
 
-A figure's label is the name of its file in docs/. Time runs from noise, left, to data, right, as
+A figure's label is the name of its file. Time runs from noise, left, to data, right, as
 sampling does.
 """
 
@@ -19,9 +19,8 @@ STYLE = {
 
 def panels(label, rows, columns, *, size, **shared):
   """(figure, axes [rows, columns]) of that label, emptied if it was drawn before; None is a new one."""
-  num = None if label is None else f'two_sides_{label}'
   with plt.rc_context(STYLE):
-    return plt.subplots(rows, columns, num=num, clear=True, figsize=size, squeeze=False, **shared)
+    return plt.subplots(rows, columns, num=label, clear=True, figsize=size, squeeze=False, **shared)
 
 
 def density(process, t, z, *, means, stds, weights):

@@ -1,4 +1,4 @@
-"""w(lambda) of the field's objectives, and where they draw their times: docs/weightings.png.
+"""w(lambda) of the field's objectives, and where they draw their times: results/weightings.png.
 
 Above, each objective's formula (wide), and the weight that its loss implies by density, output and
 weight (dashed): they coincide. Below, the density over log-SNR of each way to draw times; the
@@ -18,7 +18,7 @@ import numpy as np
 
 from eqflow import densities, outputs, processes, weights
 
-PATH = pathlib.Path(__file__).parents[2] / 'docs/weightings.png'
+PATH = pathlib.Path(__file__).parent / 'results/weightings.png'
 LOGSNR = np.linspace(-12, 12, 481)
 
 EDM = Partial(outputs.edm, sigma_data=0.5)

@@ -1,21 +1,19 @@
 """What a network trained on a leaking table draws, and on the rescaled: docs/zero_terminal_snr.png."""
 
-import pathlib
-
 import matplotlib
 
 matplotlib.use('Agg')
 
 from eqflow import grids  # noqa: E402
+from experiments import ROOT  # noqa: E402
 from experiments.zero_terminal_snr import figures  # noqa: E402
 
-PATH = pathlib.Path(__file__).parents[2] / 'docs/zero_terminal_snr.png'
+PATH = ROOT / 'docs/zero_terminal_snr.png'
 
 
 def main():
   x = figures.shaded_digits()
   made = figures.drawn(figures.train(x, num_steps=2_500), grids.trailing_grid(50))
-  PATH.parent.mkdir(exist_ok=True)
   figures.draw_samples({'data': x, **made}).savefig(PATH, dpi=110)
   print(PATH)
 

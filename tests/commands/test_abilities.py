@@ -17,7 +17,7 @@ from eqflow.config import recipes
 from eqflow.data import inputs
 from eqflow.runs import composition, generate, identity, neighbours, restore
 from eqflow.runs.compatibility import SINCE
-from experiments import config_file as load
+from tests import config_file as load
 
 SHAPE = 8, 8, 1
 

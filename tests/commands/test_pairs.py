@@ -17,7 +17,7 @@ from eqflow.config import recipes, samplings
 from eqflow.data import pairs, pipeline, sources
 from eqflow.evaluation import report
 from eqflow.runs import claim, dataset, generate, restore
-from experiments import config_file as load
+from tests import config_file as load
 
 
 def tiny(name, variant=None, **data):

@@ -14,7 +14,7 @@ from eqflow.commands.evaluate import evaluate
 from eqflow.config import recipes
 from eqflow.runs import claim, dataset, generate, identity
 from eqflow.training import checkpoint, sharding, train_state, train_step
-from experiments import config_file as load
+from tests import config_file as load
 
 TINY = dict(width=16, depth=1, heads=2)
 

@@ -12,7 +12,7 @@ import pytest
 from eqflow import densities, losses
 from eqflow.config import recipes, tables
 from eqflow.runs import identity
-from experiments import config_file as load
+from tests import config_file as load
 
 ODE = dict(solver=dict(name='ddim'), num_steps=40, grid=dict(name='uniform', start=1.0, end=0.0))
 LATE = ODE | dict(grid=dict(name='uniform', start=0.99, end=0.0))

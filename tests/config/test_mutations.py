@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from experiments import config_file
+from tests import config_file
 from tests.faults import configs, mutations
 
 SHORT, ALL = 60, 600

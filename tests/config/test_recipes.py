@@ -9,8 +9,8 @@ import pytest
 from eqflow import fields, outputs, processes
 from eqflow.config import recipes, samplings, schema, tables
 from eqflow.training import nonfinite, sharding, train_state, train_step
-from experiments import ROOT
-from experiments import config_file as load
+from tests import ROOT
+from tests import config_file as load
 from tests import rows
 
 # Of ImageNet's, which differ in width alone, the smallest.

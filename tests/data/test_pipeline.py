@@ -141,7 +141,7 @@ def test_workers_end_with_a_training_that_is_killed_alone(tmp_path):
 import multiprocessing, time
 from eqflow.data import pipeline, toys
 from eqflow.run import open_source
-from experiments import config_file
+from tests import config_file
 if __name__ == '__main__':
   batches = pipeline.batches(open_source(config_file('toy').get_config()), seed=0, batch=8, workers=2)
   next(batches), next(batches)

@@ -21,7 +21,7 @@ def test_the_trees_density_is_that_of_its_points():
 
 @pytest.mark.parametrize('data', quality.DATA)
 def test_averages_are_written_at_the_half_and_the_end_of_a_run(data):
-  _, examples, rates = quality.DATA[data]
+  *_, examples, rates = quality.DATA[data]
   config = quality.config_of(data, rates[0], 0)
   every = config.ema.snapshot_examples
   assert every % config.train.batch == 0, 'snapshots stand at whole batches'
@@ -30,7 +30,7 @@ def test_averages_are_written_at_the_half_and_the_end_of_a_run(data):
 
 def test_every_stored_distance_by_width_is_drawn():
   found = figures.curves('digits')
-  _, examples, rates = quality.DATA['digits']
+  *_, examples, rates = quality.DATA['digits']
   assert set(found) == {(rate, n) for rate in rates for n in (examples // 2, examples)}
   assert all(rows.shape == (len(quality.SEEDS), len(quality.STDS)) for rows in found.values())
   figure = figures.draw(found)

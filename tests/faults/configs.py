@@ -12,7 +12,7 @@ import time
 from unittest import mock
 
 from eqflow.commands import train
-from experiments import ROOT
+from tests import ROOT
 from tests.faults import mutations
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from eqflow.training import checksums
-from experiments import ROOT
+from tests import ROOT
 from tests.faults import states
 
 LIMIT, ROOM = 300, '64m'

@@ -13,7 +13,7 @@ import sys
 import time
 
 from eqflow.training.runtime import preemption
-from experiments import ROOT
+from tests import ROOT
 from tests.faults import states, victim
 
 DEVICES = 8    # of every run, unless XLA_FLAGS are given

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import config_file
+from tests import config_file
 
 CONFIGS = {'digits': None, 'toy': None, 'fashion_mnist': None, 'imagenet64': ('s', 's_autoguided'),
            'imagenet512': ('s', 'xs_classless', 'xxl_interval')}

@@ -19,7 +19,7 @@ from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.training import checkpoint, sharding, train_state, train_step
 from eqflow.training.runtime import preemption
-from experiments import config_file
+from tests import config_file
 
 KINDS = 'batch', 'loss', 'gradient'
 STEPS, EVERY = 6, 2   # of a run, and between its checkpoints

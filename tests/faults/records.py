@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from eqflow.data import pipeline
-from experiments import ROOT
+from tests import ROOT
 from tests.faults import reader
 
 LIMIT = 300

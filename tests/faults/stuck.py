@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from experiments import ROOT
+from tests import ROOT
 from tests.faults import results, tables
 
 KINDS = 'stopped', 'hanging in C'

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from eqflow.commands import evaluate, train
 from eqflow.training import checkpoint, checksums, snapshots
 from eqflow.training.runtime import ledger, preemption
-from experiments import config_file
+from tests import config_file
 
 STEPS, SAVED_EVERY = 240, 12
 SIGNALLED = 75   # the step with which a signal comes, three after a save

@@ -16,7 +16,7 @@ from eqflow.config import recipes
 from eqflow.planning import chips, collectives, flops, hlo, report, topologies
 from eqflow.runs import run
 from eqflow.training import sharding
-from experiments import config_file
+from tests import config_file
 from tests import ROOT
 
 

@@ -9,7 +9,7 @@ from eqflow import ema
 from eqflow.commands import evaluate, ood, train
 from eqflow.config import recipes, samplings
 from eqflow.runs import generate, restore
-from experiments import config_file
+from tests import config_file
 from tests.commands.test_train import TINY, tiny
 
 

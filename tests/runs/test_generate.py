@@ -12,7 +12,7 @@ import pytest
 from eqflow import descent, energies, fields, outputs, processes
 from eqflow.config import recipes, samplings
 from eqflow.runs import composition, generate
-from experiments import config_file as load
+from tests import config_file as load
 
 
 def test_the_histogram_of_steps_counts_every_sample():

@@ -14,7 +14,7 @@ from eqflow import ema
 from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.training import logging, nonfinite, sharding, train_state, train_step
-from experiments import config_file as load
+from tests import config_file as load
 
 
 def regression(dtype=jnp.float32, size=1.0):

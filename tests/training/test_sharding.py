@@ -14,7 +14,7 @@ from eqflow.data import pipeline
 from eqflow.models import partitioning
 from eqflow.runs.dataset import open_source
 from eqflow.training import checkpoint, sharding, train_state
-from experiments import config_file as load
+from tests import config_file as load
 
 WHOLE = dict(data=8, fsdp=1, tensor=1)
 

@@ -13,7 +13,7 @@ import pytest
 from eqflow.config import schema
 from eqflow.runs import identity
 from eqflow.training.runtime import watchdog
-from experiments import config_file
+from tests import config_file
 from tests import ROOT
 
 LIMIT, EVERY = 100.0, 5.0
