@@ -184,7 +184,7 @@ def test_a_folder_that_holds_another_run_is_refused_before_anything_compiles(tmp
   with claim.claimed(config, tmp_path / 'run', dataset.open_source(config)):
     with pytest.raises(ValueError, match='another process is training in'):
       train.train(config, tmp_path / 'run')
-  monkeypatch.setattr(train_step, 'create', lambda *a: pytest.fail('compiled before refusing'))
+  monkeypatch.setattr(train_state, 'create', lambda *a: pytest.fail('compiled before refusing'))
   other = tiny(tmp_path)
   other.optimizer.rate = 0.5
   with pytest.raises(ValueError, match=r'holds a run of another config \(config.optimizer.rate: '
@@ -207,7 +207,7 @@ def test_sizes_that_cannot_be_are_refused_before_anything_compiles(
     tmp_path, monkeypatch, change, message):
   config = tiny(tmp_path)
   config.train.update(change)
-  monkeypatch.setattr(train_step, 'create', lambda *a: pytest.fail('compiled before refusing'))
+  monkeypatch.setattr(train_state, 'create', lambda *a: pytest.fail('compiled before refusing'))
   with pytest.raises(ValueError, match=message):
     train.train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists(), 'a refused run must leave nothing behind'

@@ -140,7 +140,7 @@ def test_workers_end_with_a_training_that_is_killed_alone(tmp_path):
   program = '''
 import multiprocessing, time
 from eqflow.data import pipeline, toys
-from eqflow.run import open_source
+from eqflow.runs.dataset import open_source
 from tests import config_file
 if __name__ == '__main__':
   batches = pipeline.batches(open_source(config_file('toy').get_config()), seed=0, batch=8, workers=2)

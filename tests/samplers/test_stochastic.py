@@ -8,7 +8,6 @@ import pytest
 
 from eqflow import arrays, grids, oracles, outputs, processes, samplers
 from eqflow.interop import conventions
-from eqflow.processes import sde
 from eqflow.samplers import diffusions
 from tests import rows
 
@@ -75,7 +74,7 @@ NOISY = {
     'dpmpp_2m churn 0.5': lambda p, n: samplers.dpmpp_2m(p, outputs.v, churn=0.5),
     'dpmpp_3m churn 0.5': lambda p, n: samplers.dpmpp_3m(p, outputs.v, churn=0.5),
     **{f'sde {name}': lambda p, n, name=name: samplers.sde(
-        p, outputs.v, diffusion=Partial(getattr(sde, name), norm=0.7))
+        p, outputs.v, diffusion=Partial(getattr(diffusions, name), norm=0.7))
        for name in ('constant', 'sigma', 'linear', 'decreasing', 'increasing_decreasing', 'sbdm')},
 }
 
@@ -270,7 +269,8 @@ DIFFUSIONS = {
 @pytest.mark.parametrize('name', DIFFUSIONS)
 def test_the_diffusion_coefficients_are_sits(name, x64):
   t = jnp.linspace(0.05, 0.95, 19)
-  np.testing.assert_allclose(getattr(sde, name)(LINEAR, t, norm=0.7), DIFFUSIONS[name](t), rtol=1e-12)
+  found = getattr(diffusions, name)(LINEAR, t, norm=0.7)
+  np.testing.assert_allclose(found, DIFFUSIONS[name](t), rtol=1e-12)
 
 
 def test_a_diffusion_that_is_infinite_on_the_grid_is_refused():

@@ -187,7 +187,7 @@ def test_what_jax_compiles_is_booked_as_that_wherever_it_comes_to_be(tmp_path):
 
 
 def test_the_process_was_made_before_anything_was_imported():
-  code = ('import time; began = time.monotonic(); from eqflow.training import ledger; '
+  code = ('import time; began = time.monotonic(); from eqflow.training.runtime import ledger; '
           'print(began - ledger.created())')
   out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
                        check=True)
@@ -196,7 +196,7 @@ def test_the_process_was_made_before_anything_was_imported():
 
 VICTIM = """
 import json, pathlib, sys, time
-from eqflow.training import ledger
+from eqflow.training.runtime import ledger
 path = pathlib.Path(sys.argv[1])
 book = ledger.Ledger(since=ledger.created(), every=0.02)
 book.write_to(path / 'ledger.jsonl')

@@ -206,8 +206,8 @@ def stopping(phase):
   """A program that is `phase` ('busy' or 'free') for a minute, in C, and says when it is."""
   return f"""
 import time, threading
-from eqflow.training import signals
-with signals.watched() as stop:
+from eqflow.training.runtime import preemption
+with preemption.watched() as stop:
   with stop.busy():
     try:
       if {phase == 'free'}:
@@ -219,8 +219,8 @@ with signals.watched() as stop:
         time.sleep(0.01)
       print('saved', flush=True)
       stop.leave()
-    except signals.Stopped as stopped:
-      signals.end(str(stopped))
+    except preemption.Stopped as stopped:
+      preemption.end(str(stopped))
 """
 
 
@@ -293,9 +293,9 @@ runpy.run_module('eqflow.main', run_name='__main__')
 def test_last_words_that_nobody_reads_keep_no_process(tmp_path):
   program = """
 import os, signal, sys
-from eqflow.training import signals
-signals._PATIENCE = 0.5
-signals.answer()
+from eqflow.training.runtime import preemption
+preemption._PATIENCE = 0.5
+preemption.answer()
 os.set_blocking(2, True)
 os.write(1, b'ready')
 while True:

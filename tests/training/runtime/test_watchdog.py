@@ -112,7 +112,7 @@ def program(tmp_path, process, hang, seconds=3.0):
   """One of two processes, of which `hang` (Python) is the 20th step, all others being a moment."""
   code = f"""
 import ctypes, multiprocessing, pathlib, time
-from eqflow.training import watchdog
+from eqflow.training.runtime import watchdog
 beats, at = 0, 0
 child = multiprocessing.Process(target=time.sleep, args=(600,), daemon=True)
 child.start()
