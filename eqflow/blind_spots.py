@@ -65,7 +65,7 @@ def _thawed(frozen):
 def _check_grid(times, process, output, label_noise, diffusion, last, moved_by, otherwise):
   if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
     raise ValueError(f'times {times} of shape {times.shape}: a grid is at least two finite times; give '
-                     'one such as uniform_grid(10)')
+                     'one such as grids.uniform(10)')
   steps = np.diff(times)
   if (steps > 0).any() and (steps < 0).any():
     falls, rises = int(np.argmax(steps < 0)), int(np.argmax(steps > 0))

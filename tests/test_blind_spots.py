@@ -16,7 +16,7 @@ from tests import rows
 
 
 def test_the_karras_grid_is_edms():
-  grid = grids.karras_grid(32)
+  grid = grids.karras(32)
   assert len(grid) == 33 and grid[0] == pytest.approx(80) and grid[31] == pytest.approx(0.002)
   assert grid[32] == 0
   for at, sigma in ((13, 4.9991), (17, 1.6086), (19, 0.8446), (22, 0.2830)):
@@ -24,21 +24,21 @@ def test_the_karras_grid_is_edms():
 
 
 def test_the_log_snr_grid_is_even_in_log_snr_in_float64():
-  grid = grids.logsnr_grid(16, process=processes.linear, start=-8.0, end=8.0)
+  grid = grids.logsnr(16, process=processes.linear, start=-8.0, end=8.0)
   assert grid.dtype == np.float64
   # lambda = 2 log((1 - t)/t).
   np.testing.assert_allclose(2 * np.log((1 - grid) / grid), np.linspace(-8, 8, 17), atol=1e-12)
   with pytest.raises(ValueError, match='num_steps=0'):
-    grids.uniform_grid(0)
+    grids.uniform(0)
   # Without the shapes that tests alone check, which refuse it first.
   with pytest.raises(ValueError, match='num_steps=2.5: give a whole number, 1 or more'):
-    inspect.unwrap(grids.uniform_grid)(2.5)
+    inspect.unwrap(grids.uniform)(2.5)
 
 
 @pytest.mark.parametrize('process,output,grid,message', [
-    ('linear', 'eps', grids.uniform_grid(10),
+    ('linear', 'eps', grids.uniform(10),
      r"output 'eps' cannot give x at t=1: start the grid at t<=0.999999 or train 'v'"),
-    ('cosine', 'score', grids.uniform_grid(10), r"output 'score' cannot give x at t=1"),
+    ('cosine', 'score', grids.uniform(10), r"output 'score' cannot give x at t=1"),
     ('linear', 'x', [0.5, 0.0, 0.0],
      r"output 'x' cannot give x at t=0: end the grid at t>=1e-06 or train 'v'"),
     ('linear', 'equilibrium_truncated', [0.5, 0.0, 0.0], r"output 'equilibrium' cannot give x at"),
@@ -133,8 +133,8 @@ def test_a_transported_output_is_refused_where_the_other_process_has_no_such_noi
   moved = Partial(outputs.transported, output=rows.OUTPUTS[output], process_a=processes.edm, time=time)
   with pytest.raises(ValueError, match=r"'transported' cannot give x at t=1: start the grid at "
                      r't<=0\.9876\d* or give a process_a that is as noisy there'):
-    blind_spots.check_grid(grids.uniform_grid(4), process=processes.linear, output=moved)
-  blind_spots.check_grid(grids.uniform_grid(4, start=0.98), process=processes.linear, output=moved)
+    blind_spots.check_grid(grids.uniform(4), process=processes.linear, output=moved)
+  blind_spots.check_grid(grids.uniform(4, start=0.98), process=processes.linear, output=moved)
 
 
 def test_a_solver_that_looks_ahead_has_its_last_time_checked():
@@ -170,11 +170,11 @@ def test_the_check_is_silent_where_a_function_closes_over_a_traced_number():
 
 @pytest.mark.parametrize('output', ['v', 'u', 'x', 'edm', 'equilibrium_truncated'])
 def test_outputs_that_see_pure_noise_may_start_there(output):
-  blind_spots.check_grid(grids.uniform_grid(10), process=processes.linear, output=rows.OUTPUTS[output])
+  blind_spots.check_grid(grids.uniform(10), process=processes.linear, output=rows.OUTPUTS[output])
 
 
 def test_a_noise_label_that_is_not_finite_is_refused():
-  grid = grids.uniform_grid(10)
+  grid = grids.uniform(10)
   blind_spots.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.time)
   with pytest.raises(ValueError, match="noise label 'logsnr' is not finite at t=1"):
     blind_spots.check_grid(grid, process=processes.linear, output=outputs.v, label_noise=fields.logsnr)

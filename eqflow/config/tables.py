@@ -166,12 +166,12 @@ FACTORS = {
     'harmonic': descent.harmonic,
 }
 GRIDS = {
-    'uniform': grids.uniform_grid,
-    'karras': grids.karras_grid,
-    'logsnr': grids.logsnr_grid,
-    'leading': grids.leading_grid,
-    'linspace': grids.linspace_grid,
-    'trailing': grids.trailing_grid,
+    'uniform': grids.uniform,
+    'karras': grids.karras,
+    'logsnr': grids.logsnr,
+    'leading': grids.leading,
+    'linspace': grids.linspace,
+    'trailing': grids.trailing,
 }
 MODELS = {
     'mlp': mlp.MLP,

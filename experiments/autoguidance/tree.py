@@ -83,4 +83,4 @@ def sampled(network: fields.Network, other: fields.Network, scale: float, *,
   predict = guidance.autoguided(fields.bind(network, label), fields.bind(other, label), scale=scale)
   z = np.random.default_rng(1).standard_normal((n, 2)).astype(np.float32)
   return np.asarray(samplers.sample(samplers.heun(PROCESS, OUTPUT), predict, z,
-                                    grids.uniform_grid(40)))
+                                    grids.uniform(40)))

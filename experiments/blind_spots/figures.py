@@ -64,7 +64,7 @@ def returned(predicts: dict[str, Any], z: jax.Array) -> dict[str, jax.Array]:
 
 def sampled(predicts: dict[str, Any], z: jax.Array, num_steps: int) -> dict[str, jax.Array]:
   """{name: x}: DDIM from the noise z at START to the data, in that many steps."""
-  grid = grids.uniform_grid(num_steps, START)
+  grid = grids.uniform(num_steps, START)
   return {name: samplers.sample(samplers.ddim(PROCESS, OUTPUTS[name]), predict, z, grid)
           for name, predict in predicts.items()}
 

@@ -112,7 +112,7 @@ def pictured(model: measure.Model, row: str) -> dict:
           threshold=descents.threshold_of(model))[0])
     else:
       solver = samplers.ddim(*flows.vectors(model))
-      ends = {name: samplers.sample(solver, predict, z, grids.uniform_grid(50, start=start))
+      ends = {name: samplers.sample(solver, predict, z, grids.uniform(50, start=start))
               for name, start in (('wrong', 1.0), ('told', level))}
     found[level] = {'start': pack(z), **{name: pack(end) for name, end in ends.items()}}
   return found

@@ -29,7 +29,7 @@ def ode(model: measure.Model, row: str) -> dict:
                          (samplers.adams_bashforth, (50,))):
     for steps in counts:
       name = f'{arrays.name_of(solver)} {steps}'
-      kept[name] = measure.carried(model, solver(process, output), grids.uniform_grid(steps))
+      kept[name] = measure.carried(model, solver(process, output), grids.uniform(steps))
       found[name] = measure.distance(model.data, kept[name])
   name = measure.best(found)
   return dict(distances=found,
@@ -46,7 +46,7 @@ def stochastic(model: measure.Model, row: str) -> dict:
       (diffusions.increasing_decreasing, 1.0, 100)):
     name = f'{arrays.name_of(diffusion)} {norm:g} {steps}'
     made = samplers.sde(process, output, diffusion=jax.tree_util.Partial(diffusion, norm=norm))
-    kept[name] = measure.carried(model, made, grids.uniform_grid(steps))
+    kept[name] = measure.carried(model, made, grids.uniform(steps))
     found[name] = measure.distance(model.data, kept[name])
   name = measure.best(found)
   return dict(distances=found,
@@ -90,7 +90,7 @@ def noisy(model: measure.Model, row: str) -> dict:
       process, output = vectors(model)
       solver = samplers.ddim(process, output)
       found[level] = {name: measure.distance(model.data, measure.carried(
-          model, solver, grids.uniform_grid(50, start=start), z))
+          model, solver, grids.uniform(50, start=start), z))
           for name, start in (('wrong', 1.0), ('told', level))}
     found[level]['corrupted'] = measure.distance(model.data, z)
   return found

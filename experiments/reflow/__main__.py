@@ -74,7 +74,7 @@ def samples(config, params, steps, labels, seed):
 
 def path_of(config, params, count, num_steps=50):
   """(states [n, count, ...], times [n]) of the deterministic sampler."""
-  recipe, grid = recipes.recipe(config), grids.uniform_grid(num_steps)
+  recipe, grid = recipes.recipe(config), grids.uniform(num_steps)
   labels = jnp.arange(count) % max(config.data.num_classes, 1)
   predict = fields.bind(recipe.network(params), labels if config.data.num_classes else None)
   solver = samplers.ddim(tables.PROCESSES[config.process.name], tables.OUTPUTS[config.output.name])

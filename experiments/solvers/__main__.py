@@ -52,7 +52,7 @@ def row_equalities():
 
 
 def weights(churn):
-  grid = grids.uniform_grid(100)
+  grid = grids.uniform(100)
   h = samplers.contributions(samplers.ddim(processes.cosine, outputs.v, churn=churn), grid)[:-1]
   at = np.argmin(h)
   return (f'sum {-h.sum():.5f}, largest {-h[at]:.6f} at t = {grid[at]:.2f}, {-h[0]:.6f} at t = 1, '

@@ -68,7 +68,7 @@ def sample_against_calls(num_steps=50, batch=16, count=15):
   params = module.init(jax.random.key(1), z, jnp.zeros(batch), label)
   predict = Partial(lambda params, label, z, t: module.apply(params, z, t, label), params, label)
   solver = samplers.ddim(processes.linear, outputs.u)
-  grid = grids.uniform_grid(num_steps)
+  grid = grids.uniform(num_steps)
   network = jax.jit(predict)
   ts = [jnp.full(batch, t, jnp.float32) for t in grid[:-1]]
 

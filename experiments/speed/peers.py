@@ -70,7 +70,7 @@ def runs(ours, theirs, solver, batch):
   condition = np.arange(batch) % CLASSES
   predict = fields.bind(fields.conditioned(ours, process, scale_input=fields.unit,
                                            label_noise=fields.table_index), jnp.asarray(condition))
-  made, grid, z = make(process), grids.trailing_grid(STEPS), jnp.asarray(noise)
+  made, grid, z = make(process), grids.trailing(STEPS), jnp.asarray(noise)
   z_torch = torch.from_numpy(noise).permute(0, 3, 1, 2).contiguous()
   condition = torch.from_numpy(condition)
 

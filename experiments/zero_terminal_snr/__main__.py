@@ -13,7 +13,7 @@ PATH = ROOT / 'docs/zero_terminal_snr.png'
 
 def main():
   x = figures.shaded_digits()
-  made = figures.drawn(figures.train(x, num_steps=2_500), grids.trailing_grid(50))
+  made = figures.drawn(figures.train(x, num_steps=2_500), grids.trailing(50))
   figures.draw_samples({'data': x, **made}).savefig(PATH, dpi=110)
   print(PATH)
 

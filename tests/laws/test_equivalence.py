@@ -89,7 +89,7 @@ def test_heun_differs_by_the_row_but_not_in_the_limit(x64):
 
 def test_the_weights_of_each_prediction_in_the_sample():
   # v-prediction on the cosine process, 100 uniform steps: each step multiplies by cos(pi/200).
-  grid = grids.uniform_grid(100)
+  grid = grids.uniform(100)
   h = samplers.contributions(samplers.ddim(COSINE, outputs.v), grid)[:-1]
   # The prediction at t = 1 is turned by all 99 steps that follow.
   expected = np.sin(np.pi / 200) * np.cos(np.pi / 200) ** np.arange(99, -1, -1)
@@ -98,7 +98,7 @@ def test_the_weights_of_each_prediction_in_the_sample():
 
 
 def test_the_weights_of_each_prediction_at_churn_one_half():
-  grid = grids.uniform_grid(100)
+  grid = grids.uniform(100)
   h = samplers.contributions(samplers.ddim(COSINE, outputs.v, churn=0.5), grid)[:-1]
   assert (h < 0).all() and abs(-h.sum() - 1.93027) < 1e-5
   largest = np.argmin(h)
@@ -152,7 +152,7 @@ def test_the_same_samples_come_of_both_processes_where_their_noise_is_the_same(x
   for make in (samplers.ddim, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):
     ends = []
     for process in (LINEAR, COSINE):
-      grid = grids.logsnr_grid(20, process=process, start=-7, end=7)
+      grid = grids.logsnr(20, process=process, start=-7, end=7)
       start, end = (np.hypot(*map(float, process(jnp.float64(t)))) for t in (grid[0], grid[-1]))
       ends.append(samplers.sample(make(process, outputs.v), _mixture(process, outputs.v), start * Z,
                                   grid) / end)
@@ -162,14 +162,14 @@ def test_the_same_samples_come_of_both_processes_where_their_noise_is_the_same(x
 def test_pure_noise_under_zero_terminal_snr_is_refused_to_eps():
   process = rows.PROCESSES['discrete']
   # Whatever the grid: none that begins later makes the network one that could be trained there.
-  for make, grid in ((samplers.ddim, grids.trailing_grid(10)), (samplers.ddim, grids.leading_grid(10)),
-                     (samplers.dpmpp_2m, grids.leading_grid(10))):
+  for make, grid in ((samplers.ddim, grids.trailing(10)), (samplers.ddim, grids.leading(10)),
+                     (samplers.dpmpp_2m, grids.leading(10))):
     with pytest.raises(ValueError, match=r"output 'eps' cannot give x at t=1, where this table is pure "
                        "noise: train 'v' or 'x', or take a table without zero terminal SNR"):
       samplers.sample(make(process, outputs.eps), _field, Z, grid)
   # What a solver goes along is asked of no network.
-  samplers.check(samplers.heun(process, outputs.v, along=outputs.eps), grids.leading_grid(10))
-  end = samplers.sample(samplers.ddim(process, outputs.v), _field, Z, grids.trailing_grid(10))
+  samplers.check(samplers.heun(process, outputs.v, along=outputs.eps), grids.leading(10))
+  end = samplers.sample(samplers.ddim(process, outputs.v), _field, Z, grids.trailing(10))
   assert jnp.isfinite(end).all()
 
 
@@ -187,7 +187,7 @@ def test_a_grid_that_turns_back_or_leaves_the_process_is_refused(grid, refusal, 
 def test_a_schedule_that_is_not_a_number_is_refused():
   broken = Partial(processes.discrete, angles=np.array([0.0, 0.5, np.nan, 1.5]))
   # The grids of the last two do not meet the entry.
-  for make, grid in ((samplers.ddim, grids.uniform_grid(4)), (samplers.ddim, np.array([1.0, 0.2, 0.0])),
+  for make, grid in ((samplers.ddim, grids.uniform(4)), (samplers.ddim, np.array([1.0, 0.2, 0.0])),
                      (samplers.adaptive, np.array([1.0, 0.0]))):
     with pytest.raises(ValueError, match=r"'discrete' is bound to an array of shape \(4,\), not finite "
                        'at 2: give finite numbers'):

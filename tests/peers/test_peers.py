@@ -179,8 +179,8 @@ def test_a_table_is_diffusers(name, zero_snr):
   np.testing.assert_allclose(np.sqrt(found), np.sqrt(stored), atol=2e-6)
 
 
-GRIDS = {'leading': grids.leading_grid, 'linspace': grids.linspace_grid,
-         'trailing': grids.trailing_grid}
+GRIDS = {'leading': grids.leading, 'linspace': grids.linspace,
+         'trailing': grids.trailing}
 
 
 @pytest.mark.parametrize('spacing', GRIDS)

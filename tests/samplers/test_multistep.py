@@ -21,7 +21,7 @@ def _mixture(process, output):
 
 
 def _grid(process, n):
-  return grids.logsnr_grid(n, process=process, start=-8, end=8)
+  return grids.logsnr(n, process=process, start=-8, end=8)
 
 
 _ends = {}
@@ -105,13 +105,13 @@ def _with_the_past(solver, z, h):
   # UniPC corrects the step before, so it has to know the three x from which that was made.
   states, seen, when = [z], [], []
   for i in range(3 if corrects else 2):
-    grid = grids.logsnr_grid(100, process=LINEAR, start=-8 - h * i, end=-8 - h * (i + 1))
+    grid = grids.logsnr(100, process=LINEAR, start=-8 - h * i, end=-8 - h * (i + 1))
     states.append(_runge_kutta(LINEAR, states[-1], grid))
     seen.append(_mixture(LINEAR, outputs.x)(states[-1], jnp.full(len(z), grid[-1])))
     when.append(jnp.asarray((-8 - h * (i + 1)) / 2))
   depth = len(seen)
   if corrects:
-    t = grids.logsnr_grid(1, process=LINEAR, start=-8, end=-8 - h)[-1]
+    t = grids.logsnr(1, process=LINEAR, start=-8, end=-8 - h)[-1]
     memory = multistep.Memory(tuple(seen), tuple(when), jnp.int32(depth), jnp.int32(depth))
     memory = multistep.Corrected(memory, states[1], jnp.asarray(t), jnp.int32(3))
   else:
@@ -229,8 +229,8 @@ def test_the_first_step_and_the_step_to_data_are_ddims(x64):
     np.testing.assert_allclose(path[1], samplers.sample(plain, predict, z, np.array([1.0, 0.6])),
                                rtol=1e-14, err_msg=make.__name__)
     assert jnp.isfinite(samplers.sample(make(LINEAR, outputs.u), predict, z,
-                                        grids.uniform_grid(6))).all()
-  path = samplers.sample_path(samplers.dpmpp_3m(LINEAR, outputs.u), predict, z, grids.uniform_grid(4))
+                                        grids.uniform(6))).all()
+  path = samplers.sample_path(samplers.dpmpp_3m(LINEAR, outputs.u), predict, z, grids.uniform(4))
   last = samplers.sample(plain, predict, path[3], np.array([0.25, 0.0]))
   np.testing.assert_allclose(path[4], last, rtol=1e-12)
 
@@ -240,7 +240,7 @@ def test_solvers_that_remember_take_trees_float32_and_gradients():
   for make in (samplers.adams_bashforth, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):
     solver = make(LINEAR, outputs.u)
     run = lambda c: samplers.sample(solver, lambda z, t: jax.tree.map(lambda a: c * a, z), z,
-                                    grids.uniform_grid(5))
+                                    grids.uniform(5))
     end = run(0.5)
     assert end['a'].dtype == jnp.float32
     np.testing.assert_allclose(end['b'], end['a'][:, :1, None], rtol=1e-5)
@@ -272,9 +272,9 @@ def test_solvers_that_hold_x_do_not_start_at_data(make):
 def test_steps_that_the_grid_has_and_the_solver_does_not_know_of_are_refused(make):
   refusal = 'of num_steps=3, but the grid has 10 steps: give that number, or None'
   with pytest.raises(ValueError, match=refusal):
-    samplers.check(make(LINEAR, outputs.v, num_steps=3), grids.uniform_grid(10))
-  padded = np.append(np.ones(5), grids.uniform_grid(3))
-  for num_steps, grid in ((3, padded), (10**6, grids.uniform_grid(10)), (None, grids.uniform_grid(10))):
+    samplers.check(make(LINEAR, outputs.v, num_steps=3), grids.uniform(10))
+  padded = np.append(np.ones(5), grids.uniform(3))
+  for num_steps, grid in ((3, padded), (10**6, grids.uniform(10)), (None, grids.uniform(10))):
     samplers.check(make(LINEAR, outputs.v, num_steps=num_steps), grid)
 
 

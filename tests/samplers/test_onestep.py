@@ -158,7 +158,7 @@ def test_heun_on_edm_is_the_papers_algorithm(x64):
   # Algorithm 1 of 2206.00364 with sigma(t) = t, s(t) = 1, restated.
   def denoiser(z, sigma):
     return MEAN + STD**2 / (STD**2 + sigma**2) * (z - MEAN)
-  grid = grids.karras_grid(18)
+  grid = grids.karras(18)
   z = x = np.array([[60.0], [-100.0]])
   for t, s in zip(grid[:-1], grid[1:]):
     d = (x - denoiser(x, t)) / t
@@ -179,14 +179,14 @@ def test_evaluations_are_counted_as_they_are_made(solver, end):
     jax.debug.callback(lambda: calls.append(1))
     return z
   make = getattr(samplers, solver)(LINEAR, outputs.u)
-  grid = grids.uniform_grid(5, end=end)
+  grid = grids.uniform(5, end=end)
   samplers.sample(make, predict, jnp.ones((1, 1)), grid, jax.random.split(jax.random.key(0), 1))
   jax.effects_barrier()
   assert evaluations(make, grid) == len(calls)
 
 
 def test_the_path_starts_at_z_and_ends_at_the_sample():
-  z, grid = jnp.ones((2, 1)), grids.uniform_grid(5)
+  z, grid = jnp.ones((2, 1)), grids.uniform(5)
   given = samplers.ddim(LINEAR, outputs.u), _gaussian(LINEAR, outputs.u), z, grid
   path = samplers.sample_path(*given)
   assert path.shape == (6, 2, 1)
@@ -198,7 +198,7 @@ def test_a_sample_depends_on_its_own_key_alone():
   keys = jax.random.split(jax.random.key(1), 8)
   z = jax.random.normal(jax.random.key(2), (8, 1))
   run = lambda z, keys: samplers.sample(samplers.ancestral(LINEAR, outputs.u),
-                                        _gaussian(LINEAR, outputs.u), z, grids.uniform_grid(10), keys)
+                                        _gaussian(LINEAR, outputs.u), z, grids.uniform(10), keys)
   np.testing.assert_allclose(run(z, keys)[3:5], run(z[3:5], keys[3:5]), rtol=1e-5)
 
 
@@ -229,7 +229,7 @@ def test_a_time_that_repeats_changes_nothing_at_either_end():
 def test_plain_functions_are_processes_outputs_and_solvers_too():
   process = functools.partial(lambda t, a: Mix(1 - t, a * t), a=1.0)
   step = samplers.ddim(process, lambda process, t: outputs.u(process, t))
-  z, grid = jnp.ones((2, 1)), grids.uniform_grid(4)
+  z, grid = jnp.ones((2, 1)), grids.uniform(4)
   own = samplers.Solver(lambda z: (), lambda predict, z, memory, t, s, keys: (
       z + (s - t) * predict(z, t), memory))
   for solver in (step, own):
@@ -240,7 +240,7 @@ def test_plain_functions_are_processes_outputs_and_solvers_too():
 
 def test_trees_are_sampled_leaf_by_leaf():
   z = {'a': jnp.ones((2, 3)), 'b': jnp.ones((2, 1, 1))}
-  end = samplers.sample(samplers.heun(LINEAR, outputs.u), lambda z, t: z, z, grids.uniform_grid(4))
+  end = samplers.sample(samplers.heun(LINEAR, outputs.u), lambda z, t: z, z, grids.uniform(4))
   np.testing.assert_allclose(end['b'], end['a'][:, :1, None], rtol=1e-6)
 
 
@@ -252,7 +252,7 @@ def test_new_numbers_of_the_same_shapes_are_one_compilation():
     return z
   for n in (20.0, 15.0):
     samplers.sample(samplers.ddim(process(n), outputs.v), predict, jnp.ones((2, 2)),
-                    grids.uniform_grid(4, start=0.9))
+                    grids.uniform(4, start=0.9))
   assert len(traces) <= 2, f'traced {len(traces)} times for two values of beta_max'
 
 
@@ -261,7 +261,7 @@ def test_sampling_is_differentiable():
     predict = Partial(oracles.gaussian, process=LINEAR, output=outputs.u, mean=mean,
                       cov=jnp.eye(1))
     return samplers.sample(samplers.ddim(LINEAR, outputs.u), predict, jnp.zeros((1, 1)),
-                           grids.uniform_grid(64)).sum()
+                           grids.uniform(64)).sum()
   # The map from noise 0 is the mean itself, up to the solver's first order.
   chex.assert_trees_all_close(jax.grad(end)(jnp.array([0.4])), jnp.ones(1), atol=0.1)
 
@@ -271,7 +271,7 @@ def test_a_blind_output_is_refused_before_compiling():
     raise AssertionError('traced')
   with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1"):
     samplers.sample(samplers.ddim(LINEAR, outputs.eps), predict, jnp.ones((2, 2)),
-                    grids.uniform_grid(4))
+                    grids.uniform(4))
 
 
 BY_RATE = [samplers.euler, samplers.heun, samplers.adams_bashforth, samplers.adaptive, samplers.sde]
@@ -305,13 +305,13 @@ def test_a_step_to_data_needs_no_rate_there(make):
 def test_solvers_that_draw_ask_for_keys():
   with pytest.raises(ValueError, match='ancestral draws noise: give sample'):
     samplers.sample(samplers.ancestral(LINEAR, outputs.u), _field, jnp.ones((2, 2)),
-                    grids.uniform_grid(4))
+                    grids.uniform(4))
 
 
 def test_wrong_predictions_are_named():
   with pytest.raises(ValueError, match=r'predict returned \(2, 1\) for z \(2, 2\)'):
     samplers.sample(samplers.ddim(LINEAR, outputs.u), lambda z, t: z[:, :1], jnp.ones((2, 2)),
-                    grids.uniform_grid(4))
+                    grids.uniform(4))
 
 
 def test_a_descent_step_is_a_move_in_time(x64):

@@ -120,7 +120,7 @@ def test_many_samples_of_a_mixture_have_its_moments(name, n):
     data = means[k] + stds[k] * rng.normal(size=n)
     z = np.float32(COSINE(start).x * data[:, None] + COSINE(start).eps * z)
   x = np.asarray(samplers.sample(NOISY[name](COSINE, 512), predict, z,
-                                 grids.uniform_grid(512, start=start), keys), np.float64)[:, 0]
+                                 grids.uniform(512, start=start), keys), np.float64)[:, 0]
   center = (weights * means).sum()
   square = (weights * (stds**2 + means**2)).sum()
   fourth = (weights * (means**4 + 6 * means**2 * stds**2 + 3 * stds**4)).sum()
@@ -155,7 +155,7 @@ def test_churn_1_forgets_all_noise_at_each_step(x64):
   state = COSINE(jnp.float64(0.6))
   fresh = arrays.noise_like(arrays.fold(keys, 0), z)
   np.testing.assert_allclose(found, state.x * 0.25 + state.eps * fresh, rtol=1e-12)
-  for grid in (grids.uniform_grid(4), np.array([1.0, 1.0, 0.5, 0.5, 0.0, 0.0])):
+  for grid in (grids.uniform(4), np.array([1.0, 1.0, 0.5, 0.5, 0.0, 0.0])):
     end = samplers.sample(samplers.ddim(COSINE, outputs.v, churn=1.0), lambda z, t: z, z, grid, keys)
     assert jnp.isfinite(end).all()
 
@@ -189,7 +189,7 @@ def test_edms_sampler_is_algorithm_2_of_its_paper(churn, x64):
     share = 1 / (1 + np.exp(near - far))
     means = [c + 0.3**2 / (0.3**2 + sigma**2) * (z - c) for c in (-1.0, 0.8)]
     return share * means[0] + (1 - share) * means[1]
-  n, grid = 32, grids.karras_grid(32)
+  n, grid = 32, grids.karras(32)
   z = np.array([[60.0], [-100.0], [13.0]])
   keys = jax.random.split(jax.random.key(3), 3)
   x = z
@@ -228,7 +228,7 @@ ELSEWHERE = {
 def test_edms_sampler_is_the_same_on_every_process(name, x64):
   # z is alpha times EDM's, where the noise-to-signal ratio is EDM's sigma; vdm's 0.002 is at t = 0.005.
   process, alpha, time, last = ELSEWHERE[name]
-  grid = np.append(grids.karras_grid(12, sigma_max=20.0)[:-1], last)
+  grid = np.append(grids.karras(12, sigma_max=20.0)[:-1], last)
   z = 20.0 * jax.random.normal(jax.random.key(0), (64, 1))
   make = lambda p: samplers.edm(p, outputs.v, num_steps=12, **{**CHURN, 'sigma_min': 0.0})
   own = samplers.sample(make(processes.edm), _gaussian(processes.edm, outputs.v), z, grid, KEYS)
@@ -238,8 +238,8 @@ def test_edms_sampler_is_the_same_on_every_process(name, x64):
 
 
 def test_karras_grid_is_edms_on_another_process(x64):
-  grid = grids.karras_grid(12, sigma_max=20.0)
-  there = grids.karras_grid(12, process=LINEAR, sigma_max=20.0)
+  grid = grids.karras(12, sigma_max=20.0)
+  there = grids.karras(12, process=LINEAR, sigma_max=20.0)
   np.testing.assert_allclose(there, grid / (1 + grid), rtol=1e-10)
 
 
@@ -276,19 +276,19 @@ def test_the_diffusion_coefficients_are_sits(name, x64):
 def test_a_diffusion_that_is_infinite_on_the_grid_is_refused():
   solver = samplers.sde(LINEAR, outputs.u, diffusion=diffusions.sbdm)
   with pytest.raises(ValueError, match="diffusion 'sbdm' is not finite at t=1"):
-    samplers.sample(solver, lambda z, t: z, jnp.ones((2, 1)), grids.uniform_grid(4), KEYS[:2])
+    samplers.sample(solver, lambda z, t: z, jnp.ones((2, 1)), grids.uniform(4), KEYS[:2])
 
 
 def test_a_diffusion_that_is_negative_on_the_grid_is_refused():
   solver = samplers.sde(LINEAR, outputs.u, diffusion=Partial(diffusions.sigma, norm=-0.5))
   with pytest.raises(ValueError, match="diffusion 'sigma' is negative at t=1: give norm >= 0"):
-    samplers.check(solver, grids.uniform_grid(4))
+    samplers.check(solver, grids.uniform(4))
 
 
 @pytest.mark.parametrize('name', [name for name in NOISY if name.startswith('sde')])
 @pytest.mark.parametrize('process', [LINEAR, COSINE])
 def test_no_known_diffusion_is_taken_for_negative(name, process):
-  samplers.check(NOISY[name](process, 50), grids.uniform_grid(50, start=0.999))
+  samplers.check(NOISY[name](process, 50), grids.uniform(50, start=0.999))
 
 
 @pytest.mark.parametrize('num_steps', [3, 30])
@@ -296,17 +296,17 @@ def test_edms_churn_is_shared_by_the_steps_of_the_grid(num_steps):
   with pytest.raises(ValueError, match=f'edm of num_steps={num_steps}, but the grid has 10 steps: give '
                      'that number$'):
     samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=num_steps, churn=4.0),
-                   grids.uniform_grid(10, start=0.9))
-  for grid in (grids.uniform_grid(10, start=0.9), [0.9, *grids.uniform_grid(9, start=0.9)]):
+                   grids.uniform(10, start=0.9))
+  for grid in (grids.uniform(10, start=0.9), [0.9, *grids.uniform(9, start=0.9)]):
     samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=10, churn=4.0), np.asarray(grid))
 
 
 def test_edm_says_that_it_goes_along_eps():
   with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1: start the grid at "
                      't<=0.999999 or take heun: each step of edm goes along eps'):
-    samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=4, churn=1.0), grids.uniform_grid(4))
+    samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=4, churn=1.0), grids.uniform(4))
   with pytest.raises(ValueError, match='or give heun another `along`, or none'):
-    samplers.check(samplers.heun(LINEAR, outputs.v, along=outputs.eps), grids.uniform_grid(4))
+    samplers.check(samplers.heun(LINEAR, outputs.v, along=outputs.eps), grids.uniform(4))
 
 
 @pytest.mark.parametrize('make', [
@@ -316,9 +316,9 @@ def test_edm_says_that_it_goes_along_eps():
 def test_solvers_that_draw_ask_for_keys_and_do_not_invert(make):
   z = jnp.ones((2, 1))
   with pytest.raises(ValueError, match='draws noise: give sample'):
-    samplers.sample(make(), lambda z, t: z, z, grids.uniform_grid(4, start=0.9))
+    samplers.sample(make(), lambda z, t: z, z, grids.uniform(4, start=0.9))
   with pytest.raises(ValueError, match='invert with a solver that draws none'):
-    samplers.sample(make(), lambda z, t: z, z, grids.uniform_grid(4, start=0.1, end=0.9), KEYS[:2])
+    samplers.sample(make(), lambda z, t: z, z, grids.uniform(4, start=0.1, end=0.9), KEYS[:2])
 
 
 TWO = np.array([0.1, 0.2])
