@@ -15,6 +15,7 @@ from typing import Any
 from jaxtyping import Int
 import numpy as np
 
+from eqflow import files
 from eqflow.data.records import Batch, Source
 
 _COMMAND = ('python -m eqflow.main --config=CONFIG --workdir=RUN --mode=pairs --num_samples=N '
@@ -134,6 +135,5 @@ def _flat(made):
 
 
 def _tell(path, made):
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(made, indent=2) + '\n')
-  os.replace(partial, path)
+  with files.replacing(path) as file:
+    file.write(json.dumps(made, indent=2).encode() + b'\n')

@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Integer, UInt8
 import numpy as np
 from PIL import Image
 
+from eqflow import files
+
 _TILE = 32
 # Okabe and Ito's colours, told apart by colour-blind eyes as well; black first.
 _COLOURS = np.array([(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
@@ -80,10 +82,6 @@ def save_png(path: str | os.PathLike, picture: UInt8[np.ndarray, '_ _ _']) -> No
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
   image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-  try:
-    image.save(part, format='PNG')
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  with files.replacing(path) as file:
+    image.save(file, format='PNG')

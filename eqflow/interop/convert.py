@@ -14,6 +14,8 @@ import sys
 from typing import Any
 import zipfile
 
+from eqflow import files
+
 Path = str | os.PathLike
 
 
@@ -31,13 +33,8 @@ def convert(source: Path, target: Path, *, key: str | None = None) -> str | None
     raise ValueError(f'{target} exists: remove it, or name another file')
   loaded = _loaded(torch, source)
   state, key = _state(torch, source, loaded, key)
-  # Under another name until it is whole, so that what is interrupted is not taken for a checkpoint.
-  partial = pathlib.Path(f'{os.fspath(target)}.partial')
-  try:
-    save_file(_apart(state), partial)
-    os.replace(partial, target)
-  finally:
-    partial.unlink(missing_ok=True)
+  with files.replacing(target) as file:
+    save_file(_apart(state), file.name)
   return key
 
 

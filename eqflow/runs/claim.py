@@ -5,14 +5,13 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import pathlib
 
 from ml_collections import ConfigDict
 
+from eqflow import files
 from eqflow.data import sources
 from eqflow.runs.identity import check_config
-from eqflow.training import checksums
 from eqflow.training.runtime import multihost
 
 
@@ -67,14 +66,11 @@ def _check_data(path, source):
 
 
 def _write(path, value):
-  partial, text = path.with_suffix('.partial'), json.dumps(value, indent=2) + '\n'
-  if path.exists() and path.read_bytes() == text.encode():
+  text = json.dumps(value, indent=2).encode() + b'\n'
+  if path.exists() and path.read_bytes() == text:
     return
   try:
-    partial.write_text(text)
-    # A name that is on the disk before its content is an empty file where the power fails.
-    checksums.sync(partial)
-    os.replace(partial, path)
-    checksums.sync(path.parent)
+    with files.replacing(path) as file:
+      file.write(text)
   except OSError as error:
     raise OSError(f'{path} cannot be written ({error}): make room, or mend the disk') from error

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 import functools
-import os
 import pathlib
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 import numpy as np
 
+from eqflow import files
 from eqflow.config import samplings
 from eqflow.config.recipes import Recipe
 from eqflow.data import pairs
@@ -172,6 +172,5 @@ def write(path: pathlib.Path, x: np.ndarray, labels: np.ndarray, **more: Any) ->
 
 def save(path: pathlib.Path, **arrays: Any) -> None:
   """np.savez of the arrays to path, whole or not at all."""
-  partial = path.with_suffix('.partial.npz')
-  np.savez(partial, **arrays)
-  os.replace(partial, path)
+  with files.replacing(path) as file:
+    np.savez(file, **arrays)

@@ -19,6 +19,7 @@ import jax
 from jax import numpy as jnp
 import orbax.checkpoint as ocp
 
+from eqflow import files
 from eqflow.training import checksums
 from eqflow.training.runtime import multihost
 
@@ -70,7 +71,7 @@ class Checkpoints:
           (partial / 'run').write_text(self.run)
         checksums.write(partial)
         os.replace(partial, partial.with_suffix(''))
-        checksums.sync(self.folder)
+        files.sync(self.folder)
         self._prune()
     except BaseException as error:
       self._error = error

@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 
+from eqflow import files
+
 NAME = 'manifest.json'
 
 
@@ -12,14 +14,11 @@ def write(folder: pathlib.Path) -> None:
   """folder/manifest.json, {file: SHA-256}; every file and folder is on disk when it returns."""
   found = {name: _digest(folder / name) for name in _files(folder)}
   for name in found:
-    sync(folder / name)
+    files.sync(folder / name)
   for path, _, _ in os.walk(folder, topdown=False):
-    sync(pathlib.Path(path))
-  partial = folder / f'{NAME}.partial'
-  partial.write_text(_text(found))
-  sync(partial)
-  os.replace(partial, folder / NAME)
-  sync(folder)
+    files.sync(path)
+  with files.replacing(folder / NAME) as file:
+    file.write(_text(found).encode())
 
 
 def damages(folder: pathlib.Path) -> list[str]:
@@ -44,15 +43,6 @@ def damages(folder: pathlib.Path) -> list[str]:
     except OSError as error:
       bad.append(f'{name} cannot be read ({error})')
   return bad
-
-
-def sync(path: pathlib.Path) -> None:
-  """Returns when the file, or the names in the folder, are on disk."""
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
 
 
 def _text(found):

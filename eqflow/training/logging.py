@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -12,6 +11,8 @@ from typing import Any
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 import tqdm
+
+from eqflow import files
 
 _FLUSHED = 10.0   # seconds from one time to the next that TensorBoard's file is brought to the disk
 
@@ -71,9 +72,8 @@ class Writer:
     text = self.path.read_text(errors='replace') if self.path.exists() else ''
     lines = text.splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
-    partial = self.path.with_suffix('.partial')
-    partial.write_text(''.join(kept))
-    os.replace(partial, self.path)
+    with files.replacing(self.path) as file:
+      file.write(''.join(kept).encode())
 
   def scalars(self, step: int, values: dict[str, float | int]) -> None:
     """One line of numbers, at `step`; a mean over no steps, as where all were left out, is none.

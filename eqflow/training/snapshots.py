@@ -6,10 +6,8 @@ and size. Nothing here deletes any.
 """
 
 from collections.abc import Iterator, Mapping
-import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ from jaxtyping import PyTree
 import numpy as np
 from safetensors import safe_open
 
-from eqflow import ema, posthoc_ema
+from eqflow import ema, files, posthoc_ema
 from eqflow.models import embed
 
 INDEX = 'index.json'
@@ -75,14 +73,14 @@ def write(folder: pathlib.Path, examples: Any, averages: Mapping[str, PyTree], *
     return path
   path.parent.mkdir(parents=True, exist_ok=True)
   digest = hashlib.sha256(head)
-  with _replacing(path) as file:
+  with files.replacing(path) as file:
     file.write(head)
     for block in blocks:
       digest.update(block)
       file.write(block)
     size = file.tell()
   index = _index(path.parent) | {path.name: {'sha256': digest.hexdigest(), 'bytes': size}}
-  with _replacing(path.parent / INDEX) as file:
+  with files.replacing(path.parent / INDEX) as file:
     file.write(json.dumps(dict(sorted(index.items())), indent=1).encode())
   return path
 
@@ -123,20 +121,6 @@ def _bytes(leaf, dtype):
   else:
     leaf = multihost_utils.process_allgather(leaf, tiled=True)
   return np.ascontiguousarray(leaf, dtype).reshape(-1).view(np.uint8).data
-
-
-@contextlib.contextmanager
-def _replacing(path):
-  """A file that becomes `path` whole, or not at all: even where the power fails in between."""
-  partial = path.with_name(path.name + '.partial')
-  with open(partial, 'wb') as file:
-    yield file
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
-  folder = os.open(path.parent, os.O_RDONLY)   # The new name is lost until its folder is safe too.
-  os.fsync(folder)
-  os.close(folder)
 
 
 def _index(folder):

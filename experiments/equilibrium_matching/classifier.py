@@ -16,6 +16,7 @@ from jax import numpy as jnp
 import numpy as np
 import optax
 
+from eqflow import files
 from eqflow.data import pipeline
 from eqflow.runs import dataset
 from experiments.equilibrium_matching import models, results
@@ -55,9 +56,8 @@ def trained():
                           for i in range(0, len(x), 500)]) == label
   results.write(ACCURACY, {'test accuracy': float(right.mean())})
   FOLDER.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_bytes(serialization.to_bytes(params))
-  partial.replace(path)
+  with files.replacing(path) as file:
+    file.write(serialization.to_bytes(params))
   return params
 
 

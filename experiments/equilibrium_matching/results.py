@@ -1,9 +1,10 @@
 """Numbers on disk: results/<data>/<measurement>/<row>_<seed>.json, each whole or not there."""
 
 import json
-import os
 import pathlib
 from typing import Any
+
+from eqflow import files
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
 
@@ -16,9 +17,8 @@ def path(data: str, measurement: str, row: str, seed: int) -> pathlib.Path:
 def write(target: pathlib.Path, found: dict[str, Any]) -> None:
   """found as JSON, floats to five digits; a process that is killed leaves the old file or the new."""
   target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.with_suffix(f'.{os.getpid()}')
-  partial.write_text(json.dumps(_short(found), indent=1) + '\n')
-  os.replace(partial, target)
+  with files.replacing(target) as file:
+    file.write(json.dumps(_short(found), indent=1).encode() + b'\n')
 
 
 def read(data: str, measurement: str, row: str) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ Every few steps, once all processes are there, the first commits: what is restar
 import argparse
 import contextlib
 import json
-import os
 import pathlib
 import time
 
 import numpy as np
 
+from eqflow import files
 from eqflow.data import pipeline
 from eqflow.data.records import InMemory, Source
 
@@ -70,9 +70,8 @@ def _commit(folder, attempt, processes, step):
   for other in range(processes):
     while not any(line['step'] == step - 1 for line in lines(log_of(folder, attempt, other))):
       time.sleep(0.002)
-  partial = folder / 'committed.partial'
-  partial.write_text(json.dumps({'step': step, 'attempt': attempt}))
-  os.replace(partial, folder / 'committed.json')
+  with files.replacing(folder / 'committed.json') as file:
+    file.write(json.dumps({'step': step, 'attempt': attempt}).encode())
 
 
 def main():

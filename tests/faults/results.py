@@ -3,9 +3,10 @@
 import collections
 from collections.abc import Callable
 import json
-import os
 import pathlib
 from typing import Any
+
+from eqflow import files
 
 FOLDER = pathlib.Path(__file__).parent / 'results'
 
@@ -29,9 +30,8 @@ def go_on(name: str, wanted: int, case: Callable, *, counted: str = '',
     print(name, made, flush=True)
     rows += made if isinstance(made, list) else [made]
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f'{name}.partial'
-    partial.write_text('[' + ',\n '.join(map(json.dumps, rows)) + ']\n')
-    os.replace(partial, folder / f'{name}.json')
+    with files.replacing(folder / f'{name}.json') as file:
+      file.write(('[' + ',\n '.join(map(json.dumps, rows)) + ']\n').encode())
   return rows
 
 

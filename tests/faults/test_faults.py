@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from eqflow import files
 from eqflow.commands import train
 from eqflow.training import checksums
 from eqflow.training.runtime import preemption
@@ -83,7 +84,7 @@ def test_a_save_that_fails_is_told_one_step_after_it_has_failed(tmp_path, monkey
         thread.join()   # The save of the step before has ended, in whichever way.
     return step(state, metrics, batch)
 
-  monkeypatch.setattr(checksums, 'sync', full)
+  monkeypatch.setattr(files, 'sync', full)
   with pytest.raises(OSError, match='could not be .*No space left.* that stands is 2; make'):
     nans.run(config, recipe, counted, leaves, tmp_path, source)
   assert made[-1] == 5, f'saved after step 4, told after step {made[-1]}'

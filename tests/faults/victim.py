@@ -19,8 +19,9 @@ import types
 
 from ml_collections import ConfigDict
 
+from eqflow import files
 from eqflow.commands import evaluate, train
-from eqflow.training import checkpoint, checksums, snapshots
+from eqflow.training import checkpoint, checksums
 from eqflow.training.runtime import ledger, preemption
 from tests import config_file
 
@@ -100,14 +101,16 @@ POINTS = {
     'before a save': _dies(checkpoint.Checkpoints, 'save'),
     'while arrays are written': _dies(checkpoint.Checkpoints, '_finish'),
     'before the manifest': _dies(checksums, 'write'),
-    'before the manifest has its name': _dies(checksums, 'replace', own='os'),
+    'before the manifest has its name': _dies(
+        files, 'replace', own='os', counts=lambda path, to: to.name == checksums.NAME),
     'before the checkpoint has its name': _dies(
         checkpoint, 'replace', own='os', counts=lambda path, to: path.suffix == '.partial'),
     'before old ones go': _dies(checkpoint.Checkpoints, '_prune'),
     'before an old one loses its name': _dies(
         checkpoint, 'replace', own='os', counts=lambda path, to: to.suffix == '.deleted'),
     'while an old one goes': _half_gone,
-    'before a snapshot has its name': _dies(snapshots, 'replace', own='os'),
+    'before a snapshot has its name': _dies(
+        files, 'replace', own='os', counts=lambda path, to: to.suffix == '.safetensors'),
 }
 
 

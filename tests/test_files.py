@@ -1,0 +1,63 @@
+"""A file is replaced as a whole or stays as it was; nothing else is left in its folder."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from eqflow import files
+from tests import ROOT
+
+
+def test_the_file_has_the_new_content_at_the_end_of_the_block(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text('old')
+  with files.replacing(path) as file:
+    file.write(b'new')
+    file.flush()
+    assert path.read_text() == 'old'
+  assert path.read_text() == 'new' and os.listdir(tmp_path) == ['a.json']
+
+
+@pytest.mark.parametrize('failure', ['block', 'fsync', 'replace'])
+@pytest.mark.parametrize('existed', [False, True])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failure,
+                                                                 existed):
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  path = tmp_path / 'a.json'
+  if existed:
+    path.write_text('old')
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='28'):
+    if failure != 'block':
+      patch.setattr(os, failure, full)
+    with files.replacing(path) as file:
+      file.write(b'new')
+      if failure == 'block':
+        full()
+  assert os.listdir(tmp_path) == ['a.json'] * existed
+  assert not existed or path.read_text() == 'old'
+
+
+def test_a_killed_write_leaves_the_old_file_and_the_next_one_removes_its_trace(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text('old')
+  code = ('import os; from eqflow import files\n'
+          f'with files.replacing({str(path)!r}) as file:\n'
+          '  file.write(b"new"); file.flush(); os._exit(9)')
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 9
+  assert path.read_text() == 'old'
+  with files.replacing(path) as file:
+    file.write(b'newer')
+  assert path.read_text() == 'newer' and os.listdir(tmp_path) == ['a.json']
+
+
+def test_the_content_is_on_disk_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+  calls, replace, path = [], os.replace, tmp_path / 'a.json'
+  monkeypatch.setattr(os, 'fsync', lambda fd: calls.append(os.readlink(f'/proc/self/fd/{fd}')))
+  monkeypatch.setattr(os, 'replace', lambda a, b: (calls.append(f'-> {b}'), replace(a, b)))
+  with files.replacing(path) as file:
+    file.write(b'new')
+  assert calls == [f'{path}.partial', f'-> {path}', str(tmp_path)]
