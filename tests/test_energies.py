@@ -15,6 +15,7 @@ from eqflow.config import recipes
 from eqflow.models import dit, embed, mlp
 from tests import config_file as load
 from tests import rows
+from tests.rejected import rejected
 
 KINDS = {'dot': energies.dot, 'squared_norm': energies.squared_norm,
          'negative_squared_norm': energies.negative_squared_norm}
@@ -264,24 +265,23 @@ def test_guiding_the_gradients_is_the_gradient_of_the_guided_energy(x64):
   np.testing.assert_allclose(first[..., 3], network(z, t, label)[..., 3], rtol=1e-10)
 
 
-@pytest.mark.parametrize('changes,message', [
-    (dict(kind='l2'), r"config.energy.name='l2': choose from \['dot', 'negative_squared_norm', 'none'"),
-    (dict(kind='squared_norm', model__final_scale=0.0), "config.energy.name='squared_norm' with "
-     "config.model.final_scale=0.0: .*stays zero.*set config.model.final_scale to 0.02, or take 'dot'"),
-    (dict(kind='negative_squared_norm', model__final_scale=0.0), 'model.final_scale=0.0'),
-    (dict(kind='dot', model__final_scale=-1.0), 'config.model.final_scale=-1.0: give a finite number'),
-    (dict(kind='dot', loss__dispersive=0.5), 'loss.dispersive=0.5 with config.energy.name=.dot'),
-    (dict(kind='dot', energy__scale=2.0), "config.energy.scale: 'dot' takes no numbers"),
-    (dict(kind='dot', model__label_noise=dict(name='time')), 'may not depend on time')])
-def test_energies_that_cannot_be_trained_are_refused_by_key(changes, message):
-  with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize('changes,key,named', [
+    (dict(kind='l2'), 'energy.name', 'negative_squared_norm'),
+    (dict(kind='squared_norm', model__final_scale=0.0), 'energy.name', 'final_scale=0.0'),
+    (dict(kind='negative_squared_norm', model__final_scale=0.0), 'energy.name', 'final_scale=0.0'),
+    (dict(kind='dot', model__final_scale=-1.0), 'model.final_scale', '-1.0'),
+    (dict(kind='dot', loss__dispersive=0.5), 'loss.dispersive', 'dot'),
+    (dict(kind='dot', energy__scale=2.0), 'energy.scale', 'no numbers'),
+    (dict(kind='dot', model__label_noise=dict(name='time')), 'sample.solver.name', 'time')])
+def test_an_energy_that_cannot_be_trained_is_rejected_by_key(changes, key, named):
+  with rejected(key, named):
     recipes.recipe(_config(**changes))
 
 
-def test_a_config_without_an_energy_is_not_complete():
+def test_a_config_without_an_energy_is_incomplete():
   config = _config('dot')
   del config.energy
-  with pytest.raises(ValueError, match='config.energy is missing: a config is complete'):
+  with rejected('energy'):
     recipes.recipe(config)
 
 

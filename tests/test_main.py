@@ -27,7 +27,7 @@ REFUSED = [
     (['--config=configs/digits.py:qm'], ["qm", "choose from ['blind_flow', 'edm', 'edm2', 'eps'"]),
     (['--config=configs/nothing.py'], ['configs/nothing.py']),
     ([DIGITS, '--mode=tarin'], ['mode', 'train', 'evaluate', 'sample']),
-    ([DIGITS, '--config.process.name=linaer'], ["config.process.name='linaer'", 'choose from']),
+    ([DIGITS, '--config.process.name=linaer'], ["config.process.name='linaer'", 'cosine']),
     ([DIGITS, '--config.train.batch=0'], ['config.train.batch=0']),
     ([DIGITS, '--config.data.name=nothing', '--config.data.dir=/nowhere'],
      ['nothing', '/nowhere', 'python -m eqflow.data.prepare']),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow.config import recipes
-from eqflow.config.sections import naming
+from eqflow.config.errors import ConfigError, naming
 from eqflow.data import pipeline, sources
 from eqflow.models import embed
 from eqflow.runs import claim, dataset, generate, identity, restore, run
@@ -224,23 +224,24 @@ def check_parts(config: ConfigDict, mesh: Mesh, rules: sharding.Rules) -> None:
   with naming('mesh'):
     _, readers = sharding.own_rows(mesh)
   if config.loss.dispersive and section.accumulate > 1 and readers > 1:
-    raise ValueError(f'config.loss.dispersive={config.loss.dispersive} couples the rows of a '
-                     f'microbatch, and those of {readers} processes hold other rows than those of one: '
-                     'set config.train.accumulate to 1')
+    raise ConfigError('loss.dispersive', config.loss.dispersive, 'couples the examples of a '
+                      'microbatch, '
+                      f'which differ between 1 and {readers} processes',
+                      'use --config.train.accumulate=1')
 
 
 def check_averages(config: ConfigDict) -> None:
   """Raises ValueError for averages that training cannot keep, sample or write snapshots of."""
   section, names = config.ema, ['params', *recipes.ema_names(config)]
   if config.sample.params not in names:
-    raise ValueError(f'config.sample.params={config.sample.params!r} is made after training, by '
-                     f'--mode=reconstruct: train with one of {names}')
+    raise ConfigError('sample.params', config.sample.params, 'is made by --mode=reconstruct, after '
+                      'training', f'train with one of {names}')
   if section.snapshot_examples and not section.stds:
-    raise ValueError(f'config.ema.snapshot_examples={section.snapshot_examples} with no '
-                     'config.ema.stds: snapshots are of power averages; set stds to (0.05, 0.1)')
+    raise ConfigError('ema.snapshot_examples', section.snapshot_examples, 'needs power averages, but '
+                      'config.ema.stds is empty', "use --config.ema.stds='(0.05, 0.1)'")
   if section.snapshot_dtype not in snapshots.DTYPES:
-    raise ValueError(f'config.ema.snapshot_dtype={section.snapshot_dtype!r}: choose from '
-                     f'{snapshots.DTYPES}')
+    raise ConfigError('ema.snapshot_dtype', section.snapshot_dtype,
+                      f'must be one of {snapshots.DTYPES}')
 
 
 def keep_snapshot(config: ConfigDict, state: train_state.TrainState, workdir: pathlib.Path) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from eqflow import (
     arrays, blind_spots, couplings, densities, ema, energies, fields, losses, outputs, weights)
 from eqflow.config import samplings, schema
-from eqflow.config.sections import bound, called, choose, naming, needed, numbers, row_of
+from eqflow.config.errors import ABSENT, ConfigError, naming
+from eqflow.config.sections import bound, called, choose, needed, numbers, row_of
 from eqflow.config.tables import (
     COUPLINGS, DENSITIES, DTYPES, ENERGIES, LABELS, MADE, MODELS, NESTED, OUTPUTS, POLICIES, PROCESSES,
     SCALES, SCHEDULES, WEIGHTS)
@@ -108,11 +109,12 @@ def model(section: ConfigDict, num_classes: int) -> Any:
   known = [k for k in inspect.signature(make).parameters if k not in ('parent', 'name')]
   for key in options:
     if key not in known or key == 'num_classes':
-      raise ValueError(f'config.model.{key}: {section.name!r} takes {sorted(known)}; '
-                       'num_classes stands in config.data')
+      raise ConfigError(f'model.{key}', section[key],
+                        f'is not a number of {section.name!r}, which takes {sorted(known)}',
+                        'set num_classes in config.data')
   missing = [key for key, required in needed(make).items() if required and key not in options]
   if missing:
-    raise ValueError(f'config.model: {section.name!r} also needs {missing}')
+    raise ConfigError('model', ABSENT, f'{section.name!r} also needs {missing}')
   return make(num_classes=num_classes, **options)
 
 
@@ -122,9 +124,11 @@ def _trained(config, network, field):
   if not dropout:
     return lambda params, keys: network(params)
   if config.energy.name != 'none' or config.loss.dispersive:
-    raise ValueError(f'config.model.dropout={dropout} with config.energy.name={config.energy.name!r} '
-                     f'and config.loss.dispersive={config.loss.dispersive}: neither an energy nor the '
-                     'dispersive loss is trained with dropout; set it to 0.0')
+    raise ConfigError('model.dropout', dropout, 'cannot be combined with config.energy.name='
+                      f'{config.energy.name!r} and config.loss.dispersive={config.loss.dispersive}: '
+                      f'neither '
+                      'an energy nor the dispersive loss supports dropout',
+                      'use --config.model.dropout=0.0')
   return lambda params, keys: field(params, keys=arrays.fold(keys, 4))
 
 
@@ -135,13 +139,14 @@ def _energy(config, field):
     return None, field
   name = config.energy.name
   if row is not energies.dot and not config.model.get('final_scale', 0.0):
-    raise ValueError(f'config.energy.name={name!r} with config.model.final_scale=0.0: the gradient of '
-                     '|f|^2/2 stays zero where f starts as zero, so nothing would be learnt; set '
-                     "config.model.final_scale to 0.02, or take 'dot'")
+    raise ConfigError('energy.name', name, 'never learns from config.model.final_scale=0.0: the '
+                      'gradient '
+                      'of |f|^2/2 is zero where f starts at zero',
+                      'use --config.model.final_scale=0.02, or --config.energy.name=dot')
   if config.loss.dispersive:
-    raise ValueError(f'config.loss.dispersive={config.loss.dispersive} with config.energy.name='
-                     f'{name!r}: a gradient shows no activations; set one to 0.0, or the other to '
-                     "'none'")
+    raise ConfigError('loss.dispersive', config.loss.dispersive, f'cannot be combined with '
+                      f'config.energy.name={name!r}: the gradient of an energy exposes no activations',
+                      'use --config.loss.dispersive=0.0, or --config.energy.name=none')
   return (lambda params: row(field(params)),
           lambda params: energies.energy_gradient(row(field(params))))
 
@@ -158,28 +163,30 @@ def _density(config, process):
       density = densities.with_data(density, config.loss.at_data)
     return densities.Adaptive(start=(), density=lambda histogram: density, measure=None)
   if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is not weights.on_logsnr:
-    raise ValueError(
-        f'config.loss.weight.name={config.loss.weight.name!r} with config.{path}.name='
-        f"{section.name!r}: the objective would change with the density; choose 'on_logsnr'")
+    raise ConfigError(
+        'loss.weight.name', config.loss.weight.name, f'makes the objective depend on '
+        f'config.{path}.name='
+        f'{section.name!r}', 'use --config.loss.weight.name=on_logsnr')
   if config.loss.at_data:
-    raise ValueError(f'config.loss.at_data={config.loss.at_data} with config.{path}.name='
-                     f'{section.name!r}, which has no place for t=0: set it to 0.0')
+    raise ConfigError('loss.at_data', config.loss.at_data, f'cannot be combined with '
+                      f'config.{path}.name='
+                      f'{section.name!r}, which has no t=0', 'use --config.loss.at_data=0.0')
   return density
 
 
 def _loss(config, network, process, output, adaptive, label_noise, watched, log_variance):
   space = choose(OUTPUTS, config.loss.space, 'loss.space') if config.loss.space else None
   if space is not None and needed(space):
-    raise ValueError(f'config.loss.space={config.loss.space!r} has numbers of its own: choose from '
-                     f'{sorted(k for k, row in OUTPUTS.items() if not needed(row))}')
+    raise ConfigError('loss.space', config.loss.space, 'must be an output without numbers: one of '
+                      f'{sorted(k for k, row in OUTPUTS.items() if not needed(row))}')
   weigh = lambda density: bound(WEIGHTS, config.loss.weight, 'loss.weight', nested=NESTED,
                                 density=density)
   first = adaptive.density(adaptive.start)
   weight, spread = weigh(first), config.loss.dispersive
   on_eps = space is outputs.eps or (space is None and output is outputs.eps)
   if row_of(WEIGHTS, config.loss.weight, 'loss.weight') is weights.on_logsnr and not on_eps:
-    raise ValueError(f"config.loss.space={config.loss.space!r} with config.loss.weight.name="
-                     "'on_logsnr', which weighs the error of eps: set config.loss.space='eps'")
+    raise ConfigError('loss.space', config.loss.space, "must be 'eps' with config.loss.weight.name="
+                      "'on_logsnr', which weights the error of eps", 'use --config.loss.space=eps')
   with naming('loss'):
     blind_spots.check_training(first, process=process, output=output, space=space, weight=weight,
                          label_noise=label_noise)
@@ -210,21 +217,20 @@ def _scale(config):
   if config.model.dtype != 'float16':
     return 1.0
   if not config.train.max_skipped:
-    raise ValueError("config.model.dtype='float16' with config.train.max_skipped=0: the scale of its "
-                     'gradients is found by leaving out updates that overflow; set max_skipped to '
-                     "20, or take 'bfloat16', which needs none")
+    raise ConfigError('model.dtype', 'float16', 'needs config.train.max_skipped above 0: its loss '
+                      'scale '
+                      'adapts by skipping updates that overflow',
+                      'use --config.train.max_skipped=20, or --config.model.dtype=bfloat16')
   return 2.0**16
 
 
 def _coupling(config):
   """The row of config.loss.coupling. Raises ValueError where none is set, or the data have no pairs."""
   path = 'loss.coupling'
-  if 'coupling' not in config.loss:
-    raise ValueError(f"config.{path} is not set: write coupling=dict(name='independent')")
   row = row_of(COUPLINGS, config.loss.coupling, path)
   if row is couplings.given and config.data.name != 'pairs':
-    raise ValueError(f'config.{path}.name={config.loss.coupling.name!r}, but config.data.name='
-                     f"{config.data.name!r} has no noise of its own: set it to 'pairs'")
+    raise ConfigError(f'{path}.name', config.loss.coupling.name, f'needs data with paired noise, but '
+                      f'config.data.name={config.data.name!r}', 'use --config.data.name=pairs')
   return row
 
 
@@ -232,7 +238,7 @@ def _couple(config):
   path, row = 'loss.coupling', _coupling(config)
   found = numbers(row, config.loss.coupling, path, group=None, eps=None)
   if not found.get('regularization', 1) > 0:
-    raise ValueError(f'config.{path}.regularization={found["regularization"]}: give a number above 0')
+    raise ConfigError(f'{path}.regularization', found['regularization'], 'must be above 0')
   if 'group' not in found:
     return None
   classes, parts = config.data.num_classes, config.train.accumulate
@@ -273,8 +279,8 @@ def ema_names(config: ConfigDict) -> list[str]:
   """The averages that the run keeps, each called by its decay or its std as written."""
   names = [*map('{:g}'.format, config.ema.decays), *map(repr, config.ema.stds)]
   if len(set(names)) < len(names):
-    raise ValueError(f'config.ema.decays={tuple(config.ema.decays)} and config.ema.stds='
-                     f'{tuple(config.ema.stds)}: two averages would have the same name')
+    raise ConfigError('ema.decays', tuple(config.ema.decays), 'and config.ema.stds='
+                      f'{tuple(config.ema.stds)} give two EMAs the same name')
   return names
 
 
@@ -290,8 +296,8 @@ def _powers(config):
 def _share(config):
   decays, powers, name = _decays(config), _powers(config), config.sample.params
   if name not in ('params', *decays, *powers) and not (powers and ema.is_std(name)):
-    raise ValueError(f'config.sample.params={name!r}: choose from {["params", *decays, *powers]}'
-                     + (', or a std that --mode=reconstruct has made' if powers else ''))
+    raise ConfigError('sample.params', name, f'must be one of {["params", *decays, *powers]}'
+                      + (', or a std made by --mode=reconstruct' if powers else ''))
 
   def share(step, examples, added):
     return ({name: 1 - ema.warmed(decay, step) for name, decay in decays.items()}

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from eqflow import arrays, blind_spots, descent, fields, guidance, samplers
 from eqflow.arrays import Data
-from eqflow.config.sections import called, naming, numbers, row_of
+from eqflow.config.errors import ConfigError, naming
+from eqflow.config.sections import called, numbers, row_of
 from eqflow.config.tables import DESCENDED, DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
 from eqflow.outputs import Output
 from eqflow.processes import Process
@@ -141,18 +142,21 @@ def _guidance(section, classes, process, drop):
     with naming('sample.interval'):
       guidance.check_interval(interval['low'], interval['high'])
   if other and scale == 1:
-    raise ValueError(f'config.sample.guide.workdir={other!r} with config.sample.scale=1 guides '
-                     "nothing: give a scale above 1, or ''")
+    raise ConfigError('sample.guide.workdir', other, 'has no effect at config.sample.scale=1',
+                      "use a scale above 1, or --config.sample.guide.workdir=''")
   if scale != 1 and not classes and not other:
-    raise ValueError(f'config.sample.scale={scale} guides by class, but '
-                     'config.data.num_classes=0: set it to 1, or give config.sample.guide')
+    raise ConfigError('sample.scale', scale, 'guides by class, but config.data.num_classes=0',
+                      'use --config.sample.scale=1, or set config.sample.guide.workdir')
   if scale != 1 and not other and not drop:
-    raise ValueError(f'config.sample.scale={scale} guides away from no class, which the network was '
-                     'never told: train with config.train.drop_label=0.1, or give config.sample.guide, '
-                     'a run without classes or a worse one')
+    raise ConfigError('sample.scale', scale, 'needs a network trained without labels too, but '
+                      f'config.train.drop_label={drop}', 'train with --config.train.drop_label=0.1, '
+                      'or set '
+                      'config.sample.guide.workdir to a run that is weaker or has no classes')
   if interval and section.solver.name in DESCENTS:
-    raise ValueError(f'config.sample.interval.name={section.interval.name!r}: a descent has no time '
-                     "that guidance could be limited to; set it to 'always'")
+    raise ConfigError('sample.interval.name', section.interval.name, 'limits guidance to an interval '
+                      'of '
+                      f'times, but config.sample.solver.name={section.solver.name!r} has no time',
+                      'use --config.sample.interval.name=always')
 
   def predictor(network, labels, guide=None):
     alone = fields.bind(network, labels if classes else None)
@@ -179,23 +183,22 @@ def _solver(config, process, output, label_noise):
   found = numbers(row, section.solver, path, nested=NESTED, num_steps=section.num_steps)
   if name in DESCENTS:
     if not found.get('step_size', 1) > 0:
-      raise ValueError(f'config.{path}.step_size={found["step_size"]}: give a number above 0, or '
-                       'samples stay as they are, or climb away from data')
+      raise ConfigError(f'{path}.step_size', found['step_size'], 'must be above 0')
     if label_noise is not fields.none:
-      raise ValueError(
-          f'config.{path}.name={name!r} descends a field that may not depend on time, but '
-          f'config.model.label_noise is {arrays.name_of(label_noise)!r}: train with \'none\' or '
-          f'sample with one of {sorted(SOLVERS)}')
+      raise ConfigError(
+          f'{path}.name', name, 'descends a field without time, but config.model.label_noise is '
+          f'{arrays.name_of(label_noise)!r}',
+          f'train with --config.model.label_noise.name=none, or sample with one of {sorted(SOLVERS)}')
     if config.output.name not in DESCENDED:
-      raise ValueError(
-          f'config.{path}.name={name!r} descends to where the field vanishes, but config.output.name='
-          f'{config.output.name!r} does not at data: train one of {list(DESCENDED)}, or sample with '
-          f'one of {sorted(SOLVERS)}')
+      raise ConfigError(
+          f'{path}.name', name, f'needs a field that vanishes at data, but config.output.name='
+          f'{config.output.name!r} does not',
+          f'train one of {list(DESCENDED)}, or sample with one of {sorted(SOLVERS)}')
     with naming(path):
       return row(**found), None
   if section.threshold:
-    raise ValueError(f'config.sample.threshold={section.threshold}: only a descent '
-                     f'({sorted(DESCENTS)}) stops by the norm of its field; set it to 0')
+    raise ConfigError('sample.threshold', section.threshold, 'needs a solver that descends: one of '
+                      f'{sorted(DESCENTS)}', 'use --config.sample.threshold=0')
   grid = called(GRIDS, section.get('grid'), 'sample.grid', num_steps=section.num_steps, process=process)
   with naming('sample.grid'):
     blind_spots.check_grid(grid, process=process, output=output, label_noise=label_noise)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from eqflow.config.errors import ABSENT, ConfigError
 from eqflow.config.sections import choose, finite
 from eqflow.config.tables import MODELS
 from eqflow.models import edm2, mlp
@@ -24,25 +25,25 @@ def whole(value: Any, path: str, *, least: float | int = -math.inf,
   """Raises ValueError where value is no whole number in [least, most], naming the key."""
   finite(value, path, least=least, most=most)
   if not isinstance(value, kinds.Integral):
-    raise ValueError(f'config.{path}={value!r}: give a whole number')
+    raise ConfigError(path, value, 'must be a whole number')
 
 
 def flag(value: Any, path: str) -> None:
   """Raises ValueError where value is not True or False, naming the key."""
   if not isinstance(value, bool):
-    raise ValueError(f'config.{path}={value!r}: give True or False')
+    raise ConfigError(path, value, 'must be True or False')
 
 
 def text(value: Any, path: str) -> None:
   """Raises ValueError where value is no string, naming the key."""
   if not isinstance(value, str):
-    raise ValueError(f'config.{path}={value!r}: give a string')
+    raise ConfigError(path, value, 'must be a string')
 
 
 def several(value: Any, path: str, *, of: Callable, some: bool = False) -> None:
   """Raises ValueError where value is no tuple of what `of` takes; an empty one, too, with `some`."""
   if not isinstance(value, (tuple, list)) or (some and not len(value)):
-    raise ValueError(f'config.{path}={value!r}: give a tuple{" of one or more" * some}')
+    raise ConfigError(path, value, f'must be a tuple{" of one or more" * some}')
   for each in value:
     of(each, path)
 
@@ -50,7 +51,7 @@ def several(value: Any, path: str, *, of: Callable, some: bool = False) -> None:
 def section(value: Any, path: str) -> None:
   """Raises ValueError where value is no section, naming the key."""
   if not isinstance(value, ConfigDict):
-    raise ValueError(f'config.{path}={value!r} is not a section: see configs/digits.py')
+    raise ConfigError(path, value, 'must be a section', 'see configs/digits.py')
 
 
 def _or_none(value, path, *, of):
@@ -69,7 +70,7 @@ def _scale(value, path):
 
 def _multiple(value, path):
   if not finite(value, path, least=0) > 0:
-    raise ValueError(f'config.{path}={value!r}: give a number above 0')
+    raise ConfigError(path, value, 'must be above 0')
 
 
 _count, _share = functools.partial(whole, least=1), functools.partial(finite, least=0, most=1)
@@ -155,14 +156,15 @@ def check(config: ConfigDict) -> None:
   _check_rows(config.sample.get('solver'), 'sample.solver', STEPS)
   _check_rows(config.sample.solver.get('schedule'), 'sample.solver.schedule', STEPS)
   if isinstance(decay, ConfigDict) and decay.get('name') == 'piecewise' and decay.get('start') == 0:
-    raise ValueError('config.output.decay.start=0: the first piece of a decay must have a length; give '
-                     'a number above 0, or the decay linear')
+    raise ConfigError('output.decay.start', 0, 'gives the first piece of the decay no length',
+                      'use a number above 0, or --config.output.decay.name=linear')
   if config.data.flip and len(shape) != 3:
-    raise ValueError(f'config.data.flip=True mirrors images, but config.data.shape={shape}: set it to '
-                     'False')
+    raise ConfigError('data.flip', True, f'mirrors images, but config.data.shape={shape}',
+                      'use --config.data.flip=False')
   if config.data.flip and config.data.name == 'pairs':
-    raise ValueError("config.data.flip=True mirrors data, but in config.data.name='pairs' each "
-                     'belongs to its noise: set it to False')
+    raise ConfigError('data.flip', True, "cannot mirror the examples of config.data.name='pairs': "
+                      "each is "
+                      'paired with its noise', 'use --config.data.flip=False')
 
 
 def _check_rows(found, path, checks):
@@ -176,24 +178,24 @@ def _check_section(found: ConfigDict, path: str, keys: Mapping[str, Callable]) -
   dotted = lambda key: f'{path}.{key}' if path else key
   for key in found:
     if key not in keys:
-      raise ValueError(f'config.{dotted(key)}: no run has such a key; config{"." * bool(path)}{path} '
-                       f'has {sorted(keys)}')
+      raise ConfigError(dotted(key), found[key],
+                        f'is an unknown key: config{"." * bool(path)}{path} has {sorted(keys)}')
   for key, check_value in keys.items():
     if key in found:
       check_value(found[key], dotted(key))
     elif dotted(key) not in OPTIONAL:
-      raise ValueError(f'config.{dotted(key)} is missing: a config is complete; see configs/digits.py')
+      raise ConfigError(dotted(key), ABSENT, 'this key is missing', 'see configs/digits.py')
 
 
 def _check_model(model, shape):
   for key in ('name', 'scale_input', 'label_noise'):
     if key not in model:
-      raise ValueError(f'config.model.{key} is missing: a config is complete; see configs/digits.py')
+      raise ConfigError(f'model.{key}', ABSENT, 'this key is missing', 'see configs/digits.py')
   make = choose(MODELS, model.name, 'model.name')
   if len(shape) != (1 if make is mlp.MLP else 3):
-    raise ValueError(
-        f'config.data.shape={shape} with config.model.name={model.name!r}, which takes '
-        f'{"vectors, of shape (d,)" if make is mlp.MLP else "images, of shape (h, w, c)"}')
+    raise ConfigError('data.shape', shape, f'does not fit config.model.name={model.name!r}, which '
+                      f'takes '
+                      f'{"vectors of shape (d,)" if make is mlp.MLP else "images of shape (h, w, c)"}')
   for key, value in model.items():
     # Other keys are refused by what the network takes.
     if key in MODEL:
@@ -205,17 +207,18 @@ def _check_model(model, shape):
 def _check_levels(model, shape):
   multipliers = tuple(model.get('multipliers', edm2.EDM2.multipliers))
   if shape[0] % 2 ** (len(multipliers) - 1):
-    raise ValueError(f'config.model.multipliers={multipliers} with config.data.shape={shape}: an image '
-                     f'does not halve {len(multipliers) - 1} times; give fewer')
+    raise ConfigError('model.multipliers', multipliers,
+                      f'needs config.data.shape={shape} to halve {len(multipliers) - 1} times',
+                      'use fewer')
   sizes = [shape[0] >> level for level in range(len(multipliers))]
   for size in model.get('attention', ()):
     if size not in sizes:
-      raise ValueError(f'config.model.attention={tuple(model.attention)}: no level has the size '
-                       f'{size}; choose from {sizes}')
+      raise ConfigError('model.attention', tuple(model.attention),
+                        f'contains {size}, but the levels have the sizes {sizes}')
 
 
 def _check_channels(scale, shape):
   if isinstance(scale, (tuple, list)) and (len(scale),) != shape[-1:]:
-    raise ValueError(f'config.sample.scale={tuple(scale)} has {len(scale)} numbers, but '
-                     f'config.data.shape={shape}: give one for each entry of its last axis, or a '
-                     'single number for all')
+    raise ConfigError('sample.scale', tuple(scale),
+                      f'has {len(scale)} numbers, but config.data.shape={shape}',
+                      'use one number for each channel, or a single number')

@@ -3,8 +3,7 @@
 Whatever does not fit is refused by its key, with what exists.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-import contextlib
+from collections.abc import Callable, Mapping
 import inspect
 import math
 import numbers as kinds
@@ -13,19 +12,21 @@ from typing import Any
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
+from eqflow.config.errors import ABSENT, ConfigError, naming
+
 
 def choose(table: Mapping[str, Any], name: Any, path: str) -> Any:
   """table[name]. Raises ValueError with the table's names."""
   if not isinstance(name, str) or name not in table:
-    raise ValueError(f'config.{path}={name!r}: choose from {sorted(table)}')
+    raise ConfigError(path, name, f'must be one of {sorted(table)}')
   return table[name]
 
 
 def row_of(table: Mapping[str, Any], section: Any, path: str) -> Any:
   """The row that section.name names. Raises ValueError where the section is none."""
   if not isinstance(section, ConfigDict) or 'name' not in section:
-    raise ValueError(f'config.{path}={section!r} is not a section: write '
-                     f"{{'name': one of {sorted(table)}, and its numbers}}")
+    raise ConfigError(path, section, 'must be a section',
+                      f"write {{'name': one of {sorted(table)}, and its numbers}}")
   return choose(table, section.name, f'{path}.name')
 
 
@@ -42,10 +43,8 @@ def called(table: Mapping[str, Any], section: Any, path: str, **given: Any) -> A
   """The row named by section.name, called with its numbers. Raises as `numbers` does."""
   row = row_of(table, section, path)
   found = numbers(row, section, path, **given)
-  try:
+  with naming(path):
     return row(**found)
-  except (ValueError, TypeError, ZeroDivisionError) as error:
-    raise ValueError(f'config.{path}: {error}') from error
 
 
 def numbers(row: Callable, section: Any, path: str, *,
@@ -61,32 +60,32 @@ def numbers(row: Callable, section: Any, path: str, *,
   """
   needs, nested, made = needed(row), nested or {}, made or {}
   found = {key: value for key, value in given.items() if key in needs}
-  example = f'--config.{path}="{{\'name\': {section.name!r}, ...}}" on the command line'
+  remedy = f'write the whole section, as --config.{path}="{{\'name\': {section.name!r}, ...}}"'
   for key, value in section.items():
     if key == 'name':
       continue
     if key not in needs or key in given:
       takes = sorted(set(needs) - set(given)) or 'no numbers'
-      raise ValueError(f'config.{path}.{key}: {section.name!r} takes {takes}; give the whole section, '
-                       f'as {example}')
+      raise ConfigError(f'{path}.{key}', value, f'is not a number of {section.name!r}, which takes '
+                        f'{takes}',
+                        remedy)
     if key in nested and not isinstance(_default(row, key), float):
       found[key] = bound(nested[key], value, f'{path}.{key}', nested=nested, made=made, **given)
     elif key in made:
       found |= called(made[key], value, f'{path}.{key}')
     elif isinstance(_default(row, key), bool):
       if not isinstance(value, bool):
-        raise ValueError(f'config.{path}.{key}={value!r}: give True or False')
+        raise ConfigError(f'{path}.{key}', value, 'must be True or False')
       found[key] = value
     elif isinstance(_default(row, key), int) and (
         isinstance(value, bool) or not isinstance(value, int)):
-      raise ValueError(f'config.{path}.{key}={value!r}: give a whole number')
+      raise ConfigError(f'{path}.{key}', value, 'must be a whole number')
     else:
       infinite = unbounded and isinstance(value, float) and math.isinf(value)
       found[key] = value if infinite else finite(value, f'{path}.{key}')
   missing = [key for key, required in needs.items() if required and key not in found]
   if missing:
-    raise ValueError(f'config.{path}: {section.name!r} also needs {missing}; give the whole section, '
-                     f'as {example}')
+    raise ConfigError(path, ABSENT, f'{section.name!r} also needs {missing}', remedy)
   return found
 
 
@@ -98,7 +97,7 @@ def finite(value: Any, path: str, *, least: float | int = -math.inf,
     limits = {(True, True): '', (False, True): f' of {least:.10g} or more',
               (True, False): f' of {most:.10g} or less'}.get(
                   (math.isinf(least), math.isinf(most)), f' from {least:.10g} to {most:.10g}')
-    raise ValueError(f'config.{path}={value!r}: give a finite number{limits}')
+    raise ConfigError(path, value, f'must be a finite number{limits}')
   return value
 
 
@@ -115,12 +114,3 @@ def needed(row: Callable) -> dict[str, bool]:
 def _default(row, key):
   function = row.func if isinstance(row, Partial) else row
   return inspect.signature(function).parameters[key].default
-
-
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-  """A refusal of the library, with the section of the config that it is about."""
-  try:
-    yield
-  except (ValueError, TypeError, ZeroDivisionError) as error:
-    raise ValueError(f'config.{path}: {error}') from error

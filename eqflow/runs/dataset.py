@@ -4,6 +4,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from eqflow.config.errors import ABSENT, ConfigError
 from eqflow.data import pairs, sources
 from eqflow.runs.run import mesh_of
 from eqflow.training import sharding
@@ -19,14 +20,17 @@ def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Sour
         section.name, split=split, size=size, channels=channels,
         data_dir=pathlib.Path(section.dir).expanduser() if section.dir else None)
   except (ValueError, OSError) as error:
-    raise ValueError(f'config.data (name {section.name!r}, dir {section.dir!r}, split {split!r}): '
-                     f'{error}') from error
+    raise ConfigError('data', ABSENT, f'name={section.name!r}, dir={section.dir!r}, split={split!r} '
+                      f'cannot '
+                      f'be opened: {error}') from error
   if tuple(source.shape) != shape:
-    raise ValueError(f'config.data.shape={shape}, but {source.name} has records of '
-                     f'{tuple(source.shape)}: set config.data.shape to that')
+    raise ConfigError('data.shape', shape, f'must be {tuple(source.shape)}, the shape of the records '
+                      f'of '
+                      f'{source.name}')
   if section.num_classes not in (0, source.num_classes):
-    raise ValueError(f'config.data.num_classes={section.num_classes}, but {source.name} has '
-                     f'{source.num_classes}: set it to that, or to 0 to train without labels')
+    raise ConfigError('data.num_classes', section.num_classes, f'must be {source.num_classes}, the '
+                      f'classes '
+                      f'of {source.name}, or 0 to train without labels')
   return source
 
 
@@ -39,8 +43,8 @@ def evaluation_source(config: ConfigDict) -> sources.Source:
   sharding.check_rows(config.sample.batch, mesh_of(config))
   source = open_source(behind_pairs(config), split=config.evaluate.split)
   if len(source) < 8:
-    raise ValueError(f'config.evaluate.split={config.evaluate.split!r} has {len(source)} records: '
-                     'halves of at least 4 are compared by their third neighbours, so give 8 or more')
+    raise ConfigError('evaluate.split', config.evaluate.split, f'has {len(source)} records: evaluation '
+                      'needs 8 or more')
   return source
 
 
@@ -57,4 +61,4 @@ def _record(config):
   try:
     return pairs.record(config.data.dir or None)
   except OSError as error:
-    raise ValueError(f'config.data.dir={config.data.dir!r}: {error}') from error
+    raise ConfigError('data.dir', config.data.dir, f'has no pairs: {error}') from error

@@ -5,7 +5,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eqflow.config.sections import naming
+from eqflow.config.errors import naming
 from eqflow.training import sharding
 
 

@@ -200,8 +200,8 @@ def test_a_folder_that_holds_another_run_is_refused_before_anything_compiles(tmp
 @pytest.mark.parametrize('change,message', [
     (dict(batch=12), r'config.train.batch=12 does not divide by 8 device\(s\) x .*multiple of 8'),
     (dict(accumulate=4), r'batch=16 does not divide by 8 device\(s\) x config.train.accumulate=4'),
-    (dict(num_examples=0), r'config.train.num_examples=0: give a finite number from 1'),
-    (dict(log_examples=-1), r'config.train.log_examples=-1: give a finite number from 1'),
+    (dict(num_examples=0), r'config.train.num_examples=0 .* 1 '),
+    (dict(log_examples=-1), r'config.train.log_examples=-1 .* 1 '),
 ])
 def test_sizes_that_cannot_be_are_refused_before_anything_compiles(
     tmp_path, monkeypatch, change, message):
@@ -214,8 +214,8 @@ def test_sizes_that_cannot_be_are_refused_before_anything_compiles(
 
 
 @pytest.mark.parametrize('key,value,message', [
-    ('shape', (8, 8, 3), r'config.data.shape=\(8, 8, 3\), but digits has records of \(8, 8, 1\)'),
-    ('num_classes', 12, r'config.data.num_classes=12, but digits has 10'),
+    ('shape', (8, 8, 3), r'config.data.shape=\(8, 8, 3\) .*\(8, 8, 1\)'),
+    ('num_classes', 12, r'config.data.num_classes=12 .* 10'),
     ('name', 'digitz', r"digitz.*not prepared|not prepared.*digitz"),
     ('split', 'test', r"no split 'test': choose from"),
 ])

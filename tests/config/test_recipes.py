@@ -12,6 +12,7 @@ from eqflow.training import nonfinite, sharding, train_state, train_step
 from tests import ROOT
 from tests import config_file as load
 from tests import rows
+from tests.rejected import rejected
 
 # Of ImageNet's, which differ in width alone, the smallest.
 ALL = [pytest.param(path.stem, variant, marks=[pytest.mark.long] * (
@@ -64,91 +65,78 @@ def _changed(path, value, name='digits', variant=None):
   return config
 
 
-REFUSED = [
-    ('process.name', 'linaer', r"process.name='linaer': choose from \['cosine', 'discrete', 'edm'"),
-    ('process.beta_min', 0.1, r"config.process.beta_min: 'linear' takes no numbers"),
-    ('output.name', 'V', r"config.output.name='V': choose from"),
-    ('output.gain', 4.0, r"config.output.gain: 'equilibrium' takes \['decay'\]"),
-    ('output.decay.name', 'cut', r"config.output.decay.name='cut': choose from \['constant'"),
-    ('output.decay', dict(name='truncated'),
-     r"config.output.decay: 'truncated' also needs \['start'\]"),
-    ('loss.density.name', 'beta', r"config.loss.density.name='beta': choose from"),
-    ('loss.weight.name', 'snr', r"config.loss.weight.name='snr': choose from"),
-    ('loss.coupling.name', 'optimal', r"config.loss.coupling.name='optimal': choose from"),
-    ('loss.coupling', dict(name='sinkhorn'),
-     r"config.loss.coupling: 'sinkhorn' also needs \['regularization'\]"),
-    ('loss.coupling.name', 'pairs', r"config.data.name='digits' has no noise of its own: set it to"),
-    ('loss.coupling.group', 1, r"config.loss.coupling.group: 'independent' takes no numbers"),
-    ('loss.density', dict(name='mode', scale=3.0),
-     r"config.loss.density: mode\(3.0\): choose a scale from -1 to"),
+# (key that is changed, value, key of the error, what the message names).
+REJECTED = [
+    ('process.name', 'linaer', 'process.name', 'linaer', 'cosine'),
+    ('process.beta_min', 0.1, 'process.beta_min', 'no numbers'),
+    ('output.name', 'V', 'output.name', 'equilibrium'),
+    ('output.gain', 4.0, 'output.gain', 'decay'),
+    ('output.decay.name', 'cut', 'output.decay.name', 'truncated'),
+    ('output.decay', dict(name='truncated'), 'output.decay', 'start'),
+    ('loss.density.name', 'beta', 'loss.density.name', 'uniform'),
+    ('loss.weight.name', 'snr', 'loss.weight.name', 'ones'),
+    ('loss.coupling.name', 'optimal', 'loss.coupling.name', 'optimal_transport'),
+    ('loss.coupling', dict(name='sinkhorn'), 'loss.coupling', 'regularization'),
+    ('loss.coupling.name', 'pairs', 'loss.coupling.name', 'digits', 'pairs'),
+    ('loss.coupling.group', 1, 'loss.coupling.group', 'no numbers'),
+    ('loss.density', dict(name='mode', scale=3.0), 'loss.density', 3.0, -1),
     ('loss.density', dict(name='adaptive', low=-10.0, high=10.0, bins=100, keep=0.999),
-     r"config.loss.weight.name='ones' with config.loss.density.name='adaptive': the objective would "
-     r"change with the density; choose 'on_logsnr'"),
-    ('loss.density', dict(name='adaptive', low=10.0, high=-10.0),
-     r"config.loss.density: adaptive\(low=10.0, high=-10.0, bins=100, keep=0.999\): low must be below"),
+     'loss.weight.name', 'adaptive', 'on_logsnr'),
+    ('loss.density', dict(name='adaptive', low=10.0, high=-10.0), 'loss.density', 10.0, -10.0),
     ('loss.density', dict(name='adaptive', low=-10.0, high=10.0, half_life=9.0),
-     r"config.loss.density.half_life: 'adaptive' takes \['bins', 'high', 'keep', 'low'\]"),
-    ('loss.weight', dict(name='on_logsnr', w=dict(name='sd4')),
-     r"config.loss.weight.w.name='sd4': choose from \['edm', 'elbo', 'flow_matching'"),
-    ('loss.space', 'edm', r"config.loss.space='edm' has numbers of its own"),
-    ('model.name', 'unet',
-     r"config.model.name='unet': choose from \['DiT-B/2',.*'dit', 'edm2', 'mlp'\]"),
-    ('model.widht', 3, r"config.model.widht: 'dit' takes \["),
-    ('model.dtype', 'half', r"config.model.dtype='half': choose from"),
-    ('model.label_noise.name', 'tiem', r"config.model.label_noise.name='tiem': choose from"),
-    ('model.label_noise.name', 'time',
-     r"descends a field that may not depend on time.*train with 'none'"),
-    ('sample.solver.name', 'dimm', r"config.sample.solver.name='dimm': choose from"),
-    ('sample.solver.momentum', 0.3, r"config.sample.solver.momentum: 'gradient_descent' takes"),
-    ('sample.num_steps', 0, r"config.sample.num_steps=0: give a finite number from 1 to 2147483647"),
-    ('sample.params', '0.99', r"config.sample.params='0.99': choose from \['params', '0.999'\]"),
-    ('ema.decays', (1.5,), r"config.ema.decays=1.5: give a finite number from"),
-    ('ema.decays', ('a',), r"config.ema.decays='a': give a finite number"),
-    ('optimizer.rate', float('nan'), r"config.optimizer.rate=nan: give a finite number"),
-    ('optimizer.b1', 1.5, r"config.optimizer.b1=1.5: give a finite number from 0 to"),
-    ('seed', -1, r"config.seed=-1: give a finite number from 0 to 4294967295"),
-    ('seed', 5_000_000_000, r"config.seed=5000000000: give a finite number"),
-    ('train.num_examples', 2**32, r"config.train.num_examples=4294967296: give a finite number"),
-    ('model.width', -16, r"config.model.width=-16: give a finite number"),
-    ('model.heads', 3, r"config.model: width=64 is not divisible by heads=3"),
-    ('model.patch', 3, r"config.model: an image of 8x8 has no whole number of patches"),
-    ('data.workers', -1, r"config.data.workers=-1: give a finite number from 0 to 1024"),
-    ('data.shape', ('8', '8', '1'), r"config.data.shape='8': give a finite number"),
-    ('sample.threshold', -1.0, r"config.sample.threshold=-1.0: give a finite number of 0"),
-    ('sample.batch', 0, r"config.sample.batch=0: give a finite number from 1"),
-    ('evaluate.num_samples', 2, r"config.evaluate.num_samples=2: give a finite number from 4"),
-    ('process', dict(name='shifted', process='linear', shift=2.0),
-     r"config.process.process='linear' is not a section: write \{'name': one of"),
-    ('process', dict(name='shifted', process=dict(name='linear'), shift='a'),
-     r"config.process.shift='a': give a finite number"),
+     'loss.density.half_life', 'bins', 'keep'),
+    ('loss.weight', dict(name='on_logsnr', w=dict(name='sd4')), 'loss.weight.w.name', 'sd3'),
+    ('loss.space', 'edm', 'loss.space', 'displacement'),
+    ('model.name', 'unet', 'model.name', 'DiT-B/2', 'mlp'),
+    ('model.widht', 3, 'model.widht', 'width'),
+    ('model.dtype', 'half', 'model.dtype', 'float16'),
+    ('model.label_noise.name', 'tiem', 'model.label_noise.name', 'time'),
+    ('model.label_noise.name', 'time', 'sample.solver.name', 'time', 'none'),
+    ('sample.solver.name', 'dimm', 'sample.solver.name', 'ddim'),
+    ('sample.solver.momentum', 0.3, 'sample.solver.momentum', 'gradient_descent', 'step_size'),
+    ('sample.num_steps', 0, 'sample.num_steps', 1, 2147483647),
+    ('sample.params', '0.99', 'sample.params', '0.999'),
+    ('ema.decays', (1.5,), 'ema.decays', 1.5),
+    ('ema.decays', ('a',), 'ema.decays', 'a'),
+    ('optimizer.rate', float('nan'), 'optimizer.rate', 'nan'),
+    ('optimizer.b1', 1.5, 'optimizer.b1', 1.5, 0),
+    ('seed', -1, 'seed', 0, 4294967295),
+    ('seed', 5_000_000_000, 'seed', 4294967295),
+    ('train.num_examples', 2**32, 'train.num_examples', 2**32),
+    ('model.width', -16, 'model.width', 1),
+    ('model.heads', 3, 'model', 64, 3),
+    ('model.patch', 3, 'model', 8),
+    ('data.workers', -1, 'data.workers', 0, 1024),
+    ('data.shape', ('8', '8', '1'), 'data.shape', "'8'"),
+    ('sample.threshold', -1.0, 'sample.threshold', 0),
+    ('sample.batch', 0, 'sample.batch', 1),
+    ('evaluate.num_samples', 2, 'evaluate.num_samples', 4),
+    ('process', dict(name='shifted', process='linear', shift=2.0), 'process.process', 'name'),
+    ('process', dict(name='shifted', process=dict(name='linear'), shift='a'), 'process.shift', 'a'),
     ('loss.weight', dict(name='on_logsnr', w=dict(name='sigmoid', bias='a')),
-     r"config.loss.weight.w.bias='a': give a finite number"),
-    ('output', dict(name='score'), r"descends to where the field vanishes, but "
-     r"config.output.name='score' does not at data: train one of \['equilibrium', 'u'"),
-    ('optimizer.rate', -1.0, r"config.optimizer.rate=-1.0: give a finite number of 0 or more"),
-    ('optimizer.schedule.name', 'linear', r"config.optimizer.schedule.name='linear': choose from"),
-    ('sample.scale', float('inf'), r"config.sample.scale=inf: give a finite number"),
-    ('sample.scale', 'strong', r"config.sample.scale='strong': give a finite number"),
-    ('sample.scale', (float('nan'),), r"config.sample.scale\[0\]=nan: give a finite number"),
-    ('sample.scale', (2.0, 1.0), r"config.sample.scale=\(2.0, 1.0\) has 2 numbers, but "
-     r"config.data.shape=\(8, 8, 1\): give one for each entry of its last axis"),
-    ('sample.scale', (), r"config.sample.scale=\(\) has 0 numbers, but config.data.shape"),
-    ('sample.rescale', 1.5, r"config.sample.rescale=1.5: give a finite number from 0 to 1"),
-    ('sample.interval', dict(name='sigma'), r"interval.name='sigma': choose from \['always', 'logsnr'"),
-    ('sample.interval', dict(name='time', low=0.1), r"interval: 'time' also needs \['high'\]"),
-    ('sample.interval', dict(name='time', low=0.5, high=0.1),
-     r"config.sample.interval: an interval from 0.5 to 0.1 is empty"),
-    ('sample.interval', dict(name='time', low=0.1, high=float('nan')),
-     r"config.sample.interval.high=nan: give a finite number"),
-    ('sample.interval', dict(name='time', low=0.1, high=0.5),
-     r"config.sample.interval.name='time': a descent has no time"),
-    ('train.drop_label', 2.0, r"config.train.drop_label=2.0: give a finite number from 0 to 1"),
+     'loss.weight.w.bias', 'a'),
+    ('output', dict(name='score'), 'sample.solver.name', 'score', 'equilibrium'),
+    ('optimizer.rate', -1.0, 'optimizer.rate', 0),
+    ('optimizer.schedule.name', 'linear', 'optimizer.schedule.name', 'cosine'),
+    ('sample.scale', float('inf'), 'sample.scale', 'inf'),
+    ('sample.scale', 'strong', 'sample.scale', 'strong'),
+    ('sample.scale', (float('nan'),), 'sample.scale[0]', 'nan'),
+    ('sample.scale', (2.0, 1.0), 'sample.scale', 2, (8, 8, 1)),
+    ('sample.scale', (), 'sample.scale', 0, (8, 8, 1)),
+    ('sample.rescale', 1.5, 'sample.rescale', 0, 1),
+    ('sample.interval', dict(name='sigma'), 'sample.interval.name', 'logsnr'),
+    ('sample.interval', dict(name='time', low=0.1), 'sample.interval', 'high'),
+    ('sample.interval', dict(name='time', low=0.5, high=0.1), 'sample.interval', 0.5, 0.1),
+    ('sample.interval', dict(name='time', low=0.1, high=float('nan')), 'sample.interval.high', 'nan'),
+    ('sample.interval', dict(name='time', low=0.1, high=0.5), 'sample.interval.name', 'always'),
+    ('train.drop_label', 2.0, 'train.drop_label', 0, 1),
 ]
 
 
-@pytest.mark.parametrize('path,value,message', REFUSED, ids=lambda v: str(v)[:24])
-def test_bad_values_are_refused_by_key_with_what_is_allowed(path, value, message):
-  with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize('path,value,key,named', [(*row[:3], row[3:]) for row in REJECTED],
+                         ids=lambda v: str(v)[:24])
+def test_a_bad_value_is_rejected_by_its_key_with_what_is_allowed(path, value, key, named):
+  with rejected(key, *named):
     recipes.recipe(_changed(path, value))
 
 
@@ -162,10 +150,9 @@ def test_the_published_sizes_are_rows():
 
 def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
   grid = dict(name='uniform', start=1.0, end=0.0)
-  refusal = "config.sample.grid: output 'eps' cannot give x at t=1: start the grid at"
-  with pytest.raises(ValueError, match=refusal):
+  with rejected('sample.grid', 'eps', 't=1'):
     recipes.recipe(_changed('sample.grid', grid, variant='eps'))
-  with pytest.raises(ValueError, match="noise label 'logsnr' is not finite at t=1"):
+  with rejected('sample.grid', 'logsnr', 't=1'):
     recipes.recipe(_changed('model.label_noise.name', 'logsnr', variant='flow'))
 
 
@@ -199,16 +186,16 @@ def test_the_objective_is_the_same_whatever_an_adaptive_density_has_measured():
 
 
 def test_mirroring_is_for_images():
-  with pytest.raises(ValueError, match='config.data.flip=True mirrors images, but'):
+  with rejected('data.flip', (2,)):
     recipes.recipe(_changed('data.flip', True, name='toy'))
 
 
 def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():
-  with pytest.raises(ValueError, match='config.sample.threshold=1.0: only a descent'):
+  with rejected('sample.threshold', 1.0, 'gradient_descent'):
     recipes.recipe(_changed('sample.threshold', 1.0, variant='flow'))
-  with pytest.raises(ValueError, match='config.sample.scale=2.0 guides by class'):
+  with rejected('sample.scale', 2.0, 'num_classes=0'):
     recipes.recipe(_changed('sample.scale', 2.0, name='toy'))
-  with pytest.raises(ValueError, match=r'config.sample.scale=\(2.0, 1.0\) guides by class'):
+  with rejected('sample.scale', (2.0, 1.0), 'num_classes=0'):
     recipes.recipe(_changed('sample.scale', [2, 1], name='toy'))
   recipes.recipe(_changed('sample.scale', (1, 1.0), name='toy'))
 
@@ -314,27 +301,25 @@ def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
   assert draws.shape == (2, 2)
 
 
-@pytest.mark.parametrize('path,value,message', [
-    ('sample.solver', {'name': 'heun', 'along': {'name': 'z'}}, '.along.name=.z.: choose'),
-    ('sample.solver', {'name': 'heun', 'along': {'name': 'eps'}}, "output 'eps' cannot give x"),
-    ('sample.solver', {'name': 'dpmpp_2m', 'heun': 1.0}, 'solver.heun=1.0: give True or False'),
-    ('sample.solver', {'name': 'ddim', 'churn': 2.0}, 'sample.solver: churn=2.0: give a number from 0'),
-    ('sample.solver', {'name': 'sde', 'diffusion': {'name': 'sbdm'}},
-     "sample.solver: diffusion 'sbdm' is not finite at t=1"),
-    ('process', {'name': 'discrete', 'angles': {'name': 'cosine', 'num': 1}},
-     'config.process.angles: .*two or more'),
-    ('sample.solver', {'name': 'unipc', 'order': 2.0}, 'solver.order=2.0: give a whole number'),
-    ('sample.solver', {'name': 'adaptive', 'last': -1.0}, 'config.sample.solver: last=-1.0'),
-    ('sample.grid', {'name': 'uniform', 'start': 1.0, 'end': 0.5}, 'config.sample.grid: .*do not end'),
-    ('sample.grid', {'name': 'logsnr', 'start': -8.0, 'end': 8.0, 'high': 0.5}, 'choose start and end'),
-    ('sample.grid', {'name': 'karras', 'rho': 0.0}, 'config.sample.grid: .*rho is above 0'),
-    ('sample.grid', {'name': 'leading', 'offset': -1}, 'config.sample.grid: .*an offset from 0'),
-    ('loss.space', 'score', "config.loss: the space 'score' is not bounded"),
-    ('loss.density', {'name': 'lognormal', 'mean': 0.0, 'std': 1.0}, 'config.loss: the density draws'),
-    ('loss.weight', {'name': 'on_logsnr', 'w': {'name': 'elbo'}}, "set config.loss.space='eps'"),
-    ('process', {'name': 'sub_vp', 'beta_min': -9.0, 'beta_max': 1.0}, 'config.process: '),
-    ('process', {'name': 'discrete'}, r"also needs \['angles'\]")])
-def test_solvers_and_tables_that_cannot_be_are_refused_by_key(path, value, message):
-  with pytest.raises(ValueError, match=message):
-    value = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+@pytest.mark.parametrize('path,value,key,named', [
+    ('sample.solver', {'name': 'heun', 'along': {'name': 'z'}}, 'sample.solver.along.name', 'eps'),
+    ('sample.solver', {'name': 'heun', 'along': {'name': 'eps'}}, 'sample.solver', 'eps'),
+    ('sample.solver', {'name': 'dpmpp_2m', 'heun': 1.0}, 'sample.solver.heun', 'True or False'),
+    ('sample.solver', {'name': 'ddim', 'churn': 2.0}, 'sample.solver', 'churn=2.0'),
+    ('sample.solver', {'name': 'sde', 'diffusion': {'name': 'sbdm'}}, 'sample.solver', 't=1'),
+    ('process', {'name': 'discrete', 'angles': {'name': 'cosine', 'num': 1}}, 'process.angles', 'two'),
+    ('sample.solver', {'name': 'unipc', 'order': 2.0}, 'sample.solver.order', 'whole'),
+    ('sample.solver', {'name': 'adaptive', 'last': -1.0}, 'sample.solver', 'last=-1.0'),
+    ('sample.grid', {'name': 'uniform', 'start': 1.0, 'end': 0.5}, 'sample.grid', '0.5'),
+    ('sample.grid', {'name': 'logsnr', 'start': -8.0, 'end': 8.0, 'high': 0.5}, 'sample.grid', 'start'),
+    ('sample.grid', {'name': 'karras', 'rho': 0.0}, 'sample.grid', 'rho'),
+    ('sample.grid', {'name': 'leading', 'offset': -1}, 'sample.grid', 'offset'),
+    ('loss.space', 'score', 'loss', 'score'),
+    ('loss.density', {'name': 'lognormal', 'mean': 0.0, 'std': 1.0}, 'loss', 'density'),
+    ('loss.weight', {'name': 'on_logsnr', 'w': {'name': 'elbo'}}, 'loss.space', 'eps'),
+    ('process', {'name': 'sub_vp', 'beta_min': -9.0, 'beta_max': 1.0}, 'process', ''),
+    ('process', {'name': 'discrete'}, 'process', 'angles')])
+def test_a_bad_solver_grid_or_table_is_rejected_by_its_key(path, value, key, named):
+  value = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+  with rejected(key, named):
     recipes.recipe(_changed(path, value, variant='flow'))

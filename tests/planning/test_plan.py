@@ -18,6 +18,7 @@ from eqflow.runs import run
 from eqflow.training import sharding
 from tests import config_file
 from tests import ROOT
+from tests.rejected import rejected
 
 
 def floats(*shape):
@@ -299,7 +300,7 @@ def test_what_training_refuses_is_not_planned(monkeypatch):
     plan.compiled(config, target)
   monkeypatch.setattr(train.sharding, 'own_rows', lambda mesh: (0, 2))
   config = digits(loss=dict(dispersive=0.5), train=dict(accumulate=2))
-  with pytest.raises(ValueError, match='of 2 processes .* set config.train.accumulate to 1'):
+  with rejected('loss.dispersive', 2, 'accumulate=1'):
     plan.compiled(config, target)
 
 
