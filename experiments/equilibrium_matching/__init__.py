@@ -1,1 +1,1 @@
-"""Equilibrium Matching beside flow matching, on two cores: every claim of the paper as a row."""
+"""Equilibrium Matching compared with flow matching on two CPU cores, claim by claim of the paper."""

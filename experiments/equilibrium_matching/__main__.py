@@ -1,4 +1,4 @@
-"""Measures every training that is done; what is measured already is left alone.
+"""Measures every finished training; stored measurements are not repeated.
 
   python -m experiments.equilibrium_matching --data=digits [--only=adaptive,noisy] [--seeds=0,1]
 """
@@ -12,7 +12,7 @@ from experiments.equilibrium_matching import (
 HELDOUT = ['heldout', 'heldout_twice', 'heldout_gain_1']
 BLIND = [row for row in models.ROWS if row not in ('flow', 'eqm_time', *HELDOUT)]
 FLOWS = ['flow', 'blind_flow']
-# name: (function of a model and its row, rows), those that matter most first.
+# name: (function of a model and its row, rows), the most important first.
 MEASUREMENTS = {
     'adaptive':   (descents.adaptive, ['eqm']),
     'composed':   (abilities.composed, ['eqm', 'dot']),

@@ -1,4 +1,4 @@
-"""What an equilibrium model can do beside sampling: tell the strange, compose classes, use its time."""
+"""What a field can do besides sampling: OOD detection, composition of classes, continuous batching."""
 
 import base64
 import time as clock
@@ -22,7 +22,7 @@ SCORES = {
 
 
 def outside(inside: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-  """{name: images [n, 8, 8, 1]} that are no digits, the first four and the clothes far from being."""
+  """{name: images [n, 8, 8, 1]} that are out of distribution, the first five far from the digits."""
   rng, n = np.random.default_rng(seed), len(inside)
   other = inside[rng.permutation(n)]
   return {
@@ -33,29 +33,29 @@ def outside(inside: np.ndarray, seed: int) -> dict[str, np.ndarray]:
       'Fashion-MNIST, 8x8': clothes(n),
       'flipped left to right': inside[:, :, ::-1],
       'flipped upside down': inside[:, ::-1],
-      'turned by 90°': np.rot90(inside, axes=(1, 2)),
+      'rotated by 90°': np.rot90(inside, axes=(1, 2)),
       'shifted by a pixel': np.concatenate([np.full_like(inside[:, :, :1], -1), inside[:, :, :-1]], 2),
-      'means of two': (inside + other) / 2,
-      'a quarter of another': 0.75 * inside + 0.25 * other,
-      'noise .05': 0.95 * inside + 0.05 * rng.standard_normal(inside.shape),
+      'mean of two digits': (inside + other) / 2,
+      '25 % of another digit': 0.75 * inside + 0.25 * other,
+      '5 % noise': 0.95 * inside + 0.05 * rng.standard_normal(inside.shape),
   }
 
 
 def clothes(n: int) -> np.ndarray:
-  """The first n test pictures of Fashion-MNIST in [-1, 1], a border of 2 added, averaged 4 by 4."""
+  """The first n test images of Fashion-MNIST in [-1, 1], padded by 2 and averaged 4 by 4."""
   x, _ = pipeline.arrays(sources.load('fashion_mnist', split='test', data_dir=None))
   x = np.pad(x[:n], ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-1)
   return x.reshape(n, 8, 4, 8, 4, 1).mean((2, 4))
 
 
 def detected(model: measure.Model, row: str) -> dict:
-  """{set: {score: AUROC}}, digits that were held out inside; classes unknown: the least over ten."""
+  """{set: {score: AUROC}} against held-out digits. Classes are unknown: min and mean over all ten."""
   train, inside = (pipeline.arrays(dataset.open_source(model.config, split=split))[0]
                    for split in ('train', 'heldout'))
-  sets = {'inside': inside, 'trained on': train[:len(inside)], **outside(inside, model.config.seed)}
+  sets = {'inside': inside, 'training digits': train[:len(inside)], **outside(inside, model.config.seed)}
   found = {name: _scores(model, x.astype(np.float32), train) for name, x in sets.items()}
   # A record is its own nearest neighbour.
-  found['trained on']['nearest'] = np.sqrt(distances.nearest_distance(
+  found['training digits']['nearest'] = np.sqrt(distances.nearest_distance(
       features.pixels(train)))[:len(inside)]
   return {name: {score: detection.auroc(found['inside'][score], values)
                  for score, values in row.items()}
@@ -69,14 +69,14 @@ def _scores(model, x, train):
     values = np.concatenate([
         np.asarray(ood.over_classes(score, network, x[i:i + 99], num_classes=10))
         for i in range(0, len(x), 99)], axis=1)
-    found |= {f'{name}, least': values.min(0), f'{name}, mean': values.mean(0)}
+    found |= {f'{name}, min': values.min(0), f'{name}, mean': values.mean(0)}
   return found
 
 
 def composed(model: measure.Model, row: str) -> dict:
-  """{a+b: norms, pictures}: half the field of each class added, from noise, beside each alone.
+  """{a+b: norms, pictures}: descents from noise of f_a, f_b and (f_a + f_b)/2.
 
-  norms[x][y] is the mean |f_y| over samples x, both of the classes a and b or of `both`.
+  norms[x][y] is the mean |f_y| over the samples x: of class a, of class b, or of `both`.
   """
   network, found = model.recipe.network(model.params), {}
   z = model.noise[:100]
@@ -99,7 +99,7 @@ def composed(model: measure.Model, row: str) -> dict:
 
 
 def pictured(model: measure.Model, row: str) -> dict:
-  """Ten samples from pure noise and from partly noised records, as the row's own sampler makes them."""
+  """Ten samples by the row's own sampler, from pure noise and from partly noised records."""
   clean = measure.records(model.data)[0][:10]
   few = model._replace(labels=measure.records(model.data)[1][:10], noise=model.noise[:10],
                        keys=model.keys[:10])
@@ -113,7 +113,7 @@ def pictured(model: measure.Model, row: str) -> dict:
     else:
       solver = samplers.ddim(*flows.vectors(model))
       ends = {name: samplers.sample(solver, predict, z, grids.uniform(50, start=start))
-              for name, start in (('wrong', 1.0), ('told', level))}
+              for name, start in (('at_1', 1.0), ('at_level', level))}
     found[level] = {'start': pack(z), **{name: pack(end) for name, end in ends.items()}}
   return found
 
@@ -125,16 +125,16 @@ def pack(x: np.ndarray) -> dict:
 
 
 def unpack(packed: dict) -> np.ndarray:
-  """The images again, in [-1, 1]."""
+  """The images in [-1, 1]: the inverse of `pack`."""
   levels = np.frombuffer(base64.b64decode(packed['bytes']), np.uint8)
   return levels.reshape(packed['shape']).astype(np.float32) / 127.5 - 1
 
 
 def timed(model: measure.Model, row: str) -> dict:
-  """Seconds for 10,000 samples stopped at norm 3.5: slots refilled, and batches run to their slowest.
+  """Seconds for 10,000 samples stopped at norm 3.5, by refilled slots and by whole batches.
 
-  `promised` is the share of evaluations that refilling saves, `kept` the share of time, processor's
-  and wall's: on a machine with other work only the first means something.
+  Refilling saves fractions of the evaluations, of CPU time and of wall time. Wall time means
+  nothing on a machine with other work.
   """
   n, slots = 10_000, measure.BATCH[model.data]
   keys = jax.vmap(lambda i: generate.key_of(0, i))(jnp.arange(n, dtype=jnp.uint32))
@@ -147,22 +147,23 @@ def timed(model: measure.Model, row: str) -> dict:
     return np.asarray(descent.descend_refilled(
         solver, network, z, labels, slots=slots, max_steps=max_steps, threshold=threshold)[1])
 
-  def slowest(max_steps):
-    # The last batch is filled up: one shape.
+  def batches(max_steps):
+    # The last batch is filled up, so that all have one shape.
     parts = [np.arange(i, i + slots) % n for i in range(0, n, slots)]
     return np.concatenate([np.asarray(descent.descend_until(
         solver, fields.bind(network, labels[rows]), z[rows], max_steps=max_steps,
         threshold=threshold)[1]) for rows in parts])[:n]
 
   found = {}
-  for name, function in (('refilled', refilled), ('slowest', slowest)):
+  for name, function in (('refilled', refilled), ('batches', batches)):
     function(2)
-    wall, processor = clock.perf_counter(), clock.process_time()
+    wall, cpu = clock.perf_counter(), clock.process_time()
     steps = function(250)
-    found[name] = dict(wall=clock.perf_counter() - wall, processor=clock.process_time() - processor,
+    found[name] = dict(wall=clock.perf_counter() - wall, cpu=clock.process_time() - cpu,
                        evaluations=int(steps.sum()))
-  batches = np.resize(steps, (-(-n // slots), slots))
-  spent = int(batches.max(1).sum()) * slots
-  saved = lambda name: 1 - found['refilled'][name] / found['slowest'][name]
-  promised = 1 - found['refilled']['evaluations'] / spent
-  return found | dict(promised=promised, kept_wall=saved('wall'), kept_processor=saved('processor'))
+  # A batch runs until its slowest sample has converged.
+  longest = np.resize(steps, (-(-n // slots), slots)).max(1)
+  found['batches']['evaluations'] = int(longest.sum()) * slots
+  saved = {name: 1 - found['refilled'][name] / found['batches'][name]
+           for name in ('evaluations', 'cpu', 'wall')}
+  return found | dict(saved=saved)

@@ -1,10 +1,10 @@
-"""A small convolutional classifier of Fashion-MNIST, trained here, whose features measure samples.
+"""A small convolutional classifier of Fashion-MNIST, in whose features samples are compared.
 
-  python -m experiments.equilibrium_matching.classifier     trains it, where it is not, and tests it
+  python -m experiments.equilibrium_matching.classifier     trains it if needed, prints its accuracy
 
-Distances in its last hidden layer [n, 64] are distances in that layer alone: not an FID, and
-comparable with nothing but what the same weights measured. The weights are trained from a fixed seed
-and kept in runs/; their accuracy on the test split stands among the results.
+A Fréchet distance in its last hidden layer [n, 64] is not an FID: compare it only with distances in
+features of the same weights. The weights are trained from a fixed seed and stored in runs/; their test
+accuracy is stored with the results.
 """
 
 import functools
@@ -45,7 +45,7 @@ def features(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def trained():
-  """The parameters, trained in a minute or two and kept where they are not yet."""
+  """The parameters; trained in one or two minutes and stored if they do not exist yet."""
   path = FOLDER / 'params.msgpack'
   start = Classifier().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
   if path.exists():
@@ -72,19 +72,19 @@ def _fit(params, x, label):
   optimizer = optax.adam(optax.cosine_decay_schedule(RATE, EPOCHS * (len(x) // BATCH)))
 
   @jax.jit
-  def step(params, memory, x, label):
+  def step(params, state, x, label):
     def loss(params):
       logits = Classifier().apply(params, x)[1]
       return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-    updates, memory = optimizer.update(jax.grad(loss)(params), memory)
-    return optax.apply_updates(params, updates), memory
+    updates, state = optimizer.update(jax.grad(loss)(params), state)
+    return optax.apply_updates(params, updates), state
 
-  memory, rng = optimizer.init(params), np.random.RandomState(0)
+  state, rng = optimizer.init(params), np.random.RandomState(0)
   for _ in range(EPOCHS):
     order = rng.permutation(len(x))
     for i in range(0, len(x) - BATCH + 1, BATCH):
       rows = order[i:i + BATCH]
-      params, memory = step(params, memory, x[rows], label[rows])
+      params, state = step(params, state, x[rows], label[rows])
   return params
 
 

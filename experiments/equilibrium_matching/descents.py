@@ -6,11 +6,11 @@ import optax
 from eqflow import descent
 from experiments.equilibrium_matching import measure, models
 
-# Of norms over 64 coordinates; longer fields are longer by the root of how many they have.
+# Norms over the 64 elements of a digit; `threshold_of` scales them to other sizes.
 THRESHOLDS = (10, 9, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2)
 STEP = 0.003
 
-# name: (solver, steps). Step sizes eight times apart, each long enough to pass its best.
+# name: (descent, steps). Every one is long enough to pass its best number of steps.
 DESCENTS = {
     **{f'descent {size:g}': (lambda size=size: descent.gradient_descent(size), steps)
        for size, steps in ((0.006, 110), (0.0125, 60), (0.025, 30))},
@@ -24,7 +24,7 @@ OPTIMIZERS = {
     'sgd .001 momentum .9': lambda: optax.sgd(0.001, momentum=0.9),
     'sgd .01 momentum .5': lambda: optax.sgd(0.01, momentum=0.5),
     'sgd .003 momentum .35': lambda: optax.sgd(0.003, momentum=0.35),
-    # Velocity accumulates, which the paper's own look-ahead leaves out.
+    # Unlike the paper's look-ahead, this one accumulates velocity.
     'sgd .003 nesterov .35': lambda: optax.sgd(0.003, momentum=0.35, nesterov=True),
 }
 
@@ -64,10 +64,10 @@ def optimized(model: measure.Model, row: str) -> dict:
 
 
 def adaptive(model: measure.Model, row: str) -> dict:
-  """{threshold: evaluations, distance, the best fixed number's at that cost}, and steps taken.
+  """Stopping by the norm of the field: {threshold: evaluations, distance, ...}, and the steps taken.
 
-  One descent of 250 steps tells of all thresholds: a sample stays at the first state whose field is
-  shorter, and pays for the evaluation that finds it so. `checked` is `descend_until` itself.
+  One descent of 250 steps contains all thresholds: a sample stops at the first state whose norm is
+  smaller, and the evaluation that finds this counts. `checked` repeats one with `descend_until`.
   """
   size = step_of(row)
   states = measure.descent_path(model, descent.gradient_descent(size), 250)
@@ -82,12 +82,12 @@ def adaptive(model: measure.Model, row: str) -> dict:
 
 
 def threshold_of(model: measure.Model, threshold: float = 3.5) -> float:
-  """The norm over all coordinates of this data that is `threshold` over the 64 of the digits."""
+  """`threshold` scaled from the 64 elements of a digit to the elements of this data."""
   return threshold * float(np.sqrt(np.prod(model.config.data.shape) / 64))
 
 
 def by_threshold(model: measure.Model, states: np.ndarray, norms: np.ndarray) -> dict:
-  """{threshold: evaluations, distance, that of as many fixed steps, samples unfinished}."""
+  """{threshold: evaluations, distance, distance after as many fixed steps, samples not converged}."""
   rows = {}
   for threshold in THRESHOLDS:
     at = first_below(norms, threshold_of(model, threshold))
@@ -118,13 +118,13 @@ def _counts(steps):
 
 
 def norms_of(states: np.ndarray, size: float) -> np.ndarray:
-  """[k, n] |f| where each step of a descent started, of states [k + 1, n, ...]: z moves by size f."""
+  """|f| [k, n] at the start of each step, from states [k + 1, n, ...]: a step moves z by size f."""
   moved = np.diff(states, axis=0).reshape(len(states) - 1, states.shape[1], -1)
   return np.linalg.norm(moved, axis=2) / size
 
 
 def first_below(norms: np.ndarray, threshold: float) -> np.ndarray:
-  """[n] the first step whose norm [k, n] is below the threshold; k where none is."""
+  """The first step [n] whose norm [k, n] is below the threshold; k where no norm is."""
   below = norms < threshold
   return np.where(below.any(0), below.argmax(0), len(norms))
 

@@ -1,4 +1,4 @@
-"""Redraws every figure and table of the stored results: results/<data>/*.png and README.md.
+"""Redraws every figure and table from the stored results: results/<data>/*.png and README.md.
 
   python -m experiments.equilibrium_matching.figures
 """
@@ -15,7 +15,7 @@ from eqflow.evaluation import images
 from experiments.equilibrium_matching import abilities, models, results, tables
 
 README = pathlib.Path(__file__).parent / 'README.md'
-# Colours told apart by every kind of eye.
+# Distinguishable with every kind of colour vision.
 COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#999999']
 LABEL = 'Fréchet distance'
 
@@ -25,7 +25,7 @@ def _axes(columns, *, size):
 
 
 def _line(axis, curves, name, colour, **style):
-  """The mean of curves {x: distance}, one a seed, in its range over seeds."""
+  """The mean and the range of curves {x: distance} over seeds."""
   x = sorted((float(key) for key in curves[0]
               if all(curve.get(key) is not None for curve in curves)))
   keys = {float(key): key for key in curves[0]}
@@ -34,7 +34,7 @@ def _line(axis, curves, name, colour, **style):
   axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
 
 
-def _finish(axis, title, xlabel, *, below=False, **limits):
+def _label(axis, title, xlabel, *, below=False, **limits):
   axis.set(title=title, xlabel=xlabel, ylabel=LABEL, **limits)
   axis.grid(alpha=0.25)
   place = dict(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncol=2) if below else {}
@@ -42,12 +42,12 @@ def _finish(axis, title, xlabel, *, below=False, **limits):
 
 
 def decays(data: str):
-  """Distance along descents of every decay, and of every gain: the paper's table 3 and figure 9."""
-  groups = {'decays, gain 4': ['eqm', 'start_.5', 'start_.9', 'linear', 'height_.8', 'height_1.4',
+  """Distance along descents by decay and by gain: the paper's table 3 and figure 9."""
+  groups = {'by decay, gain 4': ['eqm', 'start_.5', 'start_.9', 'linear', 'height_.8', 'height_1.4',
                                'constant'],
-            'truncated .8, by gain': ['gain_1', 'gain_2', 'eqm', 'gain_8']}
+            'by gain, truncated .8': ['gain_1', 'gain_2', 'eqm', 'gain_8']}
   read = {row: results.read(data, 'descended', row) for rows in groups.values() for row in rows}
-  # One line alone compares nothing.
+  # A panel with one line compares nothing.
   groups = {title: rows for title, rows in groups.items()
             if 'linear' in rows or sum(bool(read[row]) for row in rows) > 1}
   figure, axes = _axes(len(groups), size=(5.5 * len(groups), 4.2))
@@ -56,13 +56,13 @@ def decays(data: str):
       found = read[row]
       if found:
         _line(axis, [one['curve'] for one in found], tables.TITLES[row], colour)
-    _finish(axis, title, 'steps (of .003, scaled by 4/gain; linear: of .006)', yscale='log',
+    _label(axis, title, 'steps of size .003 x 4/gain (linear: .006)', yscale='log',
             ylim=(0.2, 10) if data == 'digits' else None)
   return figure
 
 
 def evaluations(data: str):
-  """Distance by evaluations of descents, momenta and flows (figure 6), and by step size (figure 7)."""
+  """Distance by number of evaluations (figure 6) and by step size (figure 7)."""
   figure, axes = _axes(2, size=(11, 4.2))
   left, right = axes[0]
   base, swept = (results.read(data, name, 'eqm') for name in ('descended', 'swept'))
@@ -77,24 +77,24 @@ def evaluations(data: str):
   for (title, curves), colour in zip(lines.items(), COLOURS):
     if curves:
       _line(left, curves, title, colour)
-  _finish(left, 'by evaluations', 'evaluations', xscale='log', yscale='log',
+  _label(left, 'by evaluations', 'evaluations', xscale='log', yscale='log',
           ylim=(0.2, 40) if data == 'digits' else None)
   for row, colour in (('flow', COLOURS[4]), ('blind_flow', COLOURS[5])):
     found = results.read(data, 'step_sizes', row)
     if found:
-      _line(right, found, f'{tables.TITLES[row]}, 50 steps of factor/50', colour, marker='.')
+      _line(right, found, f'{tables.TITLES[row]}, 50 steps of size factor/50', colour, marker='.')
   if base and swept:
-    # As many steps for all, of other lengths.
+    # The same number of steps for all lengths, and the best number for each.
     fixed = [{str(float(name.split()[1]) / 0.003): one[name]['30'] for name in one
               if name.startswith('descent') and '30' in one[name]} | {'1.0': start['curve']['30']}
              for start, one in zip(base, swept)]
     scaled = [{str(float(name.split()[1]) / 0.003): min(filter(None, one[name].values()))
                for name in one if name.startswith('descent')} | {'1.0': start['best']['distance']}
               for start, one in zip(base, swept)]
-    _line(right, fixed, 'EqM, 30 steps of .003 x factor', COLOURS[0], marker='.')
-    _line(right, scaled, 'EqM, the best number of them', COLOURS[1], marker='.')
-  # Its lines leave no corner free.
-  _finish(right, 'by step size', 'factor of the step size', below=True, xscale='log', yscale='log',
+    _line(right, fixed, 'EqM, 30 steps of size .003 x factor', COLOURS[0], marker='.')
+    _line(right, scaled, 'EqM, best number of steps', COLOURS[1], marker='.')
+  # The lines leave no corner free for a legend.
+  _label(right, 'by step size', 'step size, as a factor', below=True, xscale='log', yscale='log',
           ylim=(0.2, 400) if data == 'digits' else None)
   right.set_xticks([0.5, 1, 2, 4, 8], ['0.5', '1', '2', '4', '8'])
   right.set_xticks([], minor=True)
@@ -102,7 +102,7 @@ def evaluations(data: str):
 
 
 def adaptive(data: str):
-  """Steps taken at norm 3.5 (figure 8), and distance by evaluations of thresholds and fixed steps."""
+  """Steps until the norm is below 3.5 (figure 8); distance by evaluations, stopped by norm or fixed."""
   found = results.read(data, 'adaptive', 'eqm')
   figure, axes = _axes(2, size=(11, 3.8))
   left, right = axes[0]
@@ -114,39 +114,39 @@ def adaptive(data: str):
     right.plot([row['evaluations'] for row in rows], [row['distance'] for row in rows], 'o',
                color=colour, markersize=4, label=f'stopped by norm, seed {found.index(one)}')
   left.axvline(250, color='#000000', linewidth=0.8, linestyle=':')
-  left.set(title='evaluations until the field is shorter than 3.5 of 64 coordinates',
+  left.set(title='evaluations until |f| < 3.5, on 64 elements',
            xlabel='evaluations', ylabel='samples')
   left.legend(frameon=False, fontsize=8)
   left.grid(alpha=0.25)
   for i, one in enumerate(results.read(data, 'descended', 'eqm')):
     steps = [steps for steps in one['curve'] if int(steps) >= 85]
     right.plot([int(n) for n in steps], [one['curve'][n] for n in steps], color=COLOURS[i],
-               linewidth=1, label=f'as many for all, seed {i}')
-  _finish(right, 'stopping each sample against stopping all at once', 'evaluations')
+               linewidth=1, label=f'fixed number, seed {i}')
+  _label(right, 'stopped by norm, or after a fixed number of steps', 'evaluations')
   return figure
 
 
 def noisy(data: str):
-  """Distance by the level of noise that sampling starts from: figure 10."""
+  """Distance by noise level of the input: figure 10."""
   figure, axes = _axes(1, size=(6.5, 4.2))
   axis = axes[0, 0]
-  lines = (('eqm', ('threshold', 'distance'), 'EqM, until norm 3.5'),
-           ('eqm', ('fixed', '250'), 'EqM, 250 steps'), ('flow', ('wrong',), 'flow from t = 1'),
-           ('flow', ('told',), 'flow told the level'),
-           ('blind_flow', ('wrong',), 'blind flow from t = 1'),
-           ('blind_flow', ('told',), 'blind flow told the level'))
+  lines = (('eqm', ('threshold', 'distance'), 'EqM, until |f| < 3.5'),
+           ('eqm', ('fixed', '250'), 'EqM, 250 steps'), ('flow', ('at_1',), 'flow from t = 1'),
+           ('flow', ('at_level',), 'flow from t = t0'),
+           ('blind_flow', ('at_1',), 'blind flow from t = 1'),
+           ('blind_flow', ('at_level',), 'blind flow from t = t0'))
   for (row, keys, title), colour in zip(lines, COLOURS):
     curves = [{level: tables.at(one[level], keys) for level in one}
               for one in results.read(data, 'noisy', row)]
     if curves:
       _line(axis, curves, title, colour, marker='.')
-  _finish(axis, 'from records noised to an unknown level', 'share of noise at the start',
+  _label(axis, 'denoising z = (1 - t0) x + t0 eps', 'noise level t0 of the input',
           yscale='log')
   return figure
 
 
 def pictures(data: str) -> dict[str, np.ndarray]:
-  """{name: picture}: what partly noised records become, and what classes added make."""
+  """{name: picture}: partly noised records and their denoised samples; composed classes."""
   found, made = {}, {}
   for row in ('eqm', 'flow'):
     read = results.read(data, 'pictured', row)
@@ -155,7 +155,7 @@ def pictures(data: str) -> dict[str, np.ndarray]:
     rows = [found['eqm']['clean']]
     for level in ('0.25', '0.5', '0.75', '1.0'):
       rows += [found['eqm'][level]['start'], found['eqm'][level]['threshold'],
-               found['flow'][level]['wrong'], found['flow'][level]['told']]
+               found['flow'][level]['at_1'], found['flow'][level]['at_level']]
     made['partial_noise'] = images.grid(np.concatenate([abilities.unpack(row) for row in rows]), 10)
   read = results.read(data, 'composed', 'eqm')
   if read:
@@ -164,7 +164,7 @@ def pictures(data: str) -> dict[str, np.ndarray]:
   return made
 
 
-# name: (the measurement and its row without which there is nothing to compare, draw).
+# name: (the measurement and the row that the figure needs, draw).
 FIGURES = {'decays': ('descended', 'linear', decays), 'evaluations': ('swept', 'eqm', evaluations),
            'adaptive': ('adaptive', 'eqm', adaptive), 'noisy': ('noisy', 'eqm', noisy)}
 

@@ -1,4 +1,4 @@
-"""Distances of samples along times: ODE and SDE solvers, wrong step sizes, partly noised starts."""
+"""Distances of samples integrated over time: ODE and SDE solvers, wrong step sizes, noised records."""
 
 import jax
 from jax import numpy as jnp
@@ -10,12 +10,12 @@ from eqflow.samplers import diffusions
 from experiments.equilibrium_matching import descents, measure
 
 LEVELS = (0.25, 0.5, 0.75)
-# What finishes partly noised records by descent, all else along times.
+# Rows that denoise partly noised records by descent; all others integrate over time.
 DESCENDED = 'eqm', 'gain_1', 'dot'
 
 
 def vectors(model: measure.Model) -> tuple:
-  """(process, output) of the network's config."""
+  """The process and the output of the network's config."""
   config = model.config
   output = sections.bound(tables.OUTPUTS, config.output, 'output', nested=tables.NESTED)
   return tables.PROCESSES[config.process.name], output
@@ -29,7 +29,7 @@ def ode(model: measure.Model, row: str) -> dict:
                          (samplers.adams_bashforth, (50,))):
     for steps in counts:
       name = f'{arrays.name_of(solver)} {steps}'
-      kept[name] = measure.carried(model, solver(process, output), grids.uniform(steps))
+      kept[name] = measure.integrated(model, solver(process, output), grids.uniform(steps))
       found[name] = measure.distance(model.data, kept[name])
   name = measure.best(found)
   return dict(distances=found,
@@ -46,7 +46,7 @@ def stochastic(model: measure.Model, row: str) -> dict:
       (diffusions.increasing_decreasing, 1.0, 100)):
     name = f'{arrays.name_of(diffusion)} {norm:g} {steps}'
     made = samplers.sde(process, output, diffusion=jax.tree_util.Partial(diffusion, norm=norm))
-    kept[name] = measure.carried(model, made, grids.uniform(steps))
+    kept[name] = measure.integrated(model, made, grids.uniform(steps))
     found[name] = measure.distance(model.data, kept[name])
   name = measure.best(found)
   return dict(distances=found,
@@ -54,7 +54,7 @@ def stochastic(model: measure.Model, row: str) -> dict:
 
 
 def step_sizes(model: measure.Model, row: str) -> dict:
-  """{factor: distance} of 50 of Euler's steps that are all too long or too short by a factor."""
+  """{factor: distance} of 50 Euler steps whose length is multiplied by a factor."""
   found = {}
   for factor in (0.4, 0.7, 0.9, 1.0, 1.1, 1.5, 2.0, 2.5):
     ends = [_euler(model.predict(model.labels[rows]), model.noise[rows], factor)
@@ -65,7 +65,7 @@ def step_sizes(model: measure.Model, row: str) -> dict:
 
 @jax.jit
 def _euler(predict, z, factor):
-  # Past data the network is asked about times that it never saw, as a step too long makes it.
+  # A factor above 1 leads to times below 0, which the network has not seen in training.
   def step(z, k):
     t = jnp.full(len(z), 1 - factor * k / 50)
     return arrays.combine((1, z), (-factor / 50, predict(z, t))), None
@@ -73,7 +73,10 @@ def _euler(predict, z, factor):
 
 
 def noisy(model: measure.Model, row: str) -> dict:
-  """{t0: {way: distance}}: from (1 - t0) x + t0 eps, of a level that only `told` is told."""
+  """{t0: {method: distance}} from z = (1 - t0) x + t0 eps.
+
+  Descents do not need t0. A flow starts at t = t0 (`at_level`) or, t0 unknown, at t = 1 (`at_1`).
+  """
   clean = measure.records(model.data)[0]
   clean = clean if len(clean) == len(model.noise) else clean[:len(model.noise)]
   found = {}
@@ -82,15 +85,15 @@ def noisy(model: measure.Model, row: str) -> dict:
     if row in DESCENDED:
       size = descents.step_of(row)
       states = measure.descent_path(model, descent.gradient_descent(size), 250, z=z)
-      # Norms as those of gain 4: one threshold then means one distance from data for every gain.
+      # Norms are rescaled to gain 4, so that a threshold means the same distance from data for all.
       rows = descents.by_threshold(model, states, descents.norms_of(states, descents.STEP))
       found[level] = dict(threshold=rows[3.5], rows=rows,
                           fixed=measure.curve(model.data, states[::5], 5))
     else:
       process, output = vectors(model)
       solver = samplers.ddim(process, output)
-      found[level] = {name: measure.distance(model.data, measure.carried(
+      found[level] = {name: measure.distance(model.data, measure.integrated(
           model, solver, grids.uniform(50, start=start), z))
-          for name, start in (('wrong', 1.0), ('told', level))}
+          for name, start in (('at_1', 1.0), ('at_level', level))}
     found[level]['corrupted'] = measure.distance(model.data, z)
   return found

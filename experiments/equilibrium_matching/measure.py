@@ -1,4 +1,4 @@
-"""A trained network, its noise and its distance from the data: what every measurement rests on."""
+"""A trained network, its noise, its samples and their distance from the data."""
 
 from collections.abc import Iterator
 import functools
@@ -15,13 +15,13 @@ from eqflow.evaluation import distances, features
 from eqflow.runs import dataset, generate
 from experiments.equilibrium_matching import models
 
-# Samples for one distance, and how many of them at a time: what stays in a CPU's caches.
+# Samples for one distance, and the batch in which they are drawn: it fits in a CPU's caches.
 COUNT = {'digits': 1_797, 'fashion_mnist': 1_000}
 BATCH = {'digits': 120, 'fashion_mnist': 40}
 
 
 class Model(NamedTuple):
-  """One training: sample i has labels[i] and starts from noise[i], functions of the seed and i."""
+  """One training. Sample i has labels[i] and starts from noise[i], which depend on the seed and i only."""
   data: str
   config: Any
   recipe: Any
@@ -31,13 +31,13 @@ class Model(NamedTuple):
   noise: np.ndarray
 
   def predict(self, labels: Any) -> fields.Predict:
-    """The field, or flow, of these classes."""
+    """The predictor conditioned on these classes."""
     return fields.bind(self.recipe.network(self.params), jnp.asarray(labels))
 
 
 @functools.lru_cache(maxsize=64)
 def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Model:
-  """The trained network with as many labels and noises as a distance takes."""
+  """The trained network with labels and noise for one distance."""
   config, recipe, params = models.load(data, row, seed, runs)
   count = COUNT[data]
   keys = jax.vmap(lambda i: generate.key_of(seed, i))(jnp.arange(count, dtype=jnp.uint32))
@@ -47,12 +47,12 @@ def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Model:
 
 @functools.cache
 def records(data: str) -> tuple[np.ndarray, np.ndarray]:
-  """(x, label) of all the records that samples are compared with."""
+  """(x, label) of all records that samples are compared with."""
   return pipeline.arrays(dataset.open_source(models.config_of(data, 'eqm', 0)))
 
 
 def labels(data: str) -> np.ndarray:
-  """The labels of COUNT[data] samples: those of the records where as many, else each class in turn."""
+  """The labels of COUNT[data] samples: the records' where there are as many, else every class in turn."""
   real, label = records(data)
   count = COUNT[data]
   return label if len(real) == count else np.arange(count, dtype=np.int32) % 10
@@ -89,9 +89,9 @@ def more(data: str, x: np.ndarray) -> dict[str, float]:
 
 
 def in_batches(model: Model) -> Iterator[np.ndarray]:
-  """The numbers of the samples, batch by batch, all of one size, so that one compilation serves them.
+  """Sample indices, batch by batch. All batches have one size, so that one compilation serves them.
 
-  The last batch is filled up with the first samples: whoever joins results cuts them.
+  The last batch is filled up with the first samples: drop them after joining the results.
   """
   size, n = BATCH[model.data], len(model.labels)
   for start in range(0, n, size):
@@ -100,7 +100,7 @@ def in_batches(model: Model) -> Iterator[np.ndarray]:
 
 def descent_path(model: Model, solver: samplers.Solver, num_steps: int, *, every: int = 1,
                  z: np.ndarray | None = None) -> np.ndarray:
-  """z after 0, every, 2 every, ... steps [k, n, ...]: one descent tells of every shorter one."""
+  """z after 0, every, 2 every, ... steps [k, n, ...]: one descent contains every shorter one."""
   z = model.noise if z is None else z
   parts = []
   for rows in in_batches(model):
@@ -110,9 +110,9 @@ def descent_path(model: Model, solver: samplers.Solver, num_steps: int, *, every
   return np.concatenate(parts, axis=1)[:, :len(z)]
 
 
-def carried(model: Model, solver: samplers.Solver, grid: np.ndarray,
+def integrated(model: Model, solver: samplers.Solver, grid: np.ndarray,
             z: np.ndarray | None = None) -> np.ndarray:
-  """Samples along times, from noise or from z."""
+  """Samples of a solver along a grid of times, from noise or from z."""
   z = model.noise if z is None else z
   return np.concatenate([
       np.asarray(samplers.sample(solver, model.predict(model.labels[rows]), z[rows], grid,
@@ -120,7 +120,7 @@ def carried(model: Model, solver: samplers.Solver, grid: np.ndarray,
 
 
 def curve(data: str, states: np.ndarray, every: int) -> dict[int, float | None]:
-  """{steps: distance} of the states of a descent, but for its start."""
+  """{steps: distance} of the states of a descent, without its start."""
   return {every * k: distance(data, x) for k, x in enumerate(states) if k}
 
 

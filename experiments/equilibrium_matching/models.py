@@ -1,7 +1,6 @@
-"""Which networks are trained: name -> a variant of configs/<data>.py and what it changes.
+"""The networks to train: name -> a variant of configs/<data>.py and its changes.
 
-A row is trained once for each seed; rows that matter most stand first, so that a run broken off
-early still has something to say.
+Every row is trained once for each seed, the most important rows first.
 """
 
 import pathlib
@@ -24,11 +23,11 @@ def _decay(name, **numbers):
 
 
 def _energy(name):
-  # The gradient of a square vanishes where the network starts at zero; dot starts there alike.
+  # The gradient of |f|^2 vanishes for a network that is zero, so all energies start from scale .02.
   return {'energy': dict(name=name), 'model.final_scale': 0.02}
 
 
-# Told the time, a field may not be descended: it is a flow, sampled as one.
+# A field that is conditioned on time is integrated over time, as a flow is.
 _FLOW = dict(solver=dict(name='ddim'), num_steps=50, grid=dict(name='uniform', start=1.0, end=0.0))
 
 _HELDOUT = {'data.split': 'train', 'evaluate.split': 'train'}
@@ -54,20 +53,20 @@ ROWS = {
     'squared_norm': ('eqm', _energy('squared_norm')),
     'negative':   ('eqm', _energy('negative_squared_norm')),
 }
-# Examples seen, on the digits half of what configs/digits.py sees.
+# Training examples; on the digits half of those in configs/digits.py.
 EXAMPLES = {'digits': 192_000, 'fashion_mnist': 128_000}
-# What lies out of distribution is asked of the digits alone.
+# OOD detection is measured on the digits only.
 ROWS_OF = {'digits': list(ROWS),
            'fashion_mnist': [row for row in ROWS if not row.startswith('heldout')]}
 
 
 def config_of(data: str, row: str, seed: int) -> ConfigDict:
-  """The locked config of one training; raises KeyError for a row that is none."""
+  """The locked config of one training; raises KeyError for an unknown row."""
   variant, changes = ROWS[row]
   config = DATA[data].get_config(variant)
   config.seed = seed
   config.train.num_examples = EXAMPLES[data]
-  # Nobody looks at pictures or old checkpoints of these.
+  # No previews, and only the last checkpoint.
   config.train.sample_examples = 10 * config.train.num_examples
   config.train.checkpoint_examples = config.train.num_examples // 2
   config.train.keep_checkpoints = 1
@@ -80,26 +79,26 @@ def config_of(data: str, row: str, seed: int) -> ConfigDict:
 
 
 def folder(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> pathlib.Path:
-  """Where that training writes."""
+  """The workdir of that training."""
   return runs / 'equilibrium_matching' / data / f'{row}_{seed}'
 
 
 def steps_of(config: ConfigDict) -> int:
-  """How many updates the config asks for."""
+  """The number of updates of the config."""
   return -(-config.train.num_examples // config.train.batch)
 
 
 def trained(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> bool:
-  """Whether the last checkpoint of that training is written."""
+  """Whether the last checkpoint of that training exists."""
   steps = steps_of(config_of(data, row, seed))
   return (folder(data, row, seed, runs) / f'checkpoints/{steps}').is_dir()
 
 
 def load(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> tuple[ConfigDict, Any, Any]:
-  """(config, recipe, averaged params) of a finished training; raises FileNotFoundError without one."""
+  """(config, recipe, EMA params) of a finished training; raises FileNotFoundError without one."""
   config = config_of(data, row, seed)
   if not trained(data, row, seed, runs):
-    raise FileNotFoundError(f'{folder(data, row, seed, runs)} is not trained: first run '
+    raise FileNotFoundError(f'{folder(data, row, seed, runs)} is not trained; run '
                             f'python -m experiments.equilibrium_matching.train --data={data}')
   recipe = recipes.recipe(config)
   return config, recipe, restore.restore(config, recipe, folder(data, row, seed, runs))[1]

@@ -1,4 +1,4 @@
-"""Numbers on disk: results/<data>/<measurement>/<row>_<seed>.json, each whole or not there."""
+"""Stored numbers: results/<data>/<measurement>/<row>_<seed>.json."""
 
 import json
 import pathlib
@@ -10,19 +10,19 @@ FOLDER = pathlib.Path(__file__).parent / 'results'
 
 
 def path(data: str, measurement: str, row: str, seed: int) -> pathlib.Path:
-  """Where the numbers of one measurement of one training stand."""
+  """The file with the numbers of one measurement of one training."""
   return FOLDER / data / measurement / f'{row}_{seed}.json'
 
 
 def write(target: pathlib.Path, found: dict[str, Any]) -> None:
-  """found as JSON, floats to five digits; a process that is killed leaves the old file or the new."""
+  """Writes `found` as JSON with floats of five digits, atomically."""
   target.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(target) as file:
     file.write(json.dumps(_short(found), indent=1).encode() + b'\n')
 
 
 def read(data: str, measurement: str, row: str) -> list[dict[str, Any]]:
-  """What was found for that row, one entry a seed of training, in the order of the seeds."""
+  """The stored numbers of a row: one entry for each seed of training, in the order of the seeds."""
   found = sorted((FOLDER / data / measurement).glob(f'{row}_?.json'))
   return [json.loads(file.read_text()) for file in found]
 

@@ -1,4 +1,4 @@
-"""Tables of the stored results: {name: markdown}, mean ± standard deviation over seeds of training."""
+"""Tables of the stored results in markdown: mean ± standard deviation over seeds of training."""
 
 import re
 
@@ -9,19 +9,19 @@ from experiments.equilibrium_matching import flows, models, results
 
 TITLES = {
     'eqm': 'truncated .8, gain 4', 'flow': 'flow matching', 'blind_flow': 'blind flow matching',
-    'eqm_time': 'EqM told the time', 'linear': 'linear', 'constant': 'constant',
+    'eqm_time': 'EqM given the time', 'linear': 'linear', 'constant': 'constant',
     'start_.5': 'truncated .5', 'start_.9': 'truncated .9', 'height_.8': 'piecewise .8, height .8',
     'height_1.4': 'piecewise .8, height 1.4', 'gain_1': 'truncated .8, gain 1',
     'gain_2': 'truncated .8, gain 2', 'gain_8': 'truncated .8, gain 8', 'dot': 'energy z · f(z)',
-    'heldout': 'gain 4', 'heldout_twice': 'gain 4, twice the examples', 'heldout_gain_1': 'gain 1',
-    'squared_norm': 'energy |f|²/2', 'negative': 'energy −|f|²/2',
+    'heldout': 'gain 4', 'heldout_twice': 'gain 4, twice the training', 'heldout_gain_1': 'gain 1',
+    'squared_norm': 'energy ‖f‖²/2', 'negative': 'energy −‖f‖²/2',
 }
 
 ENERGIES = 'dot', 'squared_norm', 'negative'
 
 
 def spread(values: list) -> str:
-  """'mean ± std' of one number a seed; the number alone where there is one seed."""
+  """'mean ± std' over seeds; the number alone if there is one seed."""
   values = [value for value in values if value is not None]
   if not values:
     return ''
@@ -30,7 +30,7 @@ def spread(values: list) -> str:
 
 
 def _row(found, how):
-  """Distance, how it was sampled and the rest of {best} of every seed."""
+  """The cells of a row: distance, sampler `how`, precision, recall, nearest."""
   cells = {'seeds': len(found), 'distance': spread([one['best']['distance'] for one in found]),
            'sampler': how}
   return cells | {name: spread([one['best'][name] for one in found])
@@ -48,7 +48,7 @@ def _solvers(found):
 
 
 def models_table(data: str) -> str:
-  """EqM, flow matching, blind flow matching and EqM told the time, each by its best samplers."""
+  """EqM and flow matching, conditioned on time or blind to it, each by its best sampler."""
   rows = {}
   for name, measurement, row, how in (
       ('EqM, descent', 'descended', 'eqm', _steps), ('EqM, ODE of f/c', 'ode', 'eqm', _solvers),
@@ -56,7 +56,7 @@ def models_table(data: str) -> str:
       ('flow matching, SDE', 'stochastic', 'flow', _solvers),
       ('blind flow matching, ODE', 'ode', 'blind_flow', _solvers),
       ('blind flow matching, descent', 'descended', 'blind_flow', _steps),
-      ('EqM told the time, ODE of f/c', 'ode', 'eqm_time', _solvers)):
+      ('EqM given the time, ODE of f/c', 'ode', 'eqm_time', _solvers)):
     found = results.read(data, measurement, row)
     if found:
       rows[name] = _row(found, how(found))
@@ -75,7 +75,7 @@ def _lowest(curve):
 
 
 def decays(data: str) -> str:
-  """Every decay and gain at its best number of steps, and at twice that."""
+  """Every decay and gain after its best number of steps, and after twice as many."""
   rows = {}
   for row in models.ROWS_OF[data]:
     found = results.read(data, 'descended', row)
@@ -86,12 +86,12 @@ def decays(data: str) -> str:
         'seeds': len(found), 'step size': found[0]['step_size'],
         'best steps': ', '.join(str(one['best']['steps']) for one in found),
         'distance': spread([one['best']['distance'] for one in found]),
-        'after twice as many, at most 250': spread(late)}
+        'twice the steps, at most 250': spread(late)}
   return report.table(rows)
 
 
 def energies(data: str) -> str:
-  """Explicit energies beside the plain field, descended by the true gradient."""
+  """Explicit energies, descended by their gradient, and the plain field."""
   rows = {}
   for row in ('eqm', *ENERGIES):
     found = results.read(data, 'descended', row)
@@ -101,18 +101,18 @@ def energies(data: str) -> str:
 
 
 def two_by_two(data: str) -> str:
-  """Told the time or not, by decay: each by the best of what can sample it."""
+  """Conditioned on time or blind to it, by decay: each by its best sampler."""
   def best(row):
     tried = [results.read(data, name, row) for name in ('ode', 'descended')]
     pairs = [[one['best']['distance'] for one in found] for found in tried if found]
     return spread(min(pairs, key=np.mean)) if pairs else ''
   return report.table({
-      'told the time': {'constant': best('flow'), 'truncated .8': best('eqm_time')},
+      'given the time': {'constant': best('flow'), 'truncated .8': best('eqm_time')},
       'blind to time': {'constant': best('blind_flow'), 'truncated .8': best('eqm')}})
 
 
 def adaptive(data: str) -> str:
-  """By threshold: evaluations, share saved of 250, distance, and that of fixed steps at that cost."""
+  """By threshold: evaluations, fraction of 250 saved, distance, distance of fixed steps at that cost."""
   found = results.read(data, 'adaptive', 'eqm')
   rows = {}
   for threshold in found[0]['rows'] if found else ():
@@ -121,13 +121,13 @@ def adaptive(data: str) -> str:
     rows[threshold] = {
         'evaluations': f'{np.mean(of("evaluations")):.0f}',
         'saved': f'{1 - np.mean(of("evaluations")) / 250:.1%}', 'distance': spread(of('distance')),
-        'against 250 steps': f'{np.mean(change):+.0%}',
-        'as many fixed steps': spread(of('fixed')), 'unfinished': f'{np.mean(of("unfinished")):.0f}'}
+        'change from 250 steps': f'{np.mean(change):+.0%}',
+        'fixed steps, same cost': spread(of('fixed')), 'not converged': f'{np.mean(of("unfinished")):.0f}'}
   return report.table(rows)
 
 
 def noisy(data: str) -> str:
-  """By the level of noise at the start: EqM that is not told, flows told right and wrong."""
+  """By noise level t0 of the input: EqM, which needs no t0, and flows that start at t0 or at 1."""
   eqm, flow, blind = (results.read(data, 'noisy', row) for row in ('eqm', 'flow', 'blind_flow'))
   rows = {}
   for level in eqm[0] if eqm else ():
@@ -135,35 +135,35 @@ def noisy(data: str) -> str:
     rows[level] = {
         'EqM, norm < 3.5': of(eqm, 'threshold', 'distance'),
         'evaluations': f'{np.mean([one[level]["threshold"]["evaluations"] for one in eqm]):.0f}',
-        'EqM, 250 steps': of(eqm, 'fixed', '250'), 'flow from t = 1': of(flow, 'wrong'),
-        'flow told t': of(flow, 'told'), 'blind flow from t = 1': of(blind, 'wrong'),
-        'blind flow told t': of(blind, 'told'), 'the start': of(eqm, 'corrupted')}
+        'EqM, 250 steps': of(eqm, 'fixed', '250'), 'flow from 1': of(flow, 'at_1'),
+        'flow from t0': of(flow, 'at_level'), 'blind flow from 1': of(blind, 'at_1'),
+        'blind flow from t0': of(blind, 'at_level'), 'input': of(eqm, 'corrupted')}
   return report.table(rows)
 
 
 def noisy_thresholds(data: str) -> str:
-  """By threshold and level: EqM's distance over that of flow matching told the level."""
+  """By threshold and noise level: distance of EqM over distance of flow matching that starts there."""
   eqm, flow = (results.read(data, 'noisy', row) for row in ('eqm', 'flow'))
   rows = {}
   for threshold in next(iter(eqm[0].values())).get('rows', ()) if eqm and flow else ():
     rows[threshold] = {level: spread([
-        one[level]['rows'][threshold]['distance'] / told[level]['told']
-        for one, told in zip(eqm, flow)]) for level in eqm[0]}
+        one[level]['rows'][threshold]['distance'] / other[level]['at_level']
+        for one, other in zip(eqm, flow)]) for level in eqm[0]}
   return report.table(rows)
 
 
 def noisy_fields(data: str) -> str:
-  """By field and level: distance at norm < 3.5 of gain 4, and over flow matching's told the level."""
+  """By field and noise level: distance at norm < 3.5 of gain 4, and its ratio to flow matching."""
   flow = results.read(data, 'noisy', 'flow')
   rows = {}
   for row in flows.DESCENDED:
     found = results.read(data, 'noisy', row)
-    pairs = lambda level: [(one[level]['threshold']['distance'], told[level]['told'])
-                           for one, told in zip(found, flow)]
+    pairs = lambda level: [(one[level]['threshold']['distance'], other[level]['at_level'])
+                           for one, other in zip(found, flow)]
     if found:
       rows[TITLES[row]] = {'seeds': len(found)} | {
           level: spread([distance for distance, _ in pairs(level)]) for level in found[0]} | {
-          f'{level}, over flow told': spread([distance / told for distance, told in pairs(level)])
+          f'{level}, over flow': spread([distance / other for distance, other in pairs(level)])
           for level in found[0]}
   return report.table(rows)
 
@@ -176,26 +176,26 @@ def at(tree: dict, keys: tuple) -> float:
 
 
 def detected(data: str, row: str = 'heldout') -> str:
-  """AUROC of every score on every set, the held-out digits inside."""
+  """AUROC of every score on every set, against held-out digits."""
   found = results.read(data, 'detected', row)
   return report.table({name: {score: spread([one[name][score] for one in found])
                               for score in found[0][name]} for name in found[0]} if found else {})
 
 
 def detected_fields(data: str) -> str:
-  """AUROC of the least norm on what is far out, by what was trained."""
+  """AUROC of the minimum norm on the sets farthest out, by training."""
   rows = {}
   for row in ('heldout', 'heldout_twice', 'heldout_gain_1'):
     found = results.read(data, 'detected', row)
     if found:
       rows[TITLES[row]] = {'seeds': len(found)} | {
-          name: spread([one[name]['norm, least'] for one in found])
+          name: spread([one[name]['norm, min'] for one in found])
           for name in ('constants', 'uniform noise', 'shuffled', 'inverted')}
   return report.table(rows)
 
 
 def descents(data: str) -> str:
-  """Step sizes, momenta and optimizers: distances after some numbers of evaluations, and the best."""
+  """Step sizes, momenta, optimizers: distance by number of evaluations, the best, and where it is."""
   rows, columns = {}, ('10', '25', '50', '75', '100', '150')
   base = results.read(data, 'descended', 'eqm')
   swept = results.read(data, 'swept', 'eqm'), results.read(data, 'optimized', 'eqm')
@@ -224,38 +224,40 @@ def solvers(data: str) -> str:
 
 
 def timed(data: str) -> str:
-  """10,000 samples by slots refilled and by batches run to their slowest."""
+  """Time for 10,000 samples by refilled slots and by whole batches."""
   rows = {}
   for i, one in enumerate(results.read(data, 'timed', 'eqm')):
-    for name in ('slowest', 'refilled'):
-      rows[f'{name}, seed {i}'] = {'wall, s': one[name]['wall'], 'processor, s': one[name]['processor']}
-    rows[f'saved, seed {i}'] = {'wall, s': one['kept_wall'], 'processor, s': one['kept_processor'],
-                                'promised': one['promised']}
+    for title, name in (('whole batches', 'batches'), ('refilled slots', 'refilled')):
+      rows[f'{title}, seed {i}'] = {'wall, s': one[name]['wall'], 'CPU, s': one[name]['cpu'],
+                                    'evaluations': one[name]['evaluations']}
+    rows[f'fraction saved, seed {i}'] = {
+        'wall, s': one['saved']['wall'], 'CPU, s': one['saved']['cpu'],
+        'evaluations': one['saved']['evaluations']}
   return report.table(rows)
 
 
 def composed_energies(data: str) -> str:
-  """Mean E_a and E_b of the dot energy: where both are descended, and where one is."""
+  """Mean energies E_a and E_b at samples of both classes and of one."""
   found = results.read(data, 'composed', 'dot')
   rows = {}
   for pair in found[0] if found else ():
     a, b = pair.split('+')
     of = lambda name, y: spread([one[pair]['energies'][name][y] for one in found])
-    rows[pair] = {'E_a at both': of('both', a), 'E_a at b': of(b, a), 'E_b at both': of('both', b),
-                  'E_b at a': of(a, b)}
+    rows[pair] = {'E(a) at both': of('both', a), 'E(a) at b': of(b, a), 'E(b) at both': of('both', b),
+                  'E(b) at a': of(a, b)}
   return report.table(rows)
 
 
 def composed(data: str) -> str:
-  """Mean |f_a| and |f_b| where the fields of a and b are added, and where one of them is descended."""
+  """Mean norms |f_a| and |f_b| at samples of both classes and of one."""
   found = results.read(data, 'composed', 'eqm')
   rows = {}
   for pair in found[0] if found else ():
     a, b = pair.split('+')
     of = lambda name, y: spread([one[pair]['norms'][name][y] for one in found])
-    rows[pair] = {f'norm of {name} at {there}': of(at, y)
-                  for name, y, other in (('a', a, b), ('b', b, a))
-                  for there, at in (('both', 'both'), ('the other', other), ('its own', y))}
+    rows[pair] = {f'‖f({first})‖ at {there}': of(at, y)
+                  for first, second, y, other in (('a', 'b', a, b), ('b', 'a', b, a))
+                  for there, at in (('both', 'both'), (second, other), (first, y))}
   return report.table(rows)
 
 
@@ -267,7 +269,7 @@ TABLES = {'models': models_table, 'decays': decays, 'energies': energies,
 
 
 def filled(text: str) -> str:
-  """text with what stands between <!-- data table --> and <!-- end --> replaced by the table."""
+  """text with everything between <!-- data table --> and <!-- end --> replaced by that table."""
   def one(match):
     data, name = match.group(1).split()
     table = TABLES[name](data)

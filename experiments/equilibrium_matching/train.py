@@ -1,4 +1,4 @@
-"""Trains every row of `models` with every seed; a run that was broken off goes on where it stood.
+"""Trains every row of `models` with every seed; an interrupted run resumes from its checkpoint.
 
   python -m experiments.equilibrium_matching.train --data=digits [--only=eqm,flow] [--seeds=0,1]
 """

@@ -1,7 +1,4 @@
-"""The experiment's own arithmetic: rows, stopping read off a path, sets that are no digits, tables.
-
-And that what every measurement finds is what tables and figures read.
-"""
+"""The experiment's rows, its arithmetic, and that tables and figures read what is measured."""
 
 import functools
 import json
@@ -30,25 +27,25 @@ Z = np.random.default_rng(0).standard_normal((9, 4)) * np.tile([[1], [3], [9]], 
 
 
 @pytest.mark.parametrize('data, row', [('digits', 'eqm_time'), ('fashion_mnist', 'linear')])
-def test_rows_are_configs_that_run(data, row):
+def test_rows_are_valid_configs(data, row):
   config = models.config_of(data, row, 2)
   recipes.recipe(config)
   assert config.seed == 2 and models.steps_of(config) == {'digits': 3_000}.get(data, 2_000)
 
 
-def test_rows_differ_in_what_their_names_say():
+def test_rows_change_what_their_names_say():
   decay = lambda row: models.config_of('digits', row, 0).output.decay.to_dict()
   assert decay('gain_8') == dict(name='truncated', start=0.8, gain=8.0)
   assert decay('height_1.4') == dict(name='piecewise', start=0.8, height=1.4, gain=4.0)
   assert decay('linear') == dict(name='linear', gain=4.0)
   assert models.config_of('digits', 'eqm_time', 0).model.label_noise.name == 'time'
   assert models.config_of('digits', 'heldout', 0).data.split == 'train'
-  # z moves by step_size gain (eps - x) c: the products are alike, but for a linear decay's.
+  # A step moves z by step_size gain (eps - x) c: the products agree, except for a linear decay.
   assert [descents.step_of(row) for row in ('eqm', 'gain_1', 'gain_8', 'blind_flow', 'linear')] == (
       pytest.approx([0.003, 0.012, 0.0015, 0.012, 0.006]))
 
 
-def test_stopping_read_off_a_path_is_descend_until():
+def test_stopping_read_from_a_path_agrees_with_descend_until():
   field = Partial(_field)
   z = jnp.asarray(Z, jnp.float32)
   solver = descent.gradient_descent(0.1)
@@ -64,7 +61,7 @@ def _field(z, t):
   return z
 
 
-def test_sets_that_are_no_digits_are_what_they_are_called():
+def test_out_of_distribution_sets_match_their_names():
   inside = np.random.default_rng(0).uniform(-1, 1, (6, 8, 8, 1)).astype(np.float32)
   inside[..., -1, :] = -1
   sets = _outside(inside)
@@ -73,7 +70,7 @@ def test_sets_that_are_no_digits_are_what_they_are_called():
                                 np.sort(inside.reshape(6, -1)))
   assert (sets['shuffled'] != inside).any((1, 2, 3)).all()
   assert np.ptp(sets['constants'].reshape(6, -1), axis=1).max() == 0
-  np.testing.assert_array_equal(sets['turned by 90°'][0, :, :, 0], np.rot90(inside[0, :, :, 0]))
+  np.testing.assert_array_equal(sets['rotated by 90°'][0, :, :, 0], np.rot90(inside[0, :, :, 0]))
   np.testing.assert_array_equal(sets['shifted by a pixel'][:, :, 1:], inside[:, :, :-1])
   np.testing.assert_array_equal(sets['flipped left to right'][:, :, 0], inside[:, :, 7])
 
@@ -85,13 +82,13 @@ def _outside(inside):
     return abilities.outside(inside, 0)
 
 
-def test_pictures_survive_their_packing():
+def test_unpack_inverts_pack():
   x = np.linspace(-1.2, 1.2, 2 * 8 * 8).reshape(2, 8, 8, 1)
   again = abilities.unpack(json.loads(json.dumps(abilities.pack(x))))
   np.testing.assert_allclose(again, np.clip(x, -1, 1), atol=1 / 255)
 
 
-def test_numbers_are_stored_whole_and_read_by_seed(tmp_path, monkeypatch):
+def test_results_are_written_and_read_in_order_of_seeds(tmp_path, monkeypatch):
   monkeypatch.setattr(results, 'FOLDER', tmp_path)
   for seed in (1, 0):
     results.write(results.path('digits', 'm', 'eqm', seed),
@@ -102,17 +99,17 @@ def test_numbers_are_stored_whole_and_read_by_seed(tmp_path, monkeypatch):
   assert [path.suffix for path in sorted(tmp_path.rglob('*_?.*'))] == ['.json', '.json']
 
 
-def test_spread_is_the_deviation_of_a_sample():
+def test_spread_is_the_sample_standard_deviation():
   assert tables.spread([0.1, 0.2, 0.3, None]) == '0.200 ± 0.100'
   assert tables.spread([0.25]) == '0.250' and tables.spread([]) == ''
 
 
-def test_the_readme_shows_what_is_stored():
+def test_readme_shows_the_stored_results():
   text = figures.README.read_text()
   assert tables.filled(text) == text, 'run python -m experiments.equilibrium_matching.figures'
 
 
-# What reads a measurement, and the rows that it needs of it.
+# measurement: (the rows needed, the tables and figures that read them).
 READERS = {
     'adaptive':   (['eqm'], [tables.adaptive, figures.adaptive]),
     'composed':   (['eqm', 'dot'], [tables.composed, tables.composed_energies, figures.pictures]),
@@ -134,7 +131,7 @@ COUNT, RECORDS = 12, 30
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-  """row -> its model as measurements take it, among a few digits, its field known in closed form."""
+  """row -> its model on a few digits, with a field in closed form."""
   x, label = measure.records('digits')
   centre = jnp.asarray([x[label == y].mean(0) for y in range(10)])
   few = x[:RECORDS], label[:RECORDS]
@@ -163,26 +160,26 @@ def _toward(z, t, label, *, centre):
   return 2 * (z - centre[label])
 
 
-def test_partly_noised_records_stop_where_descend_until_does_at_the_gain_of_their_field(small):
+def test_noisy_agrees_with_descend_until_at_the_gain_of_the_field(small):
   model = small('gain_1')
   clean = np.resize(measure.records('digits')[0], model.noise.shape)
   found = flows.noisy(model, 'gain_1')[0.5]['threshold']
-  # Of gain 1: steps four times as long, norms a quarter.
+  # Gain 1: steps are four times as long, norms a quarter.
   direct = descents.stopped(model, 3.5 / 4, ((clean + model.noise) / 2).astype(np.float32), size=0.012)
   assert found['evaluations'] == pytest.approx(direct['evaluations'], abs=1e-6)
   assert found['distance'] == pytest.approx(direct['distance'], rel=1e-4)
 
 
-def test_partly_noised_starts_are_seen_over_flow_matching_seed_by_seed(monkeypatch):
+def test_noisy_fields_averages_ratios_over_seeds(monkeypatch):
   stored = {'gain_1': [{'0.5': {'threshold': {'distance': distance}}} for distance in (0.2, 0.9)],
-            'flow': [{'0.5': {'told': told}} for told in (0.1, 0.3)]}
+            'flow': [{'0.5': {'at_level': at_level}} for at_level in (0.1, 0.3)]}
   monkeypatch.setattr(results, 'read', lambda data, name, row: stored.get(row, []))
-  # The mean of quotients, 2.5; the quotient of means would be 2.75.
+  # The mean of ratios is 2.5; the ratio of means would be 2.75.
   assert '0.550 ± 0.495' in tables.noisy_fields('digits')
   assert '2.500 ± 0.707' in tables.noisy_fields('digits')
 
 
-def test_every_measurement_has_readers():
+def test_every_measurement_has_a_table_or_figure():
   assert list(READERS) == list(command.MEASUREMENTS)
   assert {read for _, readers in READERS.values() for read in readers} == {
       *tables.TABLES.values(), *(draw for *_, draw in figures.FIGURES.values()), figures.pictures}
@@ -193,10 +190,10 @@ SLOW = 'stochastic', 'timed'
 
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in READERS])
-def test_what_is_measured_is_what_tables_and_figures_read(name, small, monkeypatch):
+def test_tables_and_figures_read_what_is_measured(name, small, monkeypatch):
   function, rows = command.MEASUREMENTS[name]
   if name == 'timed':
-    # So many samples take so many batches.
+    # 10,000 samples would take too many small batches.
     monkeypatch.setattr(measure, 'BATCH', {'digits': 2_000})
   needed, readers = READERS[name]
   assert set(needed) <= set(rows)
@@ -207,20 +204,20 @@ def test_what_is_measured_is_what_tables_and_figures_read(name, small, monkeypat
     numbers = list(_leaves(stored))
     assert len(numbers) > 3 and all(np.isfinite(numbers)), f'{row}: {stored}'
   for read in readers:
-    told = read('digits')
-    if isinstance(told, str):
-      # A head, a rule, and what was found.
-      assert told.count('\n') >= 2 and 'nan' not in told, f'{read.__name__}:\n{told}'
-    elif isinstance(told, dict):
-      assert told and all(picture.size for picture in told.values())
+    made = read('digits')
+    if isinstance(made, str):
+      # A heading, a rule, and at least one row.
+      assert made.count('\n') >= 2 and 'nan' not in made, f'{read.__name__}:\n{made}'
+    elif isinstance(made, dict):
+      assert made and all(picture.size for picture in made.values())
     else:
-      # A line for what was found, in one of the panels.
-      assert any(axis.lines or axis.patches for axis in told.axes)
-      figures.plt.close(told)
+      # One of the panels is not empty.
+      assert any(axis.lines or axis.patches for axis in made.axes)
+      figures.plt.close(made)
 
 
 def _leaves(tree):
-  """The numbers of what was stored; None, which is no distance, as NaN."""
+  """The numbers in a stored result; None, for a distance that is not finite, becomes NaN."""
   for value in tree.values() if isinstance(tree, dict) else tree:
     if isinstance(value, (dict, list)):
       yield from _leaves(value)
