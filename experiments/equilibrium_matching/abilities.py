@@ -52,7 +52,8 @@ def detected(model: measure.Model, row: str) -> dict:
   """{set: {score: AUROC}} against held-out digits. Classes are unknown: min and mean over all ten."""
   train, inside = (pipeline.arrays(dataset.open_source(model.config, split=split))[0]
                    for split in ('train', 'heldout'))
-  sets = {'inside': inside, 'training digits': train[:len(inside)], **outside(inside, model.config.seed)}
+  sets = {'inside': inside, 'training digits': train[:len(inside)],
+          **outside(inside, model.config.seed)}
   found = {name: _scores(model, x.astype(np.float32), train) for name, x in sets.items()}
   # A record is its own nearest neighbour.
   found['training digits']['nearest'] = np.sqrt(distances.nearest_distance(

@@ -21,7 +21,7 @@ BATCH = {'digits': 120, 'fashion_mnist': 40}
 
 
 class Model(NamedTuple):
-  """One training. Sample i has labels[i] and starts from noise[i], which depend on the seed and i only."""
+  """One training. labels[i] and noise[i] of sample i depend on the seed and i only."""
   data: str
   config: Any
   recipe: Any
@@ -52,7 +52,7 @@ def records(data: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def labels(data: str) -> np.ndarray:
-  """The labels of COUNT[data] samples: the records' where there are as many, else every class in turn."""
+  """Labels of COUNT[data] samples: the records' if there are as many, else every class in turn."""
   real, label = records(data)
   count = COUNT[data]
   return label if len(real) == count else np.arange(count, dtype=np.int32) % 10

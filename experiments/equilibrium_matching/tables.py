@@ -112,7 +112,7 @@ def two_by_two(data: str) -> str:
 
 
 def adaptive(data: str) -> str:
-  """By threshold: evaluations, fraction of 250 saved, distance, distance of fixed steps at that cost."""
+  """By threshold: evaluations, fraction of 250 saved, distance, and the distance of fixed steps."""
   found = results.read(data, 'adaptive', 'eqm')
   rows = {}
   for threshold in found[0]['rows'] if found else ():
@@ -122,7 +122,8 @@ def adaptive(data: str) -> str:
         'evaluations': f'{np.mean(of("evaluations")):.0f}',
         'saved': f'{1 - np.mean(of("evaluations")) / 250:.1%}', 'distance': spread(of('distance')),
         'change from 250 steps': f'{np.mean(change):+.0%}',
-        'fixed steps, same cost': spread(of('fixed')), 'not converged': f'{np.mean(of("unfinished")):.0f}'}
+        'fixed steps, same cost': spread(of('fixed')),
+        'not converged': f'{np.mean(of("unfinished")):.0f}'}
   return report.table(rows)
 
 
