@@ -1,4 +1,4 @@
-"""The README's first example is a program, and learns what it says."""
+"""The examples of the README run, its first screen is short, and it samples what it says."""
 
 import re
 
@@ -7,12 +7,33 @@ import numpy as np
 from tests import ROOT
 
 README = (ROOT / 'README.md').read_text()
+EXAMPLES = re.findall(r'```python\n(.*?)```', README, re.S)
 
 
-def test_the_first_example_draws_moons():
-  code = re.search(r'```python\n(.*?)```', README, re.S).group(1)
+def _run(code):
   names = {}
   exec(compile(code, 'README.md', 'exec'), names)
+  return names
+
+
+def test_the_readme_has_at_most_120_lines_and_code_in_the_first_20():
+  lines = README.splitlines()
+  assert len(lines) <= 120
+  assert next(n for n, line in enumerate(lines, 1) if line.startswith('```')) < 20
+
+
+def test_the_first_example_samples_both_modes_and_ddim_is_remix():
+  names = _run(EXAMPLES[0])   # it asserts the identity itself
+  x, nearest = np.asarray(names['x']), np.array([[-2.0, 0.0], [2.0, 0.0]])
+  right = x[:, 0] > 0
+  assert 400 < right.sum() < 600
+  offsets = x - nearest[right.astype(int)]
+  # The modes have a standard deviation of 1/4.
+  assert np.abs(offsets.mean(0)).max() < 0.05 and np.abs(offsets.std(0) - 0.25).max() < 0.05
+
+
+def test_the_training_example_samples_moons():
+  names = _run(EXAMPLES[1])
   samples, data = np.asarray(names['samples']), np.asarray(names['data'])[:3_000]
   assert samples.shape == (1_000, 2)
   square = ((samples[:, None] - data) ** 2).sum(-1)
