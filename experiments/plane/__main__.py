@@ -1,7 +1,7 @@
 """The plane at one t, and digits descended from noise: docs/plane.png, the README's first picture.
 
-`make demo` trains the model; `python -m experiments.plane --workdir=runs/digits` draws new samples of it.
-Without --workdir, the stored ones are drawn again.
+`python -m experiments.plane` draws the stored samples. With --workdir=runs/digits, the run of
+`make demo`, it samples that model first.
 """
 
 import argparse
@@ -59,8 +59,8 @@ def draw_digits(axis, frames, steps):
   axis.tick_params(length=0)
   axis.spines[:].set_visible(False)
   axis.set_xlabel('gradient steps', fontsize=12)
-  axis.set_title('Noise descends to digits: Equilibrium Matching,\ntrained in 2 minutes on two CPU cores',
-                 fontsize=13)
+  axis.set_title('Noise descends to digits: Equilibrium Matching,\n'
+                 'trained in 2 minutes on two CPU cores', fontsize=13)
 
 
 def main(workdir):
