@@ -1,4 +1,4 @@
-"""slide(draw, ...): a picture with sliders in a notebook, and a still one elsewhere."""
+"""slide(draw, ...): a picture with sliders in a notebook, without them elsewhere."""
 
 import inspect
 
@@ -7,7 +7,7 @@ def slide(draw, **choices):
   """draw(), with a slider for each of its arguments over the choices given for it.
 
   The sliders start at draw's own defaults. Without a notebook's kernel or ipywidgets there are no
-  sliders. An exception of the first drawing is raised, where ipywidgets alone would print it.
+  sliders. An exception of the first drawing is raised; ipywidgets alone would only print it.
   """
   if not _in_notebook():
     draw()

@@ -1,1 +1,1 @@
-"""python -m experiments.autoguidance: guidance by a worse self and by class, in the plane."""
+"""python -m experiments.autoguidance: autoguidance and class guidance in the plane."""

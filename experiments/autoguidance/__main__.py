@@ -1,9 +1,9 @@
-"""Points of a branching class, not guided, guided by class and by a worse self: results/samples.png.
+"""Samples of a branching class without guidance, with class guidance and autoguidance.
 
   python -m experiments.autoguidance
 
-Prints, for each scale, the share of points that are less likely than all but one in a hundred points
-of the class, and recall, the share of the class that has a sample near by.
+Prints, for each scale, the fraction of samples with a lower density than 99 % of the points of the
+class, and recall, the fraction of the class that has a sample near by. Draws results/samples.png.
 """
 
 import argparse
@@ -23,8 +23,8 @@ SCALES = 1.0, 1.5, 2.0, 3.0, 4.0
 SHOWN = 3.0
 
 
-def judged(x: np.ndarray, real: np.ndarray) -> dict[str, float]:
-  """How many points are unlikely, and how much of the class they cover."""
+def quality(x: np.ndarray, real: np.ndarray) -> dict[str, float]:
+  """The fraction of unlikely samples, recall, and the mean log density."""
   least, found = np.quantile(tree.log_density(real, 0), 0.01), tree.log_density(x, 0)
   _, recall = distances.precision_recall(real, x)
   return {'unlikely': float((found < least).mean()), 'recall': recall,
@@ -32,7 +32,7 @@ def judged(x: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 
 def draw(real: np.ndarray, shown: dict[str, np.ndarray]) -> plt.Figure:
-  """The class beside samples of it, over the other class in grey."""
+  """The class and samples of it in red, the other class in grey."""
   figure, axes = plt.subplots(1, 1 + len(shown), figsize=(13, 3), layout='constrained',
                               sharex=True, sharey=True)
   other = tree.points(1, 4_000, seed=5)
@@ -46,14 +46,14 @@ def draw(real: np.ndarray, shown: dict[str, np.ndarray]) -> plt.Figure:
 def main():
   argparse.ArgumentParser(description=__doc__.partition('\n')[0]).parse_args()
   networks, real = tree.networks(), tree.points(0, 4_000, seed=7)
-  rows, shown = {'points of the class': judged(tree.points(0, 4_000, seed=8), real)}, {}
-  for name, other in (('by class', 'classless'), ('by a worse self', 'worse')):
+  rows, shown = {'points of the class': quality(tree.points(0, 4_000, seed=8), real)}, {}
+  for name, other in (('class guidance', 'unconditional'), ('autoguidance', 'weak')):
     for scale in SCALES:
-      title = 'not guided' if scale == 1 else f'{name}, {scale:g}'
+      title = 'no guidance' if scale == 1 else f'{name}, {scale:g}'
       if title in rows:
         continue
-      x = tree.sampled(networks['self'], networks[other], scale)
-      rows[title] = judged(x, real)
+      x = tree.sampled(networks['strong'], networks[other], scale)
+      rows[title] = quality(x, real)
       if scale in (1, SHOWN):
         shown[title] = x
   print(report.table(rows))

@@ -1,4 +1,4 @@
-"""Two classes that branch like trees: mixtures of Gaussians, so their density is known exactly."""
+"""Two classes that branch like trees: mixtures of Gaussians with a density in closed form."""
 
 import functools
 
@@ -11,19 +11,19 @@ from eqflow.models.mlp import MLP
 from experiments.fit import fit
 
 PROCESS, OUTPUT = processes.linear, outputs.u
-# Branches are thin: most of the training is spent near data.
+# Branches are thin, so most training times are near data.
 DENSITY = densities.logit_normal(mean=-1.0, std=1.2)
 DEPTH, PER_BRANCH = 4, 8
-# Where the two trunks point, from a common root.
+# Directions of the two trunks, from a common root.
 TRUNKS = np.deg2rad([125.0, 55.0])
-# A worse self has a quarter of the width and an eighth of the training.
-SELF = dict(width=128, depth=4, num_steps=10_000)
-WORSE = dict(width=32, depth=4, num_steps=1_250)
+# The weak network has a quarter of the width and an eighth of the training.
+STRONG = dict(width=128, depth=4, num_steps=10_000)
+WEAK = dict(width=32, depth=4, num_steps=1_250)
 
 
 @functools.cache
 def mixture(label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(means [k, 2], stds [k], weights [k]) of a tree: every branch splits in two, each .65 as long."""
+  """(means [k, 2], stds [k], weights [k]) of a tree: every branch splits into two, each .65 as long."""
   means, stds, weights = [], [], []
 
   def grow(root, angle, length, weight, depth):
@@ -62,7 +62,7 @@ def log_density(x: np.ndarray, label: int) -> np.ndarray:
 
 
 def networks() -> dict[str, fields.Network]:
-  """{'self', 'worse': told the class, 'classless': not}, trained on the same 200,000 points."""
+  """{'strong', 'weak': class-conditional, 'unconditional'}, trained on the same 200,000 points."""
   x = np.concatenate([points(label, 100_000, seed=0) for label in (0, 1)])
   label = np.repeat(np.arange(2, dtype=np.int32), 100_000)
 
@@ -71,14 +71,14 @@ def networks() -> dict[str, fields.Network]:
     return fit(model, x, process=PROCESS, output=OUTPUT, density=DENSITY, batch=1024,
                num_steps=num_steps, label=label if classes else None)[0]
 
-  classless = train(**SELF, classes=0)
-  return {'self': train(**SELF), 'worse': train(**WORSE),
-          'classless': Partial(samplings.classless, network=classless)}
+  unconditional = train(**STRONG, classes=0)
+  return {'strong': train(**STRONG), 'weak': train(**WEAK),
+          'unconditional': Partial(samplings.classless, network=unconditional)}
 
 
 def sampled(network: fields.Network, other: fields.Network, scale: float, *,
             n: int = 4_000) -> np.ndarray:
-  """n points of class 0, carried by `network` guided away from `other` at that scale."""
+  """n samples of class 0 by `network`, guided away from `other` with that scale."""
   label = np.zeros(n, np.int32)
   predict = guidance.autoguided(fields.bind(network, label), fields.bind(other, label), scale=scale)
   z = np.random.default_rng(1).standard_normal((n, 2)).astype(np.float32)

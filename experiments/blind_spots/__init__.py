@@ -1,1 +1,1 @@
-"""python -m experiments.blind_spots: where eps, x, v and u are blind, on trained networks."""
+"""python -m experiments.blind_spots: the blind spots of eps, x, v and u, on trained networks."""

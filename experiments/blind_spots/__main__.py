@@ -1,4 +1,4 @@
-"""One-step and 50-step samples of eps, x, v and u networks side by side: docs/blind_spots.png."""
+"""One-step and 50-step samples of networks for eps, x, v and u: docs/blind_spots.png."""
 
 import matplotlib
 

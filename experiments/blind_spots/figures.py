@@ -1,4 +1,4 @@
-"""Where an output is blind: |gain| over t, the errors of trained networks, their one-step samples."""
+"""Blind spots of outputs: |gain| over t, errors of trained networks, and their one-step samples."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from eqflow.models.mlp import MLP
 from experiments.fit import fit
 
 PROCESS = processes.cosine
-# Almost pure noise: at t = 1 itself eps is refused.
+# Almost pure noise; t = 1 itself is a blind spot of eps.
 START = 0.99
 OUTPUTS = {'eps': outputs.eps, 'x': outputs.x, 'v': outputs.v, 'u': outputs.u}
-# Colours told apart by every kind of eye; dashes tell apart lines that coincide.
+# Distinguishable with every kind of colour vision; dashes for lines that coincide.
 STYLES = {
     'eps': dict(color='#d55e00', linestyle='-'), 'x': dict(color='#0072b2', linestyle='-'),
     'v': dict(color='#009e73', linestyle='-'), 'u': dict(color='#cc79a7', linestyle=(0, (4, 3)))}
-# A process and the times over which it is drawn: EDM's t is its sigma.
+# title: (process, times to draw). EDM's t is its sigma.
 SPANS = {
     'linear': (processes.linear, np.linspace(0.001, 0.999, 999)),
     'cosine': (processes.cosine, np.linspace(0.001, 0.999, 999)),
@@ -36,14 +36,14 @@ def digits() -> jax.Array:
 
 
 def train(x: jax.Array, num_steps: int) -> dict[str, Any]:
-  """{name: predict}: one small MLP for each output, the same in all but what it is asked for."""
+  """{name: predict}: one small MLP for each output; nothing else differs."""
   density = densities.uniform_on(0.001, 0.999)
   return {name: fit(MLP(width=256, depth=3), x, process=PROCESS, output=Partial(chosen, place=place),
                     density=density, num_steps=num_steps)[0] for place, name in enumerate(OUTPUTS)}
 
 
 def chosen(process: Any, t: Any, *, place: int) -> Mix:
-  """The output at that place of OUTPUTS; a bound number, so that all four share one compilation."""
+  """Output number `place` of OUTPUTS. A bound number, so that all four share one compilation."""
   return jax.lax.switch(place, [Partial(output, process) for output in OUTPUTS.values()], t)
 
 
@@ -53,17 +53,17 @@ def noise(n: int) -> jax.Array:
 
 
 def best(x: jax.Array, z: jax.Array) -> jax.Array:
-  """E[x | z] at START, exactly, for data uniform among the records x."""
+  """The exact E[x | z] at START, for data uniform over the records x."""
   return oracles.finite(z, jnp.full(len(z), START), process=PROCESS, output=outputs.x, data=x)
 
 
 def returned(predicts: dict[str, Any], z: jax.Array) -> dict[str, jax.Array]:
-  """{name: y}: what each network returns for the noise z at START."""
+  """{name: y}: the output of each network for the noise z at START."""
   return {name: predict(z, jnp.full(len(z), START)) for name, predict in predicts.items()}
 
 
 def sampled(predicts: dict[str, Any], z: jax.Array, num_steps: int) -> dict[str, jax.Array]:
-  """{name: x}: DDIM from the noise z at START to the data, in that many steps."""
+  """{name: x}: samples of DDIM from the noise z at START, in that many steps."""
   grid = grids.uniform(num_steps, START)
   return {name: samplers.sample(samplers.ddim(PROCESS, OUTPUTS[name]), predict, z, grid)
           for name, predict in predicts.items()}
@@ -81,10 +81,9 @@ def rms(a: Any) -> float:
 
 
 def misses(predicts: dict[str, Any], x: jax.Array, at: Any, n: int = 128) -> dict[str, Any]:
-  """{name: [own, in x, in eps]}: rms distance from the best answer, E[output | z], over times `at`.
+  """{name: [own, in x, in eps]}: rms error against the exact E[output | z], over the times `at`.
 
-  The best answer for a finite data set is known: `oracles.finite`. The output is turned by remix
-  into x and into eps, and so is the best one.
+  For a finite data set `oracles.finite` is exact. `remix` converts both into x and into eps.
   """
   data = x[:n]
   eps = noise(n)
@@ -95,8 +94,8 @@ def misses(predicts: dict[str, Any], x: jax.Array, at: Any, n: int = 128) -> dic
     z = mix(state, data, eps)
     y = predict(z, t)
     ideal = oracles.finite(z, t, process=PROCESS, output=output, data=x)
-    turned = lambda y, to: remix(to(PROCESS, t), state=state, out=output(PROCESS, t), z=z, y=y)
-    miss = lambda to: jnp.sqrt(jnp.mean(jnp.square(turned(y, to) - turned(ideal, to))))
+    converted = lambda y, to: remix(to(PROCESS, t), state=state, out=output(PROCESS, t), z=z, y=y)
+    miss = lambda to: jnp.sqrt(jnp.mean(jnp.square(converted(y, to) - converted(ideal, to))))
     return jnp.stack([miss(output), miss(outputs.x), miss(outputs.eps)])
 
   over = jax.jit(lambda name, predict: jax.lax.map(
@@ -127,27 +126,27 @@ def draw_gains() -> plt.Figure:
 
 
 def draw_misses(at: Any, measured: dict[str, Any]) -> plt.Figure:
-  """The measured misses over t: as the network makes them, and as x and as eps receive them."""
+  """The measured errors over t: in the output itself, and converted into x and into eps."""
   figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout='constrained')
-  titles = ('in the output itself', 'seen in x', 'seen in eps')
+  titles = ('error of the output', 'error of x', 'error of eps')
   for axis, title, k in zip(axes, titles, range(3)):
     for name, error in measured.items():
       axis.plot(at, error[k], label=name, linewidth=2, **STYLES[name])
     axis.set(title=title, yscale='log', xlabel='t   (data to noise)', xlim=(0, 1))
     axis.grid(alpha=0.25)
-  axes[0].set_ylabel('rms distance from the best answer')
+  axes[0].set_ylabel('rms error')
   figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', frameon=False)
   return figure
 
 
 def draw_samples(x: Any, z: Any, exact: Any, answers: dict, one: dict, many: dict) -> plt.Figure:
-  """What the networks return at START, the same as x in one step, and 50 steps, by output."""
+  """By output: the network's answer at START, the same converted into x, and samples in 50 steps."""
   figure, axes = plt.subplots(3, 5, figsize=(10, 6.7), layout='constrained')
   figure.get_layout_engine().set(wspace=0.06, hspace=0.04)
   rows = (
-      (f'what it returns\nat t = {START}', 'the noise z', z, answers),
-      ('turned into x:\none step', 'exact E[x | z]', exact, one),
-      ('50 steps', 'the data', x, many))
+      (f'network output\nat t = {START}', 'noise z', z, answers),
+      ('converted to x:\none step', 'exact E[x | z]', exact, one),
+      ('50 steps', 'data', x, many))
   for row, (label, left, reference, made) in zip(axes, rows):
     for axis, pictures in zip(row, (reference, *made.values())):
       sheet = images.grid(np.reshape(pictures[:16], (16, 8, 8, 1)), pad=4)

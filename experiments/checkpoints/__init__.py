@@ -1,1 +1,1 @@
-"""python -m experiments.checkpoints: the memory in which published weights are read and written."""
+"""python -m experiments.checkpoints: the memory needed to read and write published weights."""

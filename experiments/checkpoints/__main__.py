@@ -1,10 +1,10 @@
-"""python -m experiments.checkpoints: the memory in which XL/2's 675 M parameters are read and written.
+"""python -m experiments.checkpoints: the memory needed to read and write XL/2's 675 M parameters.
 
-Random weights, 2.7 GB in float32, in a temporary folder (8.1 GB with the torch checkpoint, which is
-written where torch is installed). Each row is a process of its own: the peak of its resident memory
-(VmHWM of Linux, set back before), less what it held after its imports, over the size of the weights.
-The pages of a mapped file count as soon as they are read, though the system may take them back; of
-what is held at the end, the private part is said.
+The weights are random, 2.7 GB in float32, in a temporary folder (8.1 GB with the torch checkpoint,
+which needs torch). Each row is measured in its own process: the peak of resident memory (VmHWM of
+Linux, reset before), minus the memory after imports, over the size of the weights. Pages of a mapped
+file count once they are read, although the system may reclaim them. Of the memory that is kept at the
+end, only the private part is printed.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from eqflow.interop import convert
 from eqflow.models import dit
 
 NEEDED = 9e9
-# How a published XL/2 is loaded: 32x32x4 latents of images of 256x256.
+# A published XL/2 for 32x32x4 latents of 256x256 images.
 SHAPE = dict(input_size=32, num_heads=16)
 
 
 def status(name):
-  """Bytes, as /proc/self/status has them."""
+  """A value of /proc/self/status, in bytes."""
   lines = pathlib.Path('/proc/self/status').read_text().splitlines()
   return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
@@ -46,7 +46,7 @@ def write(folder):
 
 
 def write_torch(folder):
-  """A checkpoint as EqM's training writes it, but for the optimizer's state."""
+  """A checkpoint as EqM's training code writes it, without the optimizer's state."""
   from safetensors.torch import load_file
   import torch
   ema = load_file(folder / 'xl.safetensors')
@@ -67,25 +67,25 @@ def from_torch(folder):
   convert.convert(folder / 'xl.pt', folder / 'out.safetensors')
 
 
-ROWS = {load: 'safetensors to params', export: 'the same, and written back',
-        from_torch: '.pt with model and ema to safetensors'}
+ROWS = {load: 'safetensors to params', export: 'safetensors to params to safetensors',
+        from_torch: '.pt with model and EMA to safetensors'}
 
 
 def measured(task, folder):
-  """Prints a row of the table, of this process."""
+  """Measures a task in this process and prints its row of the table."""
   jnp.zeros(1).block_until_ready()
   if task is from_torch:
-    import safetensors.torch  # noqa: F401, its imports are no part of the row
+    import safetensors.torch  # noqa: F401, imported before the measurement
   size = (folder / 'xl.safetensors').stat().st_size
   before, private = status('VmRSS'), status('RssAnon')
   pathlib.Path('/proc/self/clear_refs').write_text('5')
   start = time.perf_counter()
   kept = task(folder)
   seconds = time.perf_counter() - start
-  peak, held = status('VmHWM') - before, status('RssAnon') - private
+  peak, private = status('VmHWM') - before, status('RssAnon') - private
   del kept
   print(f'| {ROWS[task]} | {size / 1e9:.2f} GB | {peak / 1e9:.2f} GB | {peak / size:.2f} | '
-        f'{held / size:.2f} | {seconds:.0f} s |', flush=True)
+        f'{private / size:.2f} | {seconds:.0f} s |', flush=True)
 
 
 def main():
@@ -102,7 +102,7 @@ def main():
     child = lambda task: subprocess.run(
         [sys.executable, '-m', 'experiments.checkpoints', task.__name__, folder], check=True,
         env=dict(os.environ, JAX_PLATFORMS='cpu'))
-    print('| what | weights | peak | over the weights | private, held at the end | time |\n'
+    print('| task | weights | peak memory | peak / weights | private memory kept / weights | time |\n'
           '|---|---|---|---|---|---|', flush=True)
     child(write)
     child(load)

@@ -1,1 +1,1 @@
-"""python -m experiments.digits: the variants of configs/digits.py at one budget, as one table."""
+"""python -m experiments.digits: all variants of configs/digits.py at one budget."""

@@ -1,8 +1,9 @@
 """Trains the variants of configs/digits.py, evaluates each with several seeds, prints one table.
 
-Resumable: a finished variant is only evaluated again. Each row is the mean and the standard
-deviation over draws of 1,797 samples with other noise from one trained network; the spread between
-trainings is larger, and is not measured here.
+It resumes: a finished variant is only evaluated again. Each row has the mean and the standard
+deviation over sets of 1,797 samples with other noise from one trained network. The spread between
+trainings is larger and is not measured here.
+
   python -m experiments.digits --variants=eqm,flow --seeds=3
 """
 

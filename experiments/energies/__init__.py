@@ -1,1 +1,1 @@
-"""python -m experiments.energies: what a training step costs through the gradient of a gradient."""
+"""python -m experiments.energies: the cost of a training step with an explicit energy."""

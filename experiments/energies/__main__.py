@@ -1,9 +1,10 @@
-"""A training step of each explicit energy, against the step of a plain field, in turn in one process.
+"""The time of a training step with an explicit energy, compared with the step of a plain field.
 
-The digits' network and batch, the whole compiled step with its optimizer and average; one step is
-one call, and the median of the pairs is printed with its quartiles.
-  python -m experiments.energies                  wall time on all cores
-  python -m experiments.energies --processor      processor time, for a machine that others use too
+The network and the batch of the digits, the whole compiled step with optimizer and EMA. Both run
+alternately in one process; the median ratio of the pairs is printed with its quartiles.
+
+  python -m experiments.energies              wall time on all cores
+  python -m experiments.energies --cpu        CPU time, for a machine with other work
 """
 
 import argparse
@@ -22,7 +23,7 @@ from experiments.speed import pairs
 
 
 def stepping(kind):
-  """A function that takes `count` training steps of the energy of that name, and waits for them."""
+  """A function that takes `count` training steps with the energy of that name and waits for them."""
   config = digits.get_config('eqm')
   config.energy.name, config.model.final_scale = kind, 0.02
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
@@ -31,11 +32,11 @@ def stepping(kind):
     batch = sharding.place_batch(next(batches), mesh)
   step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
   at = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh)
-  held = [at, train_state.empty_metrics(mesh)]
+  state = [at, train_state.empty_metrics(mesh)]
 
   def take(count=10):
     for _ in range(count):
-      *held[:], health = step(*held, batch)
+      *state[:], health = step(*state, batch)
     jax.block_until_ready(health)
 
   return take
@@ -44,13 +45,13 @@ def stepping(kind):
 def main():
   flags = argparse.ArgumentParser(description=__doc__)
   flags.add_argument('--count', type=int, default=21, help='pairs of ten steps each')
-  flags.add_argument('--processor', action='store_true')
+  flags.add_argument('--cpu', action='store_true', help='measure CPU time instead of wall time')
   given = flags.parse_args()
-  if given.processor:
+  if given.cpu:
     pairs.time.perf_counter = time.process_time
   plain = stepping('none')
   print(f'on {jax.devices()[0].device_kind}, jax {jax.__version__}\n')
-  print('| energy | a step, of the plain field\'s | quartiles | ms |\n|---|---|---|---|')
+  print('| energy | step time / plain step time | quartiles | ms a step |\n|---|---|---|---|')
   for kind in ('dot', 'squared_norm'):
     first, second = pairs.pairs(plain, stepping(kind), given.count)
     low, middle, high = np.percentile(second / first, (25, 50, 75))

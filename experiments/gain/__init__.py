@@ -1,1 +1,1 @@
-"""python -m experiments.gain: where each output is blind, as one figure."""
+"""python -m experiments.gain: the blind spots of each output, as one figure."""

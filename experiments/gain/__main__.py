@@ -1,6 +1,6 @@
 """|gain(x <- output)| and |gain(eps <- output)| over t, on three processes: docs/gain.png.
 
-An error of 1 in the output is an error of |gain| in the data, or the noise, that a sampler sees.
+An error of 1 in the output becomes an error of |gain| in x or in eps.
 """
 
 from jax import numpy as jnp
@@ -29,21 +29,20 @@ OUTPUTS = {
     'v': outputs.v,
     'u': outputs.u,
     'score': outputs.score,
-    'edm (sd 0.5)': Partial(outputs.edm, sigma_data=0.5),
+    'edm (sigma_data 0.5)': Partial(outputs.edm, sigma_data=0.5),
     'equilibrium': Partial(outputs.equilibrium, decay=TRUNCATED),
 }
-# Colours told apart by every kind of eye; dashes tell apart lines that coincide.
+# Distinguishable with every kind of colour vision; dashes for lines that coincide.
 COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000']
 DASHES = ['-', '-', '-', (0, (5, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (7, 3))]
 
-
-SEEN_IN = {'x': outputs.x, 'eps': outputs.eps}
+TARGETS = {'x': outputs.x, 'eps': outputs.eps}
 
 
 def main():
   t = jnp.asarray(np.linspace(0.001, 0.999, 999))
   figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True, sharey=True, layout='constrained')
-  for row, (target, to) in zip(axes, SEEN_IN.items()):
+  for row, (target, to) in zip(axes, TARGETS.items()):
     for axis, (title, process) in zip(row, PROCESSES.items()):
       for (name, output), colour, dash in zip(OUTPUTS.items(), COLOURS, DASHES):
         stretch = gain(to(process, t), state=process(t), out=output(process, t))
