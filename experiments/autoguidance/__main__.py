@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from eqflow.evaluation import distances, report
+from experiments import colours
 from experiments.autoguidance import tree
 
 PATH = pathlib.Path(__file__).parent / 'results/samples.png'
@@ -38,7 +39,7 @@ def draw(real: np.ndarray, shown: dict[str, np.ndarray]) -> plt.Figure:
   other = tree.points(1, 4_000, seed=5)
   for axis, (title, x) in zip(axes, {'the class': real, **shown}.items()):
     axis.scatter(*other.T, s=0.5, color='0.85', linewidths=0)
-    axis.scatter(*x.T, s=1.2, color='#d55e00', linewidths=0)
+    axis.scatter(*x.T, s=1.2, color=colours.RED, linewidths=0)
     axis.set(title=title, xticks=[], yticks=[], aspect='equal', xlim=(-2.1, 1.5), ylim=(-1.5, 1.4))
   return figure
 

@@ -13,16 +13,17 @@ from eqflow import densities, grids, oracles, outputs, processes, samplers
 from eqflow.evaluation import images
 from eqflow.mix import Mix, gain, mix, remix
 from eqflow.models.mlp import MLP
+from experiments import colours
 from experiments.fit import fit
 
 PROCESS = processes.cosine
 # Almost pure noise; t = 1 itself is a blind spot of eps.
 START = 0.99
 OUTPUTS = {'eps': outputs.eps, 'x': outputs.x, 'v': outputs.v, 'u': outputs.u}
-# Distinguishable with every kind of colour vision; dashes for lines that coincide.
+# Dashes for lines that coincide.
 STYLES = {
-    'eps': dict(color='#d55e00', linestyle='-'), 'x': dict(color='#0072b2', linestyle='-'),
-    'v': dict(color='#009e73', linestyle='-'), 'u': dict(color='#cc79a7', linestyle=(0, (4, 3)))}
+    'eps': dict(color=colours.RED, linestyle='-'), 'x': dict(color=colours.BLUE, linestyle='-'),
+    'v': dict(color=colours.GREEN, linestyle='-'), 'u': dict(color=colours.PINK, linestyle=(0, (4, 3)))}
 # title: (process, times to draw). EDM's t is its sigma.
 SPANS = {
     'linear': (processes.linear, np.linspace(0.001, 0.999, 999)),

@@ -12,11 +12,10 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from eqflow.evaluation import images
+from experiments import colours
 from experiments.equilibrium_matching import abilities, models, results, tables
 
 README = pathlib.Path(__file__).parent / 'README.md'
-# Distinguishable with every kind of colour vision.
-COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#999999']
 LABEL = 'Fréchet distance'
 
 
@@ -52,7 +51,7 @@ def decays(data: str):
             if 'linear' in rows or sum(bool(read[row]) for row in rows) > 1}
   figure, axes = _axes(len(groups), size=(5.5 * len(groups), 4.2))
   for axis, (title, rows) in zip(axes[0], groups.items()):
-    for row, colour in zip(rows, COLOURS):
+    for row, colour in zip(rows, colours.CYCLE):
       found = read[row]
       if found:
         _line(axis, [one['curve'] for one in found], tables.TITLES[row], colour)
@@ -74,12 +73,12 @@ def evaluations(data: str):
   for title, row in (('flow matching, Euler', 'flow'), ('blind flow matching, Euler', 'blind_flow')):
     lines[title] = [{key.split()[1]: value for key, value in one['distances'].items()
                      if key.startswith('ddim')} for one in results.read(data, 'ode', row)]
-  for (title, curves), colour in zip(lines.items(), COLOURS):
+  for (title, curves), colour in zip(lines.items(), colours.CYCLE):
     if curves:
       _line(left, curves, title, colour)
   _label(left, 'by evaluations', 'evaluations', xscale='log', yscale='log',
           ylim=(0.2, 40) if data == 'digits' else None)
-  for row, colour in (('flow', COLOURS[4]), ('blind_flow', COLOURS[5])):
+  for row, colour in (('flow', colours.ORANGE), ('blind_flow', colours.SKY)):
     found = results.read(data, 'step_sizes', row)
     if found:
       _line(right, found, f'{tables.TITLES[row]}, 50 steps of size factor/50', colour, marker='.')
@@ -91,8 +90,8 @@ def evaluations(data: str):
     scaled = [{str(float(name.split()[1]) / 0.003): min(filter(None, one[name].values()))
                for name in one if name.startswith('descent')} | {'1.0': start['best']['distance']}
               for start, one in zip(base, swept)]
-    _line(right, fixed, 'EqM, 30 steps of size .003 x factor', COLOURS[0], marker='.')
-    _line(right, scaled, 'EqM, best number of steps', COLOURS[1], marker='.')
+    _line(right, fixed, 'EqM, 30 steps of size .003 x factor', colours.BLUE, marker='.')
+    _line(right, scaled, 'EqM, best number of steps', colours.RED, marker='.')
   # The lines leave no corner free for a legend.
   _label(right, 'by step size', 'step size, as a factor', below=True, xscale='log', yscale='log',
           ylim=(0.2, 400) if data == 'digits' else None)
@@ -106,21 +105,21 @@ def adaptive(data: str):
   found = results.read(data, 'adaptive', 'eqm')
   figure, axes = _axes(2, size=(11, 3.8))
   left, right = axes[0]
-  for one, colour in zip(found, COLOURS):
+  for one, colour in zip(found, colours.CYCLE):
     counts = {int(steps): count for steps, count in one['steps_at_3_5'].items()}
     left.hist(list(counts), bins=np.arange(0, 252, 3), weights=list(counts.values()), alpha=0.5,
               color=colour, label=f'seed {found.index(one)}')
     rows = one['rows'].values()
     right.plot([row['evaluations'] for row in rows], [row['distance'] for row in rows], 'o',
                color=colour, markersize=4, label=f'stopped by norm, seed {found.index(one)}')
-  left.axvline(250, color='#000000', linewidth=0.8, linestyle=':')
+  left.axvline(250, color=colours.BLACK, linewidth=0.8, linestyle=':')
   left.set(title='evaluations until |f| < 3.5, on 64 elements',
            xlabel='evaluations', ylabel='samples')
   left.legend(frameon=False, fontsize=8)
   left.grid(alpha=0.25)
   for i, one in enumerate(results.read(data, 'descended', 'eqm')):
     steps = [steps for steps in one['curve'] if int(steps) >= 85]
-    right.plot([int(n) for n in steps], [one['curve'][n] for n in steps], color=COLOURS[i],
+    right.plot([int(n) for n in steps], [one['curve'][n] for n in steps], color=colours.CYCLE[i],
                linewidth=1, label=f'fixed number, seed {i}')
   _label(right, 'stopped by norm, or after a fixed number of steps', 'evaluations')
   return figure
@@ -135,7 +134,7 @@ def noisy(data: str):
            ('flow', ('at_level',), 'flow from t = t0'),
            ('blind_flow', ('at_1',), 'blind flow from t = 1'),
            ('blind_flow', ('at_level',), 'blind flow from t = t0'))
-  for (row, keys, title), colour in zip(lines, COLOURS):
+  for (row, keys, title), colour in zip(lines, colours.CYCLE):
     curves = [{level: tables.at(one[level], keys) for level in one}
               for one in results.read(data, 'noisy', row)]
     if curves:

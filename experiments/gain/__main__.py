@@ -13,7 +13,7 @@ import numpy as np
 
 from eqflow import outputs, processes
 from eqflow.mix import gain
-from experiments import ROOT
+from experiments import ROOT, colours
 
 PATH = ROOT / 'docs/gain.png'
 
@@ -32,8 +32,7 @@ OUTPUTS = {
     'edm (sigma_data 0.5)': Partial(outputs.edm, sigma_data=0.5),
     'equilibrium': Partial(outputs.equilibrium, decay=TRUNCATED),
 }
-# Distinguishable with every kind of colour vision; dashes for lines that coincide.
-COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000']
+# Dashes for lines that coincide.
 DASHES = ['-', '-', '-', (0, (5, 2)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (7, 3))]
 
 TARGETS = {'x': outputs.x, 'eps': outputs.eps}
@@ -44,7 +43,7 @@ def main():
   figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex=True, sharey=True, layout='constrained')
   for row, (target, to) in zip(axes, TARGETS.items()):
     for axis, (title, process) in zip(row, PROCESSES.items()):
-      for (name, output), colour, dash in zip(OUTPUTS.items(), COLOURS, DASHES):
+      for (name, output), colour, dash in zip(OUTPUTS.items(), colours.CYCLE, DASHES):
         stretch = gain(to(process, t), state=process(t), out=output(process, t))
         axis.plot(t, abs(stretch), label=name, color=colour, linestyle=dash, linewidth=1.8)
       axis.set(title=title if target == 'x' else '', yscale='log', ylim=(1e-3, 1e3), xlim=(0, 1))

@@ -1,1 +1,1 @@
-"""The landscape of an equilibrium field: where its zeros are, and what descending to them can do."""
+"""The landscape of an equilibrium field: where its zeros are, and what descent to them can do."""

@@ -1,4 +1,4 @@
-"""An equilibrium field in the plane, exactly, and on the digits: its zeros, and ways down to them."""
+"""An exact equilibrium field in the plane and a trained one on the digits: zeros and descents."""
 
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from eqflow import arrays, densities, descent, energies, fields, guidance, ood, 
 from eqflow.evaluation import images
 from eqflow.mix import mix
 from eqflow.models.mlp import MLP
+from experiments import colours
 from experiments.fit import fit
 
 PROCESS = processes.linear
 DECAY = Partial(outputs.truncated_decay, start=0.8, gain=4.0)
 OUTPUT = Partial(outputs.equilibrium, decay=DECAY)
 STEP = 0.003
-# Radii of two rings of eight points: one on which the method works, and one on which it does not.
+# Radii of two rings of eight points: the method works on the wide one and not on the narrow one.
 FAR, NEAR = 2.0, 0.4
 
 
@@ -31,13 +32,13 @@ def ring(radius: Any) -> jax.Array:
 
 
 def exact(data: jax.Array) -> Any:
-  """The field that training tends to, E[(eps - x) c | z] over all times, for data [n, d] alone."""
+  """The field that training converges to, E[(eps - x) c | z] over all times, for data [n, d]."""
   return Partial(_exact, data=jnp.asarray(data))
 
 
 @jax.jit
 def _exact(z, t, *, data):
-  # Nodes even in log sigma: near data the weights live at small sigma.
+  # Nodes are even in log sigma: near data the posterior is at small sigma.
   sigma = jnp.geomspace(1e-3, 1, 80)
   state = PROCESS(sigma)
   c = DECAY(state.x)[:, None, None]
@@ -45,14 +46,14 @@ def _exact(z, t, *, data):
   def one(z):
     eps = (z - state.x[:, None, None] * data) / sigma[:, None, None]
     weight = -jnp.square(eps).sum(-1) / 2 + (1 - data.shape[1]) * jnp.log(sigma)[:, None]
-    share = jax.nn.softmax(weight.reshape(-1)).reshape(weight.shape)
-    return jnp.sum(share[..., None] * (eps - data) * c, axis=(0, 1))
+    posterior = jax.nn.softmax(weight.reshape(-1)).reshape(weight.shape)
+    return jnp.sum(posterior[..., None] * (eps - data) * c, axis=(0, 1))
 
   return jax.lax.map(one, z, batch_size=64)
 
 
 def curvature(radius: float) -> float:
-  """The slope of the field at the centre of the ring: above 0, the centre is a valley."""
+  """The slope of the field at the centre of the ring. Above 0 the centre is a valley."""
   return float(_curvature(radius))
 
 
@@ -70,7 +71,7 @@ def descended(data: jax.Array, count: int, num_steps: int) -> np.ndarray:
 
 
 def arrived(z: np.ndarray, data: jax.Array) -> float:
-  """The share of z [n, d] nearer to a datum than a tenth of the least distance between two."""
+  """The fraction of z [n, d] within a tenth of the smallest distance between two data points of one."""
   between = np.linalg.norm(np.asarray(data)[:, None] - np.asarray(data), axis=-1)
   spacing = between[between > 0].min()
   far = np.linalg.norm(np.asarray(z)[:, None] - np.asarray(data), axis=-1).min(1)
@@ -78,7 +79,7 @@ def arrived(z: np.ndarray, data: jax.Array) -> float:
 
 
 def draw_landscapes(ends: dict[float, np.ndarray]) -> plt.Figure:
-  """log |f|, the ways down and where samples came to rest, for each radius of `ends`; curvatures."""
+  """log |f|, flow lines and the ends of descents for each radius of `ends`; the slope by radius."""
   figure, axes = plt.subplots(1, len(ends) + 1, figsize=(4.2 * (len(ends) + 1), 4),
                               layout='constrained')
   for axis, (radius, z) in zip(axes, ends.items()):
@@ -88,13 +89,13 @@ def draw_landscapes(ends: dict[float, np.ndarray]) -> plt.Figure:
     f = f.reshape(grid.shape)
     axis.contourf(side, side, np.log10(np.linalg.norm(f, axis=-1) + 1e-3), 20, cmap='viridis')
     axis.streamplot(side, side, -f[..., 0], -f[..., 1], color='white', linewidth=0.5, arrowsize=0.7)
-    axis.plot(*z.T, '.', color='#d55e00', markersize=4)
+    axis.plot(*z.T, '.', color=colours.RED, markersize=4)
     axis.plot(*np.asarray(ring(radius)).T, 'o', markerfacecolor='none', color='white')
-    axis.set(title=f'radius {radius:g}: {arrived(z, ring(radius)):.0%} at a datum', aspect='equal',
+    axis.set(title=f'radius {radius:g}: {arrived(z, ring(radius)):.0%} at a data point', aspect='equal',
              xlim=side[[0, -1]], ylim=side[[0, -1]])
   radii = np.geomspace(0.2, 4, 12)
-  axes[-1].semilogx(radii, [curvature(radius) for radius in radii], color='#0072b2')
-  axes[-1].axhline(0, color='#999999', linewidth=0.8)
+  axes[-1].semilogx(radii, [curvature(radius) for radius in radii], color=colours.BLUE)
+  axes[-1].axhline(0, color=colours.GREY, linewidth=0.8)
   axes[-1].set(title='slope of the field at the centre', xlabel='radius',
                xticks=[0.2, 0.5, 1, 2, 4], xticklabels=['0.2', '0.5', '1', '2', '4'])
   axes[-1].minorticks_off()
@@ -102,7 +103,7 @@ def draw_landscapes(ends: dict[float, np.ndarray]) -> plt.Figure:
 
 
 class Gradient(NamedTuple):
-  """A model (z, t) -> y as `fit` takes one, what it gives being the gradient of E = z . y."""
+  """A model for `fit` whose output is the gradient of the energy E = z . y."""
   model: Any
 
   def init(self, *given: Any) -> Any:
@@ -123,7 +124,7 @@ def _product(z, t, condition, *, variables, apply):
 
 
 def with_energy(data: jax.Array, num_steps: int) -> tuple[Any, Any, Any]:
-  """(E, its gradient, the network f it is made of), each (z, t) -> ..., trained on data [n, 2]."""
+  """(E, its gradient, the network y in E = z . y), each (z, t) -> ..., trained on data [n, 2]."""
   model = Gradient(MLP(width=96, depth=3))
   predict, _ = fit(model, data, process=PROCESS, output=OUTPUT, density=densities.uniform,
                    num_steps=num_steps, batch=256)
@@ -133,7 +134,7 @@ def with_energy(data: jax.Array, num_steps: int) -> tuple[Any, Any, Any]:
 
 
 def draw_energy(energy: Any, field: Any, data: jax.Array, num_steps: int) -> tuple[plt.Figure, Any]:
-  """The energy in the plane with the ways down, and E along them; and E [k, n] itself."""
+  """The energy in the plane with descents, and E along them; also returns E [k, n]."""
   z, every = jax.random.normal(jax.random.key(3), (40, 2)), num_steps // 20
   states = [z]
   for _ in range(20):
@@ -144,18 +145,18 @@ def draw_energy(energy: Any, field: Any, data: jax.Array, num_steps: int) -> tup
   grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
   surface = np.asarray(ood.energy_at(energy, jnp.asarray(grid))).reshape(81, 81)
   axes[0].contourf(side, side, surface, 30, cmap='viridis')
-  for way in np.stack(states, axis=1):
-    axes[0].plot(*way.T, color='white', linewidth=0.6)
-  axes[0].plot(*np.asarray(states[-1]).T, '.', color='#d55e00')
+  for path in np.stack(states, axis=1):
+    axes[0].plot(*path.T, color='white', linewidth=0.6)
+  axes[0].plot(*np.asarray(states[-1]).T, '.', color=colours.RED)
   axes[0].plot(*np.asarray(data).T, 'o', markerfacecolor='none', color='white')
-  axes[0].set(title='E = z · g(z), and the ways down', aspect='equal')
-  axes[1].plot(np.arange(21) * every, values, color='#0072b2', linewidth=0.7, alpha=0.6)
-  axes[1].set(title='E on the way down', xlabel='step', ylabel='E')
+  axes[0].set(title='E = z · g(z), and descents', aspect='equal')
+  axes[1].plot(np.arange(21) * every, values, color=colours.BLUE, linewidth=0.7, alpha=0.6)
+  axes[1].set(title='E along the descents', xlabel='step', ylabel='E')
   return figure, values
 
 
 class Blind(nn.Module):
-  """The MLP that is told no time: (z, t, label) -> y."""
+  """An MLP that ignores the time: (z, t, label) -> y."""
   width: int
   depth: int
 
@@ -177,8 +178,8 @@ def train(x: jax.Array, label: jax.Array, num_steps: int) -> Any:
              density=densities.uniform, num_steps=num_steps, batch=256)[0]
 
 
-def norms_on_the_way(network: Any, label: jax.Array, at: list[int]) -> tuple[list, np.ndarray]:
-  """(the states [b, 64] at those steps, |f| [steps, b]) of a descent from noise."""
+def norms_along_descent(network: Any, label: jax.Array, at: list[int]) -> tuple[list, np.ndarray]:
+  """A descent from noise: (states [b, 64] after the given steps, |f| [steps, b] there)."""
   z, states, norms = noise(len(label)), [], []
   predict, solver = fields.bind(network, label), descent.gradient_descent(STEP)
   for first, last in zip([0, *at], at):
@@ -189,12 +190,12 @@ def norms_on_the_way(network: Any, label: jax.Array, at: list[int]) -> tuple[lis
 
 
 def noise(n: int) -> jax.Array:
-  """z [n, 64] ~ N(0, I), where samples start."""
+  """z [n, 64] ~ N(0, I), the start of samples."""
   return jax.random.normal(jax.random.key(7), (n, 64))
 
 
 def settled(network: Any, z: jax.Array, label: jax.Array, threshold: float) -> tuple[Any, np.ndarray]:
-  """(samples, steps [b]): each z descends until the field is below the threshold."""
+  """(samples, steps [b]): each z descends until |f| is below the threshold."""
   found, steps, _ = descent.descend_refilled(
       descent.gradient_descent(STEP), network, z, label, slots=128, max_steps=400, threshold=threshold)
   return found, np.asarray(steps)
@@ -206,7 +207,7 @@ def partly_noised(x: jax.Array, t: float) -> jax.Array:
 
 
 def composed(network: Any, first: jax.Array, second: jax.Array, num_steps: int) -> jax.Array:
-  """Samples of the mean of two classes' fields."""
+  """Samples that descend the mean of the fields of two classes."""
   predict = guidance.added([fields.bind(network, label) for label in (first, second)], [0.5, 0.5])
   return descent.descend(descent.gradient_descent(STEP), predict, noise(len(first)),
                          num_steps=num_steps)
@@ -224,12 +225,12 @@ def draw_rows(rows: dict[str, Any]) -> plt.Figure:
 
 
 def draw_steps(norms: np.ndarray, at: list[int], steps: dict[str, np.ndarray]) -> plt.Figure:
-  """|f| on the way down, and the steps taken from each start."""
+  """|f| along a descent, and the number of steps from each noise level."""
   figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
   low, middle, high = np.quantile(norms, [0.05, 0.5, 0.95], axis=1)
-  axes[0].fill_between(at, low, high, alpha=0.3, color='#0072b2')
-  axes[0].semilogy(at, middle, color='#0072b2')
-  axes[0].set(xlabel='step', ylabel='|f|, 5 to 95 %')
+  axes[0].fill_between(at, low, high, alpha=0.3, color=colours.BLUE)
+  axes[0].semilogy(at, middle, color=colours.BLUE)
+  axes[0].set(xlabel='step', ylabel='|f|, median and 5 to 95 %')
   for name, taken in steps.items():
     axes[1].hist(taken, bins=np.arange(0, 400, 8), alpha=0.6, label=name)
   axes[1].set(xlabel='steps until |f| is below the threshold', ylabel='samples')

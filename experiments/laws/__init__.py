@@ -1,1 +1,1 @@
-"""python -m experiments.laws: how exactly the plane's laws hold in floating point."""
+"""python -m experiments.laws: how exactly the laws of the plane hold in floating point."""

@@ -1,6 +1,6 @@
-"""Conversions in units in the last place, orders of convergence, and equalities that should be exact.
+"""Errors of conversions in units in the last place, orders of convergence, and exact equalities.
 
-The tests hold these to their bounds; this prints what they are.
+The tests check bounds on these numbers; this prints the numbers.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from tests.samplers import test_onestep
 
 
 def units_in_the_last_place(dtype, count=997):
-  """The largest error of any conversion over its bound: outputs x outputs x processes x times."""
+  """The largest relative error over all conversions: outputs x outputs x processes x times."""
   wide = np.longdouble if dtype == 'float64' else np.float64
   rng, worst = np.random.default_rng(0), (0.0,)
   for name, process in rows.PROCESSES.items():
@@ -94,17 +94,17 @@ def main():
       ('order of euler, cosine, v', order(samplers.euler, cosine, outputs.v)),
       ('order of heun, linear, u', order(samplers.heun, linear, outputs.u)),
       ('order of heun, cosine, v', order(samplers.heun, cosine, outputs.v)),
-      ('order of the ancestral bias in variance, linear', ancestral_bias(linear)),
-      ('order of the ancestral bias in variance, cosine', ancestral_bias(cosine)),
-      ('Euler on the linear process against DDIM, one step', euler_against_ddim(1)),
-      ('Euler on the linear process against DDIM, 50 steps', euler_against_ddim(50)),
-      ('DDIM of eps on a scaled process against the plain one, one step', scaled_against_plain(1)),
-      ('DDIM of eps on a scaled process against the plain one, 50 steps', scaled_against_plain(50)),
-      *[(f'DDPM against DDIM over twice the log-SNR and noise forward, {name}, {steps}',
+      ('order of the variance bias of ancestral sampling, linear', ancestral_bias(linear)),
+      ('order of the variance bias of ancestral sampling, cosine', ancestral_bias(cosine)),
+      ('Euler minus DDIM on the linear process, 1 step', euler_against_ddim(1)),
+      ('Euler minus DDIM on the linear process, 50 steps', euler_against_ddim(50)),
+      ('DDIM on a scaled process minus DDIM on the plain one, 1 step', scaled_against_plain(1)),
+      ('DDIM on a scaled process minus DDIM on the plain one, 50 steps', scaled_against_plain(50)),
+      *[(f'DDPM minus DDIM over twice the log-SNR plus forward noise, {name}, {steps}',
          f'{test_onestep.ancestral_against_ddim(name, n):.1e}')
-        for name in ('linear', 'cosine') for n, steps in ((1, 'one step'), (50, '50 steps'))],
+        for name in ('linear', 'cosine') for n, steps in ((1, '1 step'), (50, '50 steps'))],
   ]
-  print('| what | measured |\n|---|---|')
+  print('| law | measured |\n|---|---|')
   for name, value in rows_of:
     print(f'| {name} | {value} |')
 

@@ -1,7 +1,7 @@
-"""The likelihood's error in nats on a mixture, and what the digits cost in bits.
+"""The error of the likelihood in nats on a mixture, and the digits in bits per dimension.
 
   python -m experiments.likelihood            the mixture: every process, every output
-  python -m experiments.likelihood --digits   a trained flow on the digits: train it first, with
+  python -m experiments.likelihood --digits   a trained flow on the digits; train it first with
       python -m eqflow.main --config=configs/digits.py:flow --workdir=runs/digits_flow
 """
 
@@ -27,12 +27,12 @@ MEAN = float(WEIGHTS @ MEANS[:, 0])
 STD = float(np.sqrt(WEIGHTS @ (MEANS[:, 0] ** 2 + STDS**2) - MEAN**2))
 X = np.linspace(-2.4, 2.5, 99)[:, None]
 LOG_P = np.log(sum(w * stats.norm.pdf(X[:, 0], m, s) for w, m, s in zip(WEIGHTS, MEANS[:, 0], STDS)))
-# 17 levels, 16 steps from -1 to 1.
+# 17 levels from -1 to 1.
 DIGITS_BIN = 2 / 16
 
 
 def mixture_error(name, output, times):
-  """(the worst error in nats, the most evaluations) over X."""
+  """(largest error in nats, largest number of evaluations) over X."""
   process = rows.PROCESSES[name]
   predict = Partial(oracles.mixture, process=process, output=output, means=MEANS, stds=STDS,
                     weights=WEIGHTS)
@@ -45,13 +45,13 @@ def mixture_table():
   names = ['u', 'v', 'x', 'edm', 'displacement', 'equilibrium_truncated', 'eps', 'score']
   print('| process | times | ' + ' | '.join(names) + ' | evaluations |')
   print('|---' * (len(names) + 3) + '|')
-  # On a table of discrete time u has kinks: its rows are those of the process it is carried to.
+  # On a table of discrete times u has kinks: transport the network to another process.
   for name in (name for name in rows.PROCESSES if name != 'discrete'):
     cells, most, ends = [], 0, set()
     for key in names:
       end = 80.0 if name == 'edm' else 1.0
       alpha = float(rows.PROCESSES[name](jnp.asarray(end)).x)
-      # eps and the score are blind where nothing is left of data.
+      # eps and the score are blind where alpha = 0.
       times = (1e-5, 0.9999 if key in ('eps', 'score') and alpha == 0 else end)
       error, count = mixture_error(name, rows.OUTPUTS[key], times)
       cells.append(f'{error:.1e}')
@@ -61,12 +61,12 @@ def mixture_table():
 
 
 def bits_of_digits(workdir, count):
-  """Bits per dimension of dequantized digits under a trained flow, given their labels."""
+  """Bits per dimension of dequantized digits under a trained class-conditional flow."""
   config = digits.get_config('flow').lock()
   recipe = recipes.recipe(config)
   _, params = restore.restore(config, recipe, workdir)
   x, label = pipeline.arrays(dataset.open_source(config))
-  print(f'17 levels at random cost {np.log2(17):.3f} bits, each pixel by its own histogram '
+  print(f'uniform over 17 levels: {np.log2(17):.3f} bits; a histogram for each pixel: '
         f'{_pixelwise(x):.3f}\n')
   image = np.rint((x[:count] + 1) * 127.5).astype(np.uint8)
   keys = lambda seed: jax.random.split(jax.random.key(seed), count)
@@ -88,10 +88,10 @@ def bits_of_digits(workdir, count):
 
 
 def _pixelwise(x):
-  """The mean entropy of a pixel's level, in bits, over all images."""
+  """The mean over pixels of the entropy of a pixel's level, in bits."""
   level = np.rint((x.reshape(len(x), -1) + 1) * 8).astype(int)
-  share = np.stack([np.bincount(column, minlength=17) for column in level.T]) / len(x)
-  return -np.sum(share * np.log2(np.where(share > 0, share, 1)), 1).mean()
+  p = np.stack([np.bincount(column, minlength=17) for column in level.T]) / len(x)
+  return -np.sum(p * np.log2(np.where(p > 0, p, 1)), 1).mean()
 
 
 def main():

@@ -1,5 +1,5 @@
-"""Draws what is stored: docs/posthoc_ema_<data>.png, distances by width of the average, and
-docs/magnitudes.png; and what averages weigh, docs/posthoc_ema.png.
+"""Redraws the stored results: distances by EMA width (results/<data>.png), magnitudes
+(results/magnitudes.png), and the weights of power averages (docs/posthoc_ema.png).
 
   python -m experiments.posthoc_ema.figures
 """
@@ -12,13 +12,13 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 import numpy as np
 
-from experiments import ROOT
-from experiments.equilibrium_matching.figures import COLOURS, LABEL
+from experiments import ROOT, colours
+from experiments.equilibrium_matching.figures import LABEL
 from experiments.posthoc_ema import magnitudes, quality, widths
 
 
 def curves(data: str) -> dict[tuple[float, int], np.ndarray]:
-  """{(rate, examples): distances [seeds, stds]} of what is measured."""
+  """{(learning rate, examples): distances [seeds, stds]} of the stored results."""
   found = {}
   for rate in quality.DATA[data][-1]:
     for seed in quality.SEEDS:
@@ -30,37 +30,37 @@ def curves(data: str) -> dict[tuple[float, int], np.ndarray]:
 
 
 def draw(found: dict[tuple[float, int], np.ndarray]) -> plt.Figure:
-  """The mean over seeds in its range, the least of each curve marked."""
+  """The mean and the range over seeds; the minimum of each mean is marked."""
   figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
   rates, lengths = (sorted({key[i] for key in found}) for i in (0, 1))
   for (rate, examples), y in found.items():
-    colour, mean = COLOURS[rates.index(rate)], y.mean(0)
+    colour, mean = colours.CYCLE[rates.index(rate)], y.mean(0)
     axis.plot(quality.STDS, mean, color=colour, linestyle=('--', '-')[lengths.index(examples)],
-              label=f'rate {rate:g}, {examples:,} examples')
+              label=f'learning rate {rate:g}, {examples:,} examples')
     axis.fill_between(quality.STDS, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
     axis.plot(quality.STDS[mean.argmin()], mean.min(), 'o', color=colour)
-  axis.set(xlabel='std of the average, relative to the time trained', ylabel=LABEL, yscale='log')
+  axis.set(xlabel='std of the EMA, relative to the training time', ylabel=LABEL, yscale='log')
   axis.grid(alpha=0.25)
   axis.legend(frameon=False, fontsize=8)
   return figure
 
 
-NAMES = {'all': 'all parts', 'not_held': 'weights normalized, not held', 'free': 'weights free',
-         'none': 'none of the parts'}
+NAMES = {'all': 'all parts', 'not_forced': 'weights normalized, not forced',
+         'free': 'weights not normalized', 'none': 'no parts'}
 
 
 def draw_magnitudes(found: dict[str, dict]) -> plt.Figure:
-  """RMS over training of blocks' activations and weights: the median, and all within a band."""
+  """RMS of the activations and weights of blocks during training: median and range."""
   figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout='constrained')
-  for colour, (parts, row) in zip(COLOURS, found.items()):
+  for colour, (parts, row) in zip(colours.CYCLE, found.items()):
     for axis, kind in zip(axes, ('activations', 'weights')):
-      # Of the blocks alone: what comes out at the end has a gain that is learned.
+      # Blocks only: the output layer has a learned gain.
       y = np.array([values for name, values in row[kind].items() if name.startswith(('enc', 'dec'))])
       axis.plot(row['examples'], np.median(y, axis=0), color=colour, label=NAMES[parts])
       axis.fill_between(row['examples'], y.min(0), y.max(0), color=colour, alpha=0.15, linewidth=0)
       axis.set(title=kind, ylabel='RMS, median and range of blocks')
     axes[2].plot(row['examples'][1:], row['losses'], color=colour)
-  axes[2].set(title='loss under its own uncertainty', ylabel='mean since the last point')
+  axes[2].set(title='loss with learned uncertainty', ylabel='mean since the last point')
   for axis in axes:
     axis.set_xlabel('examples')
     axis.grid(alpha=0.25)
@@ -78,7 +78,7 @@ def main():
       continue
     for (rate, examples), y in found.items():
       best = [quality.STDS[i] for i in y.argmin(1)]
-      print(f'{data}, rate {rate:g}, {examples:,} examples: least {y.min(1).mean():.3f} +- '
+      print(f'{data}, learning rate {rate:g}, {examples:,} examples: minimum {y.min(1).mean():.3f} +- '
             f'{y.min(1).std(ddof=1) if len(y) > 1 else np.nan:.3f} at std {best}')
     drawn[quality.RESULTS / f'{data}.png'] = draw(found)
   for path, figure in drawn.items():

@@ -1,11 +1,11 @@
-"""How large activations and weights become in training, with the parts that hold them and without.
+"""Magnitudes of activations and weights during training, with and without EDM2's parts for them.
 
   python -m experiments.posthoc_ema.magnitudes [--only=all,free] [--examples=96000]
 
-One network, EDM2's of configs/digits.py, one recipe, one seed. `not_held` leaves out forced weight
-normalization alone, `free` all normalization of weights, `none` every part of `models.magnitude`:
-pixel and attention norms too, and the divisors of silu, sums and concatenations. Each is written when
-its training is done.
+One network, EDM2's in configs/digits.py, one recipe, one seed. `not_forced` omits forced weight
+normalization, `free` all weight normalization, `none` every part of `models.magnitude`, including
+pixel norm, attention norm and the divisors of silu, sums and concatenations. A result is stored
+when its training ends.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from eqflow.training import sharding, train_state, train_step
 from experiments.equilibrium_matching import results
 
 RESULTS = pathlib.Path(__file__).parent / 'results/magnitudes'
-PARTS = ('all', 'not_held', 'free', 'none')
-EVERY = 4_800       # examples between two looks
+PARTS = ('all', 'not_forced', 'free', 'none')
+EVERY = 4_800       # examples between two measurements
 
 
 def _of_activations(x, axis=-1, eps=1e-4, normalize=magnitude.normalize):
@@ -37,7 +37,7 @@ def _of_activations(x, axis=-1, eps=1e-4, normalize=magnitude.normalize):
 
 
 WITHOUT = {
-    'all': dict(normalize=magnitude.normalize), 'not_held': dict(normalize=magnitude.normalize),
+    'all': dict(normalize=magnitude.normalize), 'not_forced': dict(normalize=magnitude.normalize),
     'free': dict(normalize=_of_activations),
     'none': dict(normalize=lambda x, axis=-1, eps=0.0: x, silu=nn.silu, lerp=lambda a, b, t=0.5: a + b,
                  cat=lambda a, b, t=0.5: jnp.concatenate([a, b], -1))}
@@ -49,7 +49,7 @@ def rms(x: jax.Array) -> jax.Array:
 
 
 def measured(network, config):
-  """params -> {'activations', 'weights': {layer: RMS}}, compiled, of one batch at three sigmas."""
+  """params -> {'activations', 'weights': {layer: RMS}}, compiled, on one batch with three sigmas."""
   sigma = jnp.repeat(jnp.array([0.1, 0.5, 2.0]), 32)
   x = pipeline.arrays(dataset.open_source(config))[0][:96]
   z = x + sigma[:, None, None, None] * jax.random.normal(jax.random.key(1), x.shape)
@@ -57,7 +57,7 @@ def measured(network, config):
   given = z / jnp.sqrt(sigma**2 + sigma_data**2)[:, None, None, None], jnp.log(sigma) / 4
 
   @jax.jit
-  def look(params):
+  def measure(params):
     _, kept = network.apply({'params': params}, *given, mutable=['intermediates'])
     seen = {name.removeprefix('after_'): rms(value[0])
             for name, value in kept['intermediates'].items() if name.startswith('after_')}
@@ -66,7 +66,7 @@ def measured(network, config):
                if jax.tree_util.keystr(path[-1:], simple=True) == 'weight'}
     return {'activations': seen, 'weights': weights}
 
-  return look
+  return measure
 
 
 def trained(parts: str, examples: int) -> dict:
@@ -78,14 +78,14 @@ def trained(parts: str, examples: int) -> dict:
   state = train_state.create(recipe.init, recipe.optimizer, [], config.seed, mesh)
   step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh,
                          prepare=recipe.prepare if parts == 'all' else None)
-  look = measured(recipes.model(config.model, config.data.num_classes), config)
+  measure = measured(recipes.model(config.model, config.data.num_classes), config)
   batches = pipeline.batches(
       dataset.open_source(config), seed=config.seed, batch=config.train.batch, start=0, process_index=0,
       process_count=1, workers=0, flip=False, couple=None)
   found, losses, metrics = [], [], train_state.empty_metrics(mesh)
   for at in range(0, examples + 1, config.train.batch):
     if at % EVERY == 0:
-      found.append(jax.device_get(look(state.params)))
+      found.append(jax.device_get(measure(state.params)))
       losses.append(float(metrics.compute()['loss']) if at else float('nan'))
       metrics = train_state.empty_metrics(mesh)
       print(parts, at, losses[-1], np.mean(list(found[-1]['activations'].values())), flush=True)
@@ -95,15 +95,15 @@ def trained(parts: str, examples: int) -> dict:
 
 
 def read() -> dict[str, dict]:
-  """{parts: what was found} of what is measured."""
+  """{parts: stored results}."""
   return {parts: json.loads((RESULTS / f'{parts}.json').read_text()) for parts in PARTS
           if (RESULTS / f'{parts}.json').exists()}
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--only', default=','.join(PARTS), help='of these')
-  parser.add_argument('--examples', type=int, default=96_000, help='seen in training')
+  parser.add_argument('--only', default=','.join(PARTS), help='parts, separated by commas')
+  parser.add_argument('--examples', type=int, default=96_000, help='training examples')
   given = parser.parse_args()
   for parts in given.only.split(','):
     if not (RESULTS / f'{parts}.json').exists():

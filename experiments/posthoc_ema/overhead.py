@@ -1,4 +1,4 @@
-"""What two power averages cost a training step: time, side by side with none, and bytes of the state.
+"""The cost of two power averages: time of a training step compared with none, bytes of the state.
 
   python -m experiments.posthoc_ema.overhead [--variant=eqm]
 """
@@ -19,7 +19,7 @@ ROUNDS, STEPS = 30, 20
 
 
 def prepared(variant, stds):
-  """(the compiled step, its first state) of configs/digits.py with these averages and no others."""
+  """(compiled step, first state) of configs/digits.py with these averages only."""
   config = digits.get_config(variant)
   config.ema.update(dict(decays=(), stds=stds))
   config.sample.params = 'params'
@@ -32,7 +32,7 @@ def prepared(variant, stds):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--variant', default='eqm', help='of configs/digits.py')
+  parser.add_argument('--variant', default='eqm', help='variant of configs/digits.py')
   variant = parser.parse_args().variant
   config, mesh = digits.get_config(variant), sharding.device_mesh()
   batch = next(pipeline.batches(dataset.open_source(config), seed=0, batch=config.train.batch, start=0,

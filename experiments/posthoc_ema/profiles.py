@@ -1,8 +1,10 @@
-"""|reconstruction - tracked average|/|tracked average| for many stds, three dtypes, and batch sizes.
+"""|reconstruction - tracked average|/|tracked average| for many stds and three dtypes.
 
-`python -m experiments.posthoc_ema.profiles` prints, of 4,096 updates with 64 snapshots of two
-averages, what `ema.expected_error` says and what is found: for parameters that are basis vectors
-(averages are then profiles) and, in lower precision, for random walks about numbers near 1.
+  python -m experiments.posthoc_ema.profiles
+
+Prints the error that `posthoc_ema.expected_error` predicts and the measured one, for 4,096 updates
+and 64 snapshots of two averages: with basis vectors as parameters, so that an average is its own
+profile, and with random walks near 1. Also prints the realised std by batch size and interval.
 """
 
 import argparse
@@ -20,7 +22,7 @@ WALKS = 256
 
 
 def walks(updates):
-  """Parameters that begin near 1 and have moved by about 1 at the end: [updates, WALKS]."""
+  """Parameters [updates, WALKS] that start near 1 and move by about 1."""
   rng = np.random.default_rng(0)
   steps = rng.normal(size=(updates, WALKS)) / np.sqrt(updates)
   path = jnp.asarray(1 + steps.cumsum(0))

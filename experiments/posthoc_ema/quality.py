@@ -1,10 +1,10 @@
-"""Distance by the width of the average, for two learning rates and two lengths of one training each.
+"""Distance by EMA width, for two learning rates and two lengths of training.
 
   python -m experiments.posthoc_ema.quality --data=digits [--seeds=0,1] [--runs=runs]
 
-The rate falls as an inverse square root, which knows no end: the first half of a run is a run of half
-the length, and both lengths are reconstructed from one run's snapshots. Goes on where it was broken
-off; `python -m experiments.posthoc_ema.figures` draws what there is.
+The learning rate decays as an inverse square root, which does not depend on the length: the first half
+of a run is a run of half the length, so both lengths are reconstructed from the snapshots of one run.
+It resumes after an interruption; `python -m experiments.posthoc_ema.figures` draws the results.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from experiments.equilibrium_matching import measure, results
 RESULTS = pathlib.Path(__file__).parent / 'results'
 SEEDS = 0, 1, 2
 STDS = 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25
-# Averages are written so many times: the half of them stands at half of the run.
+# Snapshots a run; an even number, so that one is taken at half of the run.
 SNAPSHOTS = 60
 # The config and its variant, examples of the longer run, and learning rates.
 DATA = {'digits': (digits, 'edm', 192_000, (0.0015, 0.006)),
@@ -32,7 +32,7 @@ DATA = {'digits': (digits, 'edm', 192_000, (0.0015, 0.006)),
 
 
 def config_of(data: str, rate: float, seed: int) -> ConfigDict:
-  """The locked config of one training, its rate ramped up, then an inverse root of time."""
+  """The locked config of one training, with a warmed-up inverse square root learning rate."""
   configs, variant, examples, _ = DATA[data]
   config = configs.get_config(variant)
   config.seed = seed
@@ -49,7 +49,7 @@ def config_of(data: str, rate: float, seed: int) -> ConfigDict:
 
 
 def distances(data: str, config: ConfigDict, folder: pathlib.Path, examples: int) -> dict[str, float]:
-  """{std: distance} of the averages of that run at that time."""
+  """{std: distance} of the averages of that run after `examples`."""
   recipe = recipes.recipe(config)
   like = jax.eval_shape(recipe.init, jax.random.key(0))
   made = snapshots.plan(folder / 'snapshots', examples, STDS, like=like, run=identity.identity(config))
@@ -62,15 +62,15 @@ def distances(data: str, config: ConfigDict, folder: pathlib.Path, examples: int
 
 
 def path_of(data: str, rate: float, seed: int) -> pathlib.Path:
-  """Where the distances of one training stand, {examples: {std: distance}}."""
+  """The file with the distances of one training, {examples: {std: distance}}."""
   return RESULTS / data / f'{rate}_{seed}.json'
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--data', default='digits', choices=DATA)
-  parser.add_argument('--seeds', default='0,1,2', help='of training')
-  parser.add_argument('--runs', default=str(ROOT / 'runs'), help='the folder of trained networks')
+  parser.add_argument('--seeds', default='0,1,2', help='seeds of training')
+  parser.add_argument('--runs', default=str(ROOT / 'runs'), help='folder of the trained networks')
   given = parser.parse_args()
   *_, examples, rates = DATA[given.data]
   for seed in map(int, given.seeds.split(',')):

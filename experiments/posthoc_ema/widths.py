@@ -1,4 +1,4 @@
-"""Averages of any width from the snapshots of two: how they weigh the past, digits drawn by them."""
+"""Averages of any width from snapshots of two: their weights over time, and samples of digits."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,30 +13,31 @@ from configs import digits
 from eqflow import ema, posthoc_ema
 from eqflow.config import recipes
 from eqflow.runs import generate
+from experiments import colours
 from experiments.equilibrium_matching import measure
-from experiments.equilibrium_matching.figures import COLOURS, LABEL
+from experiments.equilibrium_matching.figures import LABEL
 
 KEPT = 0.05, 0.1
 
 
 class Run(NamedTuple):
-  """A training of the digits, and what was kept along the way."""
+  """A training of the digits with its averages and snapshots."""
   recipe: Any
-  params: Any                # the last
-  tracked: dict[str, Any]    # averages at the end, of KEPT and of more to compare with
+  params: Any                # the last ones
+  tracked: dict[str, Any]    # averages at the end, tracked during training
   times: list[int]           # examples seen at each snapshot
   stds: list[float]
   snapshots: list[Any]       # trees on the host, in the order of times and stds
 
 
 def profile(std: float, t: np.ndarray) -> np.ndarray:
-  """(power + 1) t^power: what an average of that width at time 1 weighs the parameters at time t."""
+  """(power + 1) t^power: the weight of the parameters at time t in an average of that width at 1."""
   power = ema.power_from_std(std)
   return (power + 1) * t**power
 
 
 def combined(count: int, std: float, t: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-  """(coefficients [count, 2], the weights they add up to at t, expected error), of even snapshots."""
+  """(coefficients [count, 2], their summed weights at t, expected error) for even snapshots."""
   times, stds = np.repeat(np.arange(1, count + 1) / count, 2), np.tile(KEPT, count)
   x = posthoc_ema.solve(times, stds, 1.0, std)
   each = [a * profile(b, np.minimum(t / at, 1)) / at * (t <= at) for a, b, at in zip(x, stds, times)]
@@ -44,18 +45,18 @@ def combined(count: int, std: float, t: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def realised(std: float, every: int, *, in_examples: bool, steps: int = 20_000) -> float:
-  """The std that an average has which is updated every few steps, by examples or as if at every one."""
+  """The realised std of an average updated every few steps, its rate by examples or by updates."""
   power, mean, square = ema.power_from_std(std), 0.0, 0.0
   for step in range(every, steps + 1, every):
-    share = 1 - (1 - (every if in_examples else 1) / step) ** (power + 1)
+    rate = 1 - (1 - (every if in_examples else 1) / step) ** (power + 1)
     t = step / steps
-    mean, square = mean + share * (t - mean), square + share * (t * t - square)
+    mean, square = mean + rate * (t - mean), square + rate * (t * t - square)
   return float(np.sqrt(square - mean**2))
 
 
 def trained(examples: int, *, rate: float = 0.006, snapshots: int = 24,
             stds: Sequence[float] = KEPT) -> Run:
-  """The digits' transformer in EDM's preconditioning, its rate falling as an inverse square root."""
+  """Trains the digits' transformer in EDM's preconditioning with an inverse square root rate."""
   config = digits.get_config('edm')
   config.ema.decays, config.sample.params = (), 'params'
   recipe = recipes.recipe(config.lock())
@@ -94,13 +95,13 @@ def averaged(run: Run, stds: Sequence[float]) -> dict[float, Any]:
   return dict(zip(stds, posthoc_ema.reconstruct(run.snapshots, x)))
 
 
-def apart(tree: Any, other: Any) -> float:
+def relative_distance(tree: Any, other: Any) -> float:
   """|tree - other|/|other|, over all parameters."""
   return float(optax.tree.norm(jax.tree.map(jnp.subtract, tree, other)) / optax.tree.norm(other))
 
 
 def distances(run: Run, params: dict[Any, Any], count: int) -> dict[Any, float]:
-  """{key: Fréchet distance in pixels} of `count` digits drawn by each tree of parameters."""
+  """{key: Fréchet distance in pixels} of `count` digits sampled with each tree of parameters."""
   labels, found = measure.labels('digits')[:count], {}
   for key, tree in params.items():
     x, *_ = generate.draw(run.recipe, tree, labels, seed=0, batch=min(count, 120))
@@ -109,34 +110,34 @@ def distances(run: Run, params: dict[Any, Any], count: int) -> dict[Any, float]:
 
 
 def draw_profiles(stds: Sequence[float], count: int) -> plt.Figure:
-  """Weights of the past by width, and a width that was not kept as a sum of snapshots of two."""
+  """Weights over time by width, and a width that was not tracked as a sum of snapshots."""
   figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout='constrained')
   t = np.linspace(0, 1, 1_001)
-  for colour, std in zip(COLOURS, stds):
+  for colour, std in zip(colours.CYCLE, stds):
     left.plot(t, profile(std, t), color=colour, label=f'std {std:g}')
-  left.set(title='what an average weighs', ylabel='weight')
+  left.set(title='weights of power averages', ylabel='weight')
   wanted = 0.15
   x, sum_, error = combined(count, wanted, t)
-  for colour, column, std in zip(COLOURS, x.T, KEPT):
+  for colour, column, std in zip(colours.CYCLE, x.T, KEPT):
     middle.vlines(np.arange(1, count + 1) / count, 0, column, color=colour,
                   label=f'snapshots of {std:g}')
   middle.set(title=f'coefficients for std {wanted:g}')
-  right.plot(t, profile(wanted, t), color='0.7', linewidth=5, label='wanted')
-  right.plot(t, sum_, color='black', linewidth=1, label=f'their sum: {100 * error:.1f} % apart')
-  right.set(title=f'{2 * count} snapshots added')
+  right.plot(t, profile(wanted, t), color='0.7', linewidth=5, label='target')
+  right.plot(t, sum_, color='black', linewidth=1, label=f'sum: {100 * error:.1f} % error')
+  right.set(title=f'weighted sum of {2 * count} snapshots')
   for axis in (left, middle, right):
-    axis.set_xlabel('time, of the whole run')
+    axis.set_xlabel('time / length of the run')
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8, loc='upper left')
   return figure
 
 
 def draw_distances(found: dict[float, float], last: float) -> plt.Figure:
-  """Distance by width, beside that of the last parameters."""
+  """Distance by width, and the distance of the last parameters."""
   figure, axis = plt.subplots(figsize=(5, 3.2), layout='constrained')
-  axis.plot(list(found), list(found.values()), 'o-', color=COLOURS[0], label='averages')
-  axis.axhline(last, color='0.5', linestyle='--', label='the last parameters')
-  axis.set(xlabel='std of the average, relative to the time trained', ylabel=LABEL, yscale='log')
+  axis.plot(list(found), list(found.values()), 'o-', color=colours.BLUE, label='EMA')
+  axis.axhline(last, color='0.5', linestyle='--', label='last parameters')
+  axis.set(xlabel='std of the EMA, relative to the training time', ylabel=LABEL, yscale='log')
   axis.grid(alpha=0.25)
   axis.legend(frameon=False, fontsize=8)
   return figure

@@ -1,9 +1,10 @@
-"""How straight are the paths of a flow, of one with a coupling, of a reflow; what is one step worth?
+"""Straightness of paths and quality in few steps of a flow, of optimal transport, and of a reflow.
 
-Trains the models of configs/toy.py or configs/digits.py, draws pairs from the first, trains
-configs/reflow.py on them, and prints a row for each; resumable. Means and standard deviations are
-over draws of other noise from one trained network each.
-  python -m experiments.reflow --data=moons     also digits
+Trains the flows of configs/toy.py or configs/digits.py, generates pairs with the first, trains
+configs/reflow.py on them, and prints a row for each. It resumes after an interruption. Means and
+standard deviations are over samples from other noise, by one trained network each.
+
+  python -m experiments.reflow --data=moons     or digits
 """
 
 import argparse
@@ -25,21 +26,21 @@ from eqflow.data import pipeline
 from eqflow.evaluation import distances, features, images, report
 from eqflow.main import draw_pairs
 from eqflow.runs import dataset, generate, restore
-from experiments import ROOT
+from experiments import ROOT, colours
 
 STEPS = (1, 2, 5, 50)
 COUNT = {'moons': 50_000, 'digits': 40_000}
 
 
 def changed(config, **sections):
-  """The config with some of its sections' keys replaced."""
+  """The config with some keys of its sections replaced."""
   for name, section in sections.items():
     config[name].update(section)
   return config.lock()
 
 
 def models(data, runs):
-  """{row: (config, parameters)}, each trained; a reflow after the pairs that it needs."""
+  """{row: (config, params)}, trained; a reflow on the pairs of the row before."""
   base = toy if data == 'moons' else digits
   rows = {
       'flow': changed(base.get_config('flow')),
@@ -67,13 +68,13 @@ def in_steps(config, steps):
 
 
 def samples(config, params, steps, labels, seed):
-  """[n, ...] samples in `steps` steps, with the given labels."""
+  """Samples [n, ...] in `steps` steps with the given labels."""
   recipe = recipes.recipe(in_steps(config, steps))
   return generate.draw(recipe, params, labels, seed=seed, batch=config.sample.batch)[0]
 
 
 def path_of(config, params, count, num_steps=50):
-  """(states [n, count, ...], times [n]) of the deterministic sampler."""
+  """Paths of the deterministic sampler: (states [n, count, ...], times [n])."""
   recipe, grid = recipes.recipe(config), grids.uniform(num_steps)
   labels = jnp.arange(count) % max(config.data.num_classes, 1)
   predict = fields.bind(recipe.network(params), labels if config.data.num_classes else None)
@@ -103,8 +104,8 @@ def row_of(config, params, seeds):
   return row
 
 
-def floor(config):
-  """The row of the data themselves: as many records drawn with replacement, and their neighbours."""
+def row_of_data(config):
+  """The row of the data: as many records drawn with replacement, and their nearest records."""
   real, _ = pipeline.arrays(dataset.evaluation_source(config))
   space = features.random_features if real.ndim == 2 else features.pixels
   near = np.sqrt(distances.nearest_distance(features.pixels(real))).mean()
@@ -118,12 +119,12 @@ def draw_moons(found, path):
                               layout='constrained')
   for column, (name, (config, params)) in zip(axes.T, found.items()):
     states = np.asarray(path_of(config, params, 60)[0])
-    column[0].plot(*states.transpose(2, 0, 1), color='#0072b2', linewidth=0.8, alpha=0.7)
-    column[0].plot(*states[0].T, '.', color='#999999', markersize=3)
-    column[0].plot(*states[-1].T, '.', color='#d55e00', markersize=3)
+    column[0].plot(*states.transpose(2, 0, 1), color=colours.BLUE, linewidth=0.8, alpha=0.7)
+    column[0].plot(*states[0].T, '.', color=colours.GREY, markersize=3)
+    column[0].plot(*states[-1].T, '.', color=colours.RED, markersize=3)
     column[0].set(title=name, aspect='equal', xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[], yticks=[])
     x = samples(config, params, 1, np.zeros(2_000, np.int32), 0)
-    column[1].plot(*x.T, ',', color='#000000')
+    column[1].plot(*x.T, ',', color=colours.BLACK)
   axes[0, 0].set_ylabel('paths from noise to data')
   axes[1, 0].set_ylabel('2,000 samples in one step')
   figure.savefig(path, dpi=110)
@@ -142,7 +143,7 @@ def main():
   given = flags.parse_args()
   found = models(given.data, ROOT / 'runs')
   rows = {name: row_of(*model, given.seeds) for name, model in found.items()}
-  rows['the data'] = floor(found['flow'][0])
+  rows['data'] = row_of_data(found['flow'][0])
   print(report.table(rows))
   path = pathlib.Path(__file__).parent / f'results/{given.data}.png'
   {'moons': draw_moons, 'digits': draw_digits}[given.data](found, path)

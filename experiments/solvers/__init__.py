@@ -1,1 +1,1 @@
-"""What every solver is measured to do: orders, biases, equalities."""
+"""python -m experiments.solvers: measured orders, biases and equalities of every solver."""

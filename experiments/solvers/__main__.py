@@ -1,6 +1,6 @@
 """Orders of every solver on an exact mixture, weak orders on Gaussian data, the weights h_t.
 
-The tests hold these to their bounds; this prints what they are.
+The tests check bounds on these numbers; this prints the numbers.
 """
 
 import itertools
@@ -23,10 +23,10 @@ def orders():
 
 
 def exact_starts():
-  """Orders where the first step already knows the exact outputs before it."""
+  """Orders where the first step gets the exact outputs before it."""
   for name, (solver, _) in test_multistep.STARTED.items():
     found, error = test_multistep.orders_with_the_past(solver)
-    yield f'{name}, started with exact outputs', f'{found[0]:.2f}, {found[1]:.2f} (error {error:.1e})'
+    yield f'{name}, exact start', f'{found[0]:.2f}, {found[1]:.2f} (error {error:.1e})'
 
 
 def weak_orders():
@@ -38,7 +38,7 @@ def weak_orders():
 
 
 def row_equalities():
-  """The largest difference of Euler in a row's own time from ddim, after 1 and 50 steps."""
+  """The largest difference between Euler along v and DDIM after 1 and 50 steps."""
   cases = itertools.product(('displacement', 'x', 'eps'), ('linear', 'cosine', 'variance_preserving'))
   found = {1: 0.0, 50: 0.0}
   for (name, process), steps in itertools.product(cases, found):
@@ -60,14 +60,14 @@ def weights(churn):
 
 
 def main():
-  print('| what | measured |\n|---|---|')
+  print('| quantity | measured |\n|---|---|')
   for name, value in orders():
     print(f'| {name} | {value} |', flush=True)
   for name, value in exact_starts():
     print(f'| {name} | {value} |', flush=True)
   for name, value in weak_orders():
     print(f'| {name} | {value} |', flush=True)
-  print(f'| Euler along v against ddim of x, eps, displacement: 1; 50 steps | {row_equalities()} |')
+  print(f'| Euler along v minus ddim of x, eps, displacement: 1; 50 steps | {row_equalities()} |')
   for churn in (0.0, 0.5):
     print(f'| weights of 100 v-predictions, churn {churn} | {weights(churn)} |')
 

@@ -1,7 +1,8 @@
-"""The training loop against the bare step, sampling against bare calls, the import, demo and tests.
+"""Overhead of the training loop, of sampling and of the import; the time of make demo and make test.
 
-Ratios are of runs taken in turn in one process, so that a machine whose speed drifts drifts for
-both; the median of the pairs is printed with its range.
+Both sides of a ratio run alternately in one process, so that a drift of the machine's speed affects
+both. The median of the pairs is printed with its range.
+
   python -m experiments.speed              the ratios and the import
   python -m experiments.speed --whole      also times make demo and make test, several minutes
 """
@@ -76,7 +77,7 @@ def sample_against_calls(num_steps=50, batch=16, count=15):
     samplers.sample(solver, predict, z, grid).block_until_ready()
 
   def calls():
-    # Each call waits for the last, as the steps of a sampler must.
+    # Each call depends on the last one, as the steps of a sampler do.
     y = z
     for t in ts:
       y = network(y, t)
@@ -107,8 +108,8 @@ def main():
   device = jax.devices()[0]
   print(f'on {jax.device_count()} {device.device_kind} device(s), jax {jax.__version__}\n')
   rows = [
-      ('training loop, of the bare step\'s examples/s', loop_against_step, '>= 95 %'),
-      *((f'sample of 50 steps, batch {batch}, over 50 calls',
+      ('training loop / bare step, examples/s', loop_against_step, '>= 95 %'),
+      *((f'sample of 50 steps / 50 calls of the network, batch {batch}',
          functools.partial(sample_against_calls, batch=batch, count=count), '<= 1.05')
         for batch, count in ((1, 101), (16, 31), (64, 9), (256, 5))),
       ('import eqflow.samplers after jax', import_seconds, '<= 0.3 s'),
@@ -116,7 +117,7 @@ def main():
   if whole:
     rows += [('make demo, installed', lambda: make('demo'), '<= 240 s'),
              ('make test, installed', lambda: make('test'), '<= 360 s')]
-  print('| what | measured | target |\n|---|---|---|')
+  print('| quantity | measured | target |\n|---|---|---|')
   for name, measure, target in rows:
     print(f'| {name} | {measure()} | {target} |', flush=True)
 

@@ -1,4 +1,4 @@
-"""Two functions timed in turn in one process, so that a machine whose speed drifts drifts for both."""
+"""Times two functions alternately, so that a drift of the machine's speed affects both."""
 
 import time
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def pairs(first, second, count, pause=0.0):
-  """Seconds of `count` calls of first and of second, two arrays; both are called once before.
+  """Seconds of `count` calls of first and of second, as two arrays. Both are called once before.
 
-  Before each call the process sleeps for `pause`, so that threads which wait in a loop give up.
+  The process sleeps for `pause` seconds before each call, so that busy-waiting threads go to sleep.
   """
   first(), second()
   seconds = {first: [], second: []}
   for i in range(count):
-    # Whoever goes first in a pair goes second in the next.
+    # The order alternates.
     for function in ((first, second) if i % 2 else (second, first)):
       time.sleep(pause)
       seconds[function].append(clock(function))

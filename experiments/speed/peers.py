@@ -1,8 +1,8 @@
-"""python -m experiments.speed.peers: sampling against diffusers' loop, the same transformer in torch.
+"""python -m experiments.speed.peers: sampling speed compared with diffusers and torch.
 
 50 steps of DDIM, DPM-Solver++ and Heun with the same weights on both sides: one compiled scan here,
-there the loop over the scheduler under torch.inference_mode. Networks and samples are checked
-to agree before anything is timed. Samples of one image are timed ten in a row: the question is
+the loop over the scheduler under torch.inference_mode there. Before anything is timed, networks and
+samples are checked to agree. Samples of one image are timed ten in a row: the question is
 samples/s, not how fast an idle processor wakes up. Both sides run in turn in one process, and the
 median ratio of the pairs counts. Rows in results/peers.json are kept, so an interrupted run continues;
 --again measures all rows again. The last section of README.md is written from the rows.
@@ -29,7 +29,7 @@ HERE = pathlib.Path(__file__).parent
 STEPS, SIDE, CHANNELS, CLASSES = 50, 8, 4, 10
 TABLE = dict(beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012,
              timestep_spacing='trailing', prediction_type='v_prediction')
-# (width, depth, batch): pairs, samples in a row, least ratio
+# (width, depth, batch): (pairs, samples in a row, target ratio)
 SIZES = {(64, 2, 1): (31, 10, 8.0), (64, 2, 16): (31, 1, 2.0), (256, 6, 32): (9, 1, 2.0)}
 
 SOLVERS = {
@@ -39,7 +39,7 @@ SOLVERS = {
     'DPM-Solver++ 2M': (
         lambda process: samplers.dpmpp_2m(process, outputs.v),
         lambda: diffusers.DPMSolverMultistepScheduler(**TABLE)),
-    # Both step in sigma/alpha.
+    # Both integrate over sigma/alpha.
     'Heun': (
         lambda process: samplers.heun(process, outputs.v, along=outputs.eps),
         lambda: diffusers.HeunDiscreteScheduler(**TABLE)),
@@ -47,11 +47,11 @@ SOLVERS = {
 
 
 def networks(width, depth):
-  """The network here, (z, t, condition) -> y, and in torch, with the same random weights."""
+  """The network (z, t, condition) -> y here and in torch, with the same random weights."""
   module = dit.DiT(patch=2, width=width, depth=depth, heads=4, num_classes=CLASSES)
   z, label = jnp.zeros((1, SIDE, SIDE, CHANNELS)), jnp.zeros(1)
   params = module.init(jax.random.key(0), z, label, jnp.zeros(1, jnp.int32))['params']
-  # What starts at zero would hide what it multiplies.
+  # Layers that start at zero would hide the layers that they multiply.
   keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
   keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
   stirred = jax.tree.map(lambda a, key: a + 0.02 * jax.random.normal(key, a.shape), params, keys)
@@ -61,7 +61,7 @@ def networks(width, depth):
 
 
 def runs(ours, theirs, solver, batch):
-  """Two functions without arguments, the sample here and the sample of diffusers' loop."""
+  """Two functions without arguments: sampling here, and sampling by diffusers' loop."""
   make, make_scheduler = SOLVERS[solver]
   scheduler = make_scheduler()
   table = scheduler.alphas_cumprod.numpy()
@@ -105,10 +105,10 @@ def _agree(what, here, there, bound):
 
 
 def measure(width, depth, batch, solver, count, in_a_row):
-  """One row: seconds on both sides, and the ratio with its range."""
+  """One row: seconds on both sides, and their ratio with its range."""
   here, there = runs(*networks(width, depth), solver, batch)
   row = lambda f: lambda: [f() for _ in range(in_a_row)]
-  # torch's threads wait for work in a loop for a while.
+  # torch's threads busy-wait for a while.
   ours, theirs = (s / in_a_row for s in pairs(row(here), row(there), count, pause=0.02))
   ratios = theirs / ours
   return dict(width=width, depth=depth, batch=batch, solver=solver, pairs=count,
@@ -119,8 +119,8 @@ def measure(width, depth, batch, solver, count, in_a_row):
 
 def table(rows):
   """The rows in Markdown."""
-  yield ('| network, 8x8x4 | batch | solver, 50 steps | here | diffusers and torch | samples/s, times '
-         'as many (10 to 90 % of pairs) | target |')
+  yield ('| network, 8x8x4 | batch | solver, 50 steps | eqflow | diffusers and torch | speed-up '
+         '(10 to 90 % of pairs) | target |')
   yield '|---|---|---|---|---|---|---|'
   for row in rows:
     *_, target = SIZES[row['width'], row['depth'], row['batch']]
@@ -129,16 +129,16 @@ def table(rows):
            f'({row["low"]:.1f} to {row["high"]:.1f}) | {target:.0f} |')
 
 
-HEADING = '## Sampling, against diffusers\' loop in torch'
+HEADING = '## Sampling speed, compared with diffusers and torch'
 
 
 READING = '''\
-At batch 1 the solvers with more small arithmetic pay for how XLA's CPU backend orders it: in two quick
-looks (`--pairs 9`), with `XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false`, a sample
-took 3.1 to 3.5 ms with DDIM, 3.5 to 3.7 with DPM-Solver++ and 6.2 to 6.5 with Heun, 7.6 to 9.5 times
-as fast as torch. At width 256 most of the time is matrix products, 240 GFLOP a sample: XLA's ran at 180
-to 260 GFLOP/s here, torch's at 310, and twice torch's speed would ask for 330, about the peak of two
-cores.'''
+At batch 1, solvers with more small operations lose time to the order in which XLA's CPU backend runs
+them. In two quick measurements (`--pairs 9`) with
+`XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false`, a sample took 3.1 to 3.5 ms with
+DDIM, 3.5 to 3.7 ms with DPM-Solver++ and 6.2 to 6.5 ms with Heun, 7.6 to 9.5 times as fast as torch.
+At width 256 most of the time is spent in matrix products, 240 GFLOP a sample. XLA's ran at 180 to 260
+GFLOP/s here, torch's at 310; twice torch's speed would need 330, about the peak of two cores.'''
 
 
 def write(rows, machine):
@@ -149,13 +149,13 @@ def write(rows, machine):
       kept, '', HEADING, '',
       f'`python -m experiments.speed.peers`, {machine}. The same weights, labels and noise on both '
       'sides, samples equal to 1e-4; torch eager under `inference_mode` with its default threads; '
-      'runs in turn in one process.', '', *table(rows), '', READING, '']))
+      'both sides run alternately in one process.', '', *table(rows), '', READING, '']))
 
 
 def main():
   flags = argparse.ArgumentParser()
-  flags.add_argument('--again', action='store_true', help='measure rows that are there already')
-  flags.add_argument('--pairs', type=int, help='how many pairs, for a quick look: not written down')
+  flags.add_argument('--again', action='store_true', help='measure stored rows again')
+  flags.add_argument('--pairs', type=int, help='number of pairs for a quick measurement, not stored')
   arguments = flags.parse_args()
   path = HERE / 'results/peers.json'
   rows = json.loads(path.read_text()) if path.exists() and not arguments.again else []

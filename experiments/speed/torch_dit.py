@@ -1,7 +1,7 @@
 """The diffusion transformer in plain torch, with the weights of `eqflow.models.dit.DiT`.
 
-Written as torch users write it: images are [b, c, h, w], attention is torch's own fused one, a
-table of frequencies is a buffer.
+Written in torch's idiom: images are [b, c, h, w], attention is torch's fused one, and the table of
+frequencies is a buffer.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-  """(z [b, c, h, w], label of noise [b], class [b]) -> y as z."""
+  """(z [b, c, h, w], noise conditioning [b], class [b]) -> y, shaped as z."""
 
   def __init__(self, *, patch, width, depth, heads, num_classes, channels, tokens):
     super().__init__()
@@ -64,7 +64,7 @@ class DiT(nn.Module):
 
 
 def from_flax(params, module, tokens, channels):
-  """The torch network that computes what the flax `module` does with `params`."""
+  """The torch network that computes the same as the flax `module` with `params`."""
   net = DiT(patch=module.patch, width=module.width, depth=module.depth, heads=module.heads,
             num_classes=module.num_classes, channels=channels, tokens=tokens)
   tensor = lambda a: torch.from_numpy(np.array(a, np.float32))
@@ -79,7 +79,7 @@ def from_flax(params, module, tokens, channels):
   dense('modulation', params['final_modulation'])
   dense('final', params['final'])
   dense('patch_embed', params['patch_embed'])
-  # A patch is (row, column, channel) there, (channel, row, column) here.
+  # A patch is (row, column, channel) in flax, (channel, row, column) here.
   kernel = state['patch_embed.weight'].reshape(-1, module.patch, module.patch, channels)
   state['patch_embed.weight'] = kernel.permute(0, 3, 1, 2)
   for i in range(module.depth):

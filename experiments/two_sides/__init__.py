@@ -1,1 +1,1 @@
-"""python -m experiments.two_sides: what diffusion and flow matching share, as five figures."""
+"""python -m experiments.two_sides: what diffusion and flow matching have in common, in five figures."""

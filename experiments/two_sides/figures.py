@@ -1,4 +1,4 @@
-"""The pictures of colabs/two_sides.ipynb, drawn from numbers that the notebook computes.
+"""The figures of colabs/two_sides.ipynb, drawn from numbers that the notebook computes.
 
 A figure's label is the name of its file. Time runs from noise, left, to data, right, as
 sampling does.
@@ -9,8 +9,8 @@ from matplotlib import pyplot as plt
 import numpy as np
 from scipy.stats import norm
 
-BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK = (
-    '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+from experiments.colours import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
+
 TIME = 't   (1 noise, 0 data)'
 STYLE = {
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.titlesize': 11, 'axes.grid': True,
@@ -18,7 +18,7 @@ STYLE = {
 
 
 def panels(label, rows, columns, *, size, **shared):
-  """(figure, axes [rows, columns]) of that label, emptied if it was drawn before; None is a new one."""
+  """(figure, axes [rows, columns]) with that label, cleared if it exists; None is a new figure."""
   with plt.rc_context(STYLE):
     return plt.subplots(rows, columns, num=label, clear=True, figsize=size, squeeze=False, **shared)
 
@@ -32,7 +32,7 @@ def density(process, t, z, *, means, stds, weights):
 
 
 def background(axis, process, data, *, height):
-  """Shades p(z_t) behind the paths, every time to its own peak."""
+  """Shades p(z_t) behind the paths, normalized to its peak at every time."""
   t, z = np.linspace(0, 1, 201), np.linspace(-height, height, 401)
   p = density(process, t, z, **data)
   axis.pcolormesh(t, z, np.sqrt(p / p.max(0)), cmap='Greys', vmin=0, vmax=2.2, shading='gouraud',
@@ -42,7 +42,7 @@ def background(axis, process, data, *, height):
 
 
 def scaling(process, data, times, flow, here, *, blend):
-  """Paths of DDIM and of Euler on `process`, {name: states [n, b]}, and where flow matching's end."""
+  """Paths of DDIM and Euler on `process`, {name: states [n, b]}, and the ends of flow matching's."""
   figure, axes = panels('scaling', 1, len(here), size=(9.6, 3.9), sharey=True)
   for axis, (name, states) in zip(axes[0], here.items()):
     background(axis, process, data, height=2.6)
@@ -52,11 +52,11 @@ def scaling(process, data, times, flow, here, *, blend):
       axis.plot(-0.06, end, marker='<', color=_of(start, states), markersize=8, clip_on=False,
                 markeredgecolor='white', markeredgewidth=0.7)
     moved = abs(states[-1] - flow[name][-1]).max()
-    ends = f'the ends moved by {moved:.2f}' if moved > 1e-4 else 'the same ends'
+    ends = f'samples moved by {moved:.2f}' if moved > 1e-4 else 'same samples'
     axis.set(title=f'{name}: {ends}', xlabel=TIME, xlim=(1.02, -0.06))
   axes[0, 0].set_ylabel('z')
-  figure.suptitle(f'{len(times) - 1} steps at blend {blend:g}, from flow matching (0) to variance '
-                  'preserving (1);  ◀ the ends at 0', fontsize=10)
+  figure.suptitle(f'{len(times) - 1} steps at blend {blend:g} of flow matching (0) and variance '
+                  'preserving (1);  ◀ samples at blend 0', fontsize=10)
   return figure
 
 
@@ -65,7 +65,7 @@ def _of(start, states):
 
 
 def gaussian_paths(rows, times, *, label=None):
-  """Panels {(process name, variance): (exact paths [n, b], the end of one Euler step [b])}."""
+  """Panels of {(process name, variance): (exact paths [n, b], ends of one Euler step [b])}."""
   names = list(dict.fromkeys(name for name, _ in rows))
   variances = list(dict.fromkeys(variance for _, variance in rows))
   across = len(variances) > 1
@@ -77,7 +77,7 @@ def gaussian_paths(rows, times, *, label=None):
     axis.plot(times, paths, color=BLUE, linewidth=1.3)
     axis.plot([1, 0], np.stack([paths[0], one]), color=RED, linewidth=1, linestyle=(0, (4, 2)))
     miss = abs(one - paths[-1]).max() / abs(paths[0]).max()
-    axis.text(0.97, 0.03, f'one step misses by {miss:.2f} |z|', transform=axis.transAxes, ha='right',
+    axis.text(0.97, 0.03, f'one step: error {miss:.2f} |z|', transform=axis.transAxes, ha='right',
               va='bottom', fontsize=8.5, color=RED)
     if not across or name == names[0]:
       axis.set_title(f'variance {variance:g}' if across else f'{name}, variance {variance:g}')
@@ -93,18 +93,19 @@ def gaussian_paths(rows, times, *, label=None):
 
 
 def weightings(logsnr, falling, peaked, dots):
-  """w(lambda): weights that fall with log-SNR, on a log scale, and peaked ones, each to its peak."""
+  """w(lambda): weights that decrease with log-SNR, on a log scale, and peaked ones, normalized."""
   figure, axes = panels('weightings', 1, 2, size=(10.4, 4.6))
   colours = [BLACK, BLUE, GREEN, ORANGE, PINK]
   for axis, rows in zip(axes[0], (falling, peaked)):
     for (name, w), colour in zip(rows.items(), colours):
-      dash = (0, (4, 1.5)) if 'min-SNR' in name else '-'  # It lies upon another.
+      dash = (0, (4, 1.5)) if 'min-SNR' in name else '-'  # It lies on another line.
       axis.plot(logsnr, w, label=name, color=colour, linestyle=dash, linewidth=1.8)
   for axis, (name, (at, w)) in zip(axes[0], dots.items()):
     axis.plot(at, w, 'o', color=RED, markersize=4, markerfacecolor='white', label=name, zorder=3)
-  axes[0, 0].set(title='never rising: the loss is an ELBO of noised data', ylabel='w(λ),  1 at λ = 0',
+  axes[0, 0].set(title='not increasing: the loss is an ELBO of noised data', ylabel='w(λ),  1 at λ = 0',
                  yscale='log', ylim=(1e-3, 1e3))
-  axes[0, 1].set(title='peaked: most of the loss in between', ylim=(0, 1.03), ylabel='w(λ) / its peak')
+  axes[0, 1].set(title='peaked: most of the loss at medium noise', ylim=(0, 1.03),
+                 ylabel='w(λ) / its peak')
   for axis in axes[0]:
     axis.set(xlabel='λ = log α²/σ²   (noise left, data right)', xlim=(logsnr[0], logsnr[-1]),
              xticks=np.arange(-10, 11, 5))
@@ -114,7 +115,7 @@ def weightings(logsnr, falling, peaked, dots):
 
 
 def contributions(times, weights, chosen):
-  """-h_t over t by churn, {churn: h [n]}, the chosen one in front."""
+  """-h_t over t by churn, {churn: h [n]}; the chosen one is in front."""
   figure, axes = panels('churn', 1, 1, size=(7.6, 4.2))
   axis, most = axes[0, 0], max(weights)
   for churn, h in weights.items():
@@ -122,14 +123,14 @@ def contributions(times, weights, chosen):
     axis.plot(times[:-1], -h[:-1], color=matplotlib.colormaps['viridis'](0.9 - 0.85 * churn / most),
               linewidth=3 if front else 1.6, zorder=3 if front else 2,
               label=f'churn {churn:.1f}    {-h.sum():.4f}')
-  axis.set(xlim=(1.01, 0), ylim=(0, None), xlabel=TIME, ylabel='−h,  weight of v at t in the sample')
+  axis.set(xlim=(1.01, 0), ylim=(0, None), xlabel=TIME, ylabel='−h(t),  weight of v(t) in the sample')
   axis.legend(title='                         sum of −h', fontsize=9, title_fontsize=9,
               frameon=False)
   return figure
 
 
 def marginals(process, data, times, paths, at):
-  """Paths over p(z_t), {name: states [n, b]}, and beside them histograms at the times `at`."""
+  """Paths over p(z_t), {name: states [n, b]}, and histograms next to them at the times `at`."""
   ratios = dict(width_ratios=[4.5] + [1] * len(at))
   figure, axes = panels('marginals', len(paths), 1 + len(at), size=(11, 5.6), gridspec_kw=ratios,
                         sharex='col', sharey=True)

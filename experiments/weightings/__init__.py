@@ -1,1 +1,1 @@
-"""python -m experiments.weightings: every objective as a weight of log-SNR, as one figure."""
+"""python -m experiments.weightings: every objective as a weighting of log-SNR, in one figure."""

@@ -1,8 +1,8 @@
-"""w(lambda) of the field's objectives, and where they draw their times: results/weightings.png.
+"""w(lambda) of common objectives, and their densities of training times: results/weightings.png.
 
-Above, each objective's formula (wide), and the weight that its loss implies by density, output and
-weight (dashed): they coincide. Below, the density over log-SNR of each way to draw times; the
-adapted one is that of Gaussian data.
+Above: the formula of each objective (wide) and the weight implied by density, output and weight of its
+loss (dashed); they coincide. Below: the density over log-SNR of each density of times; the adaptive
+one is learned on Gaussian data.
 """
 
 import pathlib
@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from eqflow import densities, outputs, processes, weights
+from experiments import colours
 
 PATH = pathlib.Path(__file__).parent / 'results/weightings.png'
 LOGSNR = np.linspace(-12, 12, 481)
@@ -28,7 +29,7 @@ PEAK = float(LOGSNR[np.argmax(EDM_LOGSNR(jnp.asarray(LOGSNR)))])
 
 
 def _adapted():
-  """The density that the sigmoid's loss brings about on Gaussian data of std 0.5, learned exactly."""
+  """The adaptive density for the sigmoid weighting on Gaussian data of std 0.5, learned exactly."""
   adaptive = densities.adaptive(process=processes.edm, low=-12.0, high=12.0, bins=48)
   middles = np.linspace(-12, 12, 97)[1::2]
   error = 1 / (1 + np.exp(-middles) / 0.5**2)
@@ -40,7 +41,7 @@ def _of_snr(weight):
   return lambda process, t: weight(jnp.exp(processes.logsnr(process, t)))
 
 
-# title: process; {objective: its w, and density, output and weight of its loss}; {density}
+# title: (process, {objective: (w, (density, output, weight) of its loss)}, {name: density})
 PANELS = {
     'linear: flow matching': (processes.linear, {
         'flow matching (u)': (
@@ -54,7 +55,7 @@ PANELS = {
         'mode 0.8': densities.mode(0.8), 'cosmap': densities.cosmap,
     }),
     'cosine: variance preserving': (processes.cosine, {
-        'v, which is flow matching': (
+        'v (the same as flow matching)': (
             lambda value: 2 / np.pi * weights.flow_matching(value),
             (densities.uniform, outputs.v, weights.ones)),
         'ε, unweighted': (
@@ -67,17 +68,16 @@ PANELS = {
             lambda value: weights.min_snr(value, gamma=5.0) / (2 * np.pi),
             (densities.uniform, outputs.eps, _of_snr(lambda snr: jnp.minimum(snr, 5) / snr))),
     }, {'uniform': densities.uniform}),
-    'EDM, and weights written in log-SNR': (processes.edm, {
+    'EDM, and weights defined in log-SNR': (processes.edm, {
         'EDM (F, log-normal)': (EDM_LOGSNR, (densities.lognormal(-1.2, 1.2), EDM, weights.ones)),
         'monotone EDM': (Partial(weights.monotone, w=EDM_LOGSNR, peak=PEAK), None),
         'sigmoid, bias 2': (Partial(weights.sigmoid, bias=2.0), None),
         'ELBO': (weights.elbo, None),
     }, {
         'log-normal (EDM)': densities.lognormal(-1.2, 1.2),
-        "adapted to the sigmoid's loss": _adapted(),
+        'adaptive, for sigmoid': _adapted(),
     }),
 }
-COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7']
 
 
 def main():
@@ -89,14 +89,14 @@ def main():
       t = processes.time_of_logsnr(process, jnp.asarray(LOGSNR), high=1e3 if process is processes.edm
                                    else 1.0)
       above, below = axes[:, column]
-      for (name, (w, loss)), colour in zip(objectives.items(), COLOURS):
+      for (name, (w, loss)), colour in zip(objectives.items(), colours.CYCLE):
         above.plot(value, w(value), color=colour, linewidth=5, alpha=0.35, label=name,
                    solid_capstyle='butt')
         if loss:
           density, output, weight = loss
           found = weights.implied(process, t, density=density, output=output, weight=weight)
           above.plot(value, found, color=colour, linewidth=1.4, linestyle=(0, (4, 3)))
-      for (name, density), colour in zip(densities.items(), COLOURS):
+      for (name, density), colour in zip(densities.items(), colours.CYCLE):
         p = weights.implied(process, t, density=density, output=outputs.eps)
         below.plot(value, p, color=colour, linewidth=1.8, label=name)
       above.set(title=title, yscale='log', ylim=(1e-4, 1e3))
@@ -104,8 +104,8 @@ def main():
       for axis, corner in ((above, 'upper right'), (below, 'upper left')):
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=9, loc=corner)
-  axes[0, 0].set_ylabel('w(λ) on the error of ε:\nformula (wide), implied (dashed)')
-  axes[1, 0].set_ylabel('density of λ while training')
+  axes[0, 0].set_ylabel('w(λ) of the squared error of ε:\nformula (wide), implied (dashed)')
+  axes[1, 0].set_ylabel('density of λ in training')
   figure.savefig(PATH, dpi=110)
   print(PATH)
 

@@ -1,1 +1,1 @@
-"""python -m experiments.zero_terminal_snr: what a table that leaks into its noise cannot draw."""
+"""python -m experiments.zero_terminal_snr: what a model cannot generate if its noise contains data."""

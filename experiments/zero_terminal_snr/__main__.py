@@ -1,4 +1,4 @@
-"""What a network trained on a leaking table draws, and on the rescaled: docs/zero_terminal_snr.png."""
+"""Samples of networks trained on a leaking and on a rescaled table: docs/zero_terminal_snr.png."""
 
 import matplotlib
 
@@ -13,7 +13,7 @@ PATH = ROOT / 'docs/zero_terminal_snr.png'
 
 def main():
   x = figures.shaded_digits()
-  made = figures.drawn(figures.train(x, num_steps=2_500), grids.trailing(50))
+  made = figures.generated(figures.train(x, num_steps=2_500), grids.trailing(50))
   figures.draw_samples({'data': x, **made}).savefig(PATH, dpi=110)
   print(PATH)
 

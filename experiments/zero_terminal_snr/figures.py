@@ -1,4 +1,4 @@
-"""What a table that leaks cannot draw: exactly for plain images, and by a network on shaded digits."""
+"""What a leaking noise table cannot generate: exact for plain images, a network for shaded digits."""
 
 from typing import Any
 
@@ -13,14 +13,15 @@ from eqflow import densities, oracles, outputs, processes, samplers
 from eqflow.evaluation import images
 from eqflow.models.mlp import MLP
 from eqflow.processes import tables
+from experiments import colours
 from experiments.fit import fit
 
 SIDE = 64
-COLOURS = {'data': '0.45', 'leaking': '#d55e00', 'rescaled': '#0072b2'}
+COLOURS = {'data': '0.45', 'leaking': colours.RED, 'rescaled': colours.BLUE}
 
 
 def process_of(table: Any) -> Partial:
-  """The process that runs through a table of alpha_bar."""
+  """The process through a table of alpha_bar."""
   return Partial(processes.discrete, angles=processes.table_angles(table))
 
 
@@ -31,15 +32,15 @@ PROCESSES = {'leaking': LEAKING, 'rescaled': RESCALED}
 
 
 def recovered(alpha: Any, std: float, side: Any) -> np.ndarray:
-  """1/sqrt(sigma^2 + alpha^2 d std^2), d = side^2: the share of the spread that comes back."""
+  """1/sqrt(sigma^2 + alpha^2 d std^2), d = side^2: the fraction of the spread that is recovered."""
   return 1 / np.sqrt(1 - alpha**2 + alpha**2 * np.square(side) * std**2)
 
 
 def plain_brightness(process: Any, grid: Any, *, low: float = -1.0, n: int = 1024) -> np.ndarray:
-  """Brightness [n] that the exact model of plain images, uniform in [low, 1], draws from pure noise.
+  """Brightness [n] of samples of the exact model of plain images, uniform in [low, 1].
 
-  A plain image of d = SIDE^2 pixels is its brightness times sqrt(d) along one unit vector; along
-  every other the data are 0. So that one coordinate tells all.
+  A plain image of d = SIDE^2 pixels is its brightness times sqrt(d) along one unit vector, and 0
+  along all others, so one coordinate is enough.
   """
   data = SIDE * jnp.linspace(low, 1.0, 201)[:, None]
   predict = Partial(oracles.finite, process=process, output=outputs.x, data=data)
@@ -49,7 +50,7 @@ def plain_brightness(process: Any, grid: Any, *, low: float = -1.0, n: int = 102
 
 
 def shaded_digits(copies: int = 2, seed: int = 0) -> jax.Array:
-  """Digits [n, SIDE^2] on paper of a shade uniform in [-1, 1], the ink 1/2 off towards grey."""
+  """Digits [n, SIDE^2] on paper of a shade uniform in [-1, 1]; the ink is 1/2 closer to grey."""
   ink = jnp.tile(jnp.asarray(load_digits().images / 16, jnp.float32), (copies, 1, 1))
   ink = jax.image.resize(ink, (len(ink), SIDE, SIDE), 'linear').reshape(len(ink), -1)
   paper = jax.random.uniform(jax.random.key(seed), (len(ink), 1), minval=-1.0)
@@ -57,14 +58,14 @@ def shaded_digits(copies: int = 2, seed: int = 0) -> jax.Array:
 
 
 def train(x: jax.Array, num_steps: int) -> dict[str, Any]:
-  """{name: predict}: the same network on either process, predicting x, which is seen in pure noise."""
+  """{name: predict}: the same network on both processes, predicting x, which is not blind at noise."""
   return {name: fit(MLP(width=256, depth=3), x, process=process, output=outputs.x,
                     density=densities.uniform, num_steps=num_steps, batch=64, rate=2e-3)[0]
           for name, process in PROCESSES.items()}
 
 
-def drawn(predicts: dict[str, Any], grid: Any, *, n: int = 512) -> dict[str, np.ndarray]:
-  """{name: x [n, SIDE^2]}: DDIM from pure noise, the same for both, along the grid."""
+def generated(predicts: dict[str, Any], grid: Any, *, n: int = 512) -> dict[str, np.ndarray]:
+  """{name: x [n, SIDE^2]}: samples of DDIM along the grid, from the same noise for both."""
   noise = jax.random.normal(jax.random.key(5), (n, SIDE**2))
   return {name: np.asarray(samplers.sample(
       samplers.ddim(PROCESSES[name], outputs.x), predict, noise, grid))
@@ -77,7 +78,7 @@ def brightness(x: Any) -> np.ndarray:
 
 
 def draw_tables() -> plt.Figure:
-  """alpha near pure noise by table; what share of the spread pure noise gets back, by resolution."""
+  """alpha near pure noise by table, and the recovered fraction of the spread by resolution."""
   figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
   t = np.linspace(0.0, 1.0, 1001)
   for name, process in PROCESSES.items():
@@ -88,12 +89,12 @@ def draw_tables() -> plt.Figure:
   side = np.geomspace(4, 512, 200)
   for name, table, colour, dash in (
       ('Stable Diffusion', tables.scaled_linear(), COLOURS['leaking'], '-'),
-      ('DDPM, linear', tables.linear(), '#009e73', (0, (5, 2))),
+      ('DDPM, linear', tables.linear(), colours.GREEN, (0, (5, 2))),
       ('rescaled', tables.zero_terminal_snr(tables.scaled_linear()), COLOURS['rescaled'], '-'),
-      ('improved DDPM, cosine', tables.cosine(), '#e69f00', (0, (1, 2)))):
+      ('improved DDPM, cosine', tables.cosine(), colours.ORANGE, (0, (1, 2)))):
     right.plot(side, recovered(table[-1] ** 0.5, 0.5, side), color=colour, linestyle=dash,
                linewidth=2, label=name)
-  right.set(title='spread of brightness that comes back (std 0.5)', ylabel='share',
+  right.set(title='recovered spread of brightness (std 0.5)', ylabel='fraction',
             xlabel='side of the image in pixels', xscale='log', ylim=(0, 1.05),
             xticks=[4, 8, 16, 32, 64, 128, 256, 512])
   right.set_xticklabels([4, 8, 16, 32, 64, 128, 256, 512])
@@ -105,7 +106,7 @@ def draw_tables() -> plt.Figure:
 
 
 def draw_histograms(made: dict[str, Any]) -> plt.Figure:
-  """Histograms of brightness, one beside the other, {name: brightness}, data first."""
+  """Histograms of {name: brightness}, the data first."""
   figure, axes = plt.subplots(1, 3, figsize=(10, 2.4), layout='constrained')
   for axis, (name, values) in zip(axes, made.items()):
     _histogram(axis, name, values, made['data'])
@@ -114,7 +115,7 @@ def draw_histograms(made: dict[str, Any]) -> plt.Figure:
 
 
 def draw_samples(made: dict[str, Any]) -> plt.Figure:
-  """Pictures of {name: x [n, SIDE^2]} over the histogram of their brightness, data first."""
+  """Images of {name: x [n, SIDE^2]} above histograms of their brightness, the data first."""
   figure, axes = plt.subplots(2, 3, figsize=(10, 4.6), layout='constrained',
                               gridspec_kw=dict(height_ratios=(2.1, 1)))
   figure.get_layout_engine().set(wspace=0.06)
@@ -131,7 +132,7 @@ def draw_samples(made: dict[str, Any]) -> plt.Figure:
 
 
 def _histogram(axis, name, values, data):
-  bins = np.linspace(-1.125, 1.125, 37)  # 1 is an edge, where the shades end.
+  bins = np.linspace(-1.125, 1.125, 37)  # 1, the end of the shades, is an edge.
   axis.hist(values, bins, density=True, color=COLOURS[name], alpha=0.85)
   axis.hist(data, bins, density=True, histtype='step', color='0.3', linewidth=1)
   axis.set(xlabel='mean brightness', yticks=[], xlim=(-1.125, 1.125), ylim=(0, 2.1))
