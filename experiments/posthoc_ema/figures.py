@@ -62,7 +62,7 @@ def draw_magnitudes(found: dict[str, dict]) -> plt.Figure:
     axes[2].plot(row['examples'][1:], row['losses'], color=colour)
   axes[2].set(title='loss with learned uncertainty', ylabel='mean since the last point')
   for axis in axes:
-    axis.set_xlabel('examples')
+    axis.set(xlabel='thousands of examples', xticks=[0, 40_000, 80_000], xticklabels=['0', '40', '80'])
     axis.grid(alpha=0.25)
   axes[1].legend(frameon=False, fontsize=8)
   return figure
