@@ -94,7 +94,7 @@ def _paired(keys, x, group, partners: Callable, name):
     raise ValueError(f'{name} solves on the host and was called while tracing: call it before the '
                      f'compiled step, eps = {name}(keys, x), and give the loss '
                      'coupling=Partial(couplings.given, eps=eps)')
-  import ot
+  ot = _pot()
   eps = jax.tree.map(np.asarray, _noise(keys, x))
   a, b = _flat(x), _flat(eps)
   group = np.zeros(len(a), int) if group is None else np.asarray(group)
@@ -110,6 +110,14 @@ def _paired(keys, x, group, partners: Callable, name):
   return jax.tree.map(lambda a: a[partner], eps)
 
 
+def _pot():
+  try:
+    import ot
+  except ImportError as error:
+    raise ImportError("optimal transport and Sinkhorn need POT: pip install -e '.[ot]'") from error
+  return ot
+
+
 def _flat(tree) -> Shaped[np.ndarray, '_ _']:
   leaves = [np.asarray(a, np.float64) for a in jax.tree.leaves(tree)]
   return np.concatenate([a.reshape(len(a), -1) for a in leaves], axis=1)
@@ -117,7 +125,7 @@ def _flat(tree) -> Shaped[np.ndarray, '_ _']:
 
 def _optimal(cost):
   """The optimal plan [n, n], a permutation, and what it costs beyond its dual bound, [n, n] >= 0."""
-  import ot
+  ot = _pot()
   # Whole numbers: the simplex then computes a permutation without rounding.
   ones = np.ones(len(cost))
   plan, log = ot.emd(ones, ones, cost, numItermax=100_000_000, log=True)
@@ -129,7 +137,7 @@ def _optimal(cost):
 
 def _entropic(cost, regularization, tolerance):
   """The entropic plan [n, n]."""
-  import ot
+  ot = _pot()
   n = len(cost)
   even = np.full(n, 1 / n)
   # Potentials leave the plan as it is. With those of the optimal one every row and column has a

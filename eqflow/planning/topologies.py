@@ -70,7 +70,7 @@ def _of_plugin(name, kind, shape):
   platform = 'cuda' if kind in GPUS else 'tpu'
   if not any(map(_installed, PLUGINS[platform])):
     raise ValueError(f'--topology={name}: the compiler for {platform} is not installed: pip install '
-                     "'eqflow[aot]'")
+                     "-e '.[aot]'")
   from jax.experimental import topologies
   # Else libtpu asks the network which host it is on, and lets one process at a time have it.
   for variable, value in (('TPU_SKIP_MDS_QUERY', '1'), ('TPU_WORKER_HOSTNAMES', 'localhost'),

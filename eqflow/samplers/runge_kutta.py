@@ -82,7 +82,10 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
   error/(atol + rtol |y|) stays below 1. y is NaN where that takes more than max_steps steps. The
   field is given y in its own dtype, and y is kept in float32 or wider between.
   """
-  import diffrax
+  try:
+    import diffrax
+  except ImportError as error:
+    raise ImportError("adaptive steps need diffrax: pip install -e '.[ode]'") from error
 
   b, dtype, own = arrays.batch_size(y), jnp.result_type(float), y
   # diffrax needs time and every leaf, its slope and its error in one dtype.

@@ -336,7 +336,7 @@ def test_a_topology_that_is_none_is_refused_with_what_is(name, words):
 @pytest.mark.parametrize('name', ['v5e:2x2', 'h100:1x1x4'])
 def test_a_compiler_that_is_missing_is_named_with_its_extra(name, monkeypatch):
   monkeypatch.setattr(topologies, '_installed', lambda package: False)
-  with pytest.raises(ValueError, match=r"not installed: pip install 'eqflow\[aot\]'"):
+  with pytest.raises(ValueError, match=r"pip install -e '\.\[aot\]'"):
     topologies.of(name)
 
 
