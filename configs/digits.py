@@ -54,7 +54,7 @@ BASE = dict(
     # threshold: a descent stops a sample where the norm of the field falls below; 0 never stops.
     # scale, rescale, interval: guidance, or not at 1; by class, trained for with drop_label > 0, or
     # away from a worse network, params of guide.workdir. Pictures made in training are not guided so.
-    sample=dict(params='0.999', batch=600, threshold=0.0, scale=1.0, rescale=0.0,
+    sample=dict(params='0.999', batch=150, threshold=0.0, scale=1.0, rescale=0.0,
                 interval=dict(name='always'), guide=dict(workdir='', params='')),
     evaluate=dict(split='all', num_samples=1_797),
 )

@@ -1,6 +1,8 @@
 """--mode=sample and pairs: samples, each a function of the seed and its index alone."""
 
+import collections
 from collections.abc import Callable, Iterator
+from concurrent import futures
 import functools
 import pathlib
 from typing import Any
@@ -11,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 import numpy as np
+import tqdm
 
 from eqflow import files
 from eqflow.config import samplings
@@ -107,19 +110,41 @@ def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch:
                first: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
   """function(params, keys, given) for samples `first` to n - 1, `batch` at a time, as numpy arrays.
 
-  given is a pytree of arrays [n, ...], mostly labels. The last batch is padded to the one
-  compiled shape, and cut. Raises ValueError where the batch does not divide by the devices.
+  given is a pytree of arrays [n, ...], mostly labels. The last batch is padded to the one compiled
+  shape, and the padding is dropped. Raises ValueError where the batch does not divide by the devices.
   """
   mesh = sharding.mesh_of(params)
   sharding.check_rows(batch, mesh)
   keys = jax.jit(jax.vmap(lambda index: key_of(seed, index)))
   count = len(jax.tree.leaves(given)[0])
-  for start in range(first, count, batch):
+  # The cores of a CPU compute two batches at a time faster than one after the other.
+  workers = 2 if mesh.size == 1 and mesh.devices.item().platform == 'cpu' else 1
+  few = -(-(count - first) // (workers * sharding.parts(mesh))) * sharding.parts(mesh)
+  batch = max(1, min(batch, few))
+
+  def one(start):
     index = start + np.arange(batch, dtype=np.uint32)
     whole = lambda a: np.resize(a[start:start + batch], (batch, *a.shape[1:]))
     index, rows = sharding.spread((index, jax.tree.map(whole, given)), mesh)
     found = function(params, keys(index), rows)
-    yield tuple(sharding.fetch(a)[:count - start] for a in found)
+    return tuple(sharding.fetch(a)[:count - start] for a in found)
+
+  starts = range(first, count, batch)
+  hidden = jax.process_index() > 0 or len(starts) <= workers
+  yield from tqdm.tqdm(_in_order(one, starts, workers), total=len(starts), unit='batch', leave=False,
+                       disable=True if hidden else None)
+
+
+def _in_order(function, starts, workers):
+  """function(start) of each start, in order; `workers` of them run at a time."""
+  pending = collections.deque()
+  with futures.ThreadPoolExecutor(workers) as pool:
+    for start in starts:
+      pending.append(pool.submit(function, start))
+      if len(pending) == workers:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
 
 
 def check_pairs(recipe: Recipe) -> None:

@@ -1,6 +1,7 @@
 """Samples that stop one by one: each is what it would be alone, and what is told of them."""
 
 import functools
+import time
 
 import jax
 from jax import numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from eqflow import descent, energies, fields, outputs, processes
 from eqflow.config import recipes, samplings
 from eqflow.runs import composition, generate
+from eqflow.training import sharding
 from tests import config_file as load
 
 
@@ -30,6 +32,24 @@ def test_the_histogram_of_steps_counts_every_sample():
 
 def test_there_is_no_histogram_where_nothing_stops():
   assert not generate.steps_taken(ConfigDict(dict(sample=dict(threshold=0.0))), np.full(9, 130))
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('batch', [4, 8, 40])
+def test_batches_are_yielded_in_order_and_each_example_keeps_its_key(devices, batch):
+  mesh = sharding.device_mesh(jax.devices()[:devices])
+  params = jax.device_put(jnp.ones(()), jax.NamedSharding(mesh, jax.P()))
+  given = np.arange(30, dtype=np.int32)
+
+  def function(params, keys, given):
+    time.sleep(0.05 if given[0] == 3 else 0)   # The first batch is the last to end.
+    return jax.vmap(jax.random.normal)(keys), given
+
+  noise, rows = map(np.concatenate, zip(*generate.in_batches(
+      function, params, given, seed=5, batch=batch, first=3)))
+  np.testing.assert_array_equal(rows, given[3:])
+  want = [jax.random.normal(generate.key_of(5, np.uint32(i))) for i in range(3, 30)]
+  np.testing.assert_array_equal(noise, np.array(want))
 
 
 COUNT, SLOTS, SEED, STEP, MOST, THRESHOLD = 40, 16, 3, 0.1, 60, 0.4
