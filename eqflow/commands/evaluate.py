@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 import numpy as np
+import tqdm
 
 from eqflow.config import recipes
 from eqflow.data import pipeline
@@ -57,8 +58,10 @@ def _evaluate(config, workdir, near, restored, book):
   generate.write(workdir / 'samples', fake, wanted, evaluations=evaluations, norms=norms)
 
   name = f'{workdir.name}, step {step:,}'
-  rows = {name: report.compare(real, fake)}
-  rows |= report.compare_baselines(real, label if config.data.num_classes > 1 else None)
+  described = report.summary(real)
+  rows = {name: report.compare(described, report.summary(fake))}
+  baselines = report.compare_baselines(described, real, label if config.data.num_classes > 1 else None)
+  rows |= dict(tqdm.tqdm(baselines, unit='baseline', leave=False, disable=None))
   found = dict(step=step, params=config.sample.params, num_samples=len(fake),
                evaluations_per_sample=float(evaluations.mean()), seconds=seconds, rows=rows)
   (workdir / 'evaluation.json').write_text(json.dumps(found, indent=2) + '\n')

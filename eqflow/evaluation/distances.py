@@ -1,75 +1,96 @@
-"""How far two sets of features [n, d] are apart; numpy, float64, in blocks of bounded memory."""
+"""Distances between two sets of features [n, d]: numpy, float64, in blocks of bounded memory."""
 
 import math
+from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
+from jaxtyping import Array, Float, Int, Integer, Shaped
 import numpy as np
 
 Features = Shaped[Array | np.ndarray, 'n d']
 OtherFeatures = Shaped[Array | np.ndarray, '_ _']
-Moments = tuple[Float[np.ndarray, '_'], Float[np.ndarray, '_ _']]
 _NUMBERS = 2 ** 22  # in one block: 32 MB in float64
 
 
-def moments(features: Features) -> tuple[Float[np.ndarray, 'd'], Float[np.ndarray, 'd d']]:
-  """(m, C) = (mean_i f_i, sum_i (f_i - m)(f_i - m)^T / (n - 1)) of features [n, d], in float64.
+class Moments(NamedTuple):
+  """The mean m [d] of a set of features, and a root R [r, d] of its covariance, C = R^T R."""
+  mean: Float[np.ndarray, '_']
+  root: Float[np.ndarray, '_ _']
 
-  Raises ValueError for fewer than two records, or for a feature that is not finite.
+
+class Manifold(NamedTuple):
+  """The union of balls around points [n, d], each with its squared radius [n]."""
+  points: Float[np.ndarray, '_ _']
+  radii: Float[np.ndarray, '_']
+
+
+def moments(features: Features) -> Moments:
+  """m = mean_i f_i and R with R^T R = sum_i (f_i - m)(f_i - m)^T / (n - 1), of [n, d], in float64.
+
+  R comes from QR factors of blocks: C is never formed, so its small eigenvalues keep their digits.
+  Raises ValueError for fewer than two records, or for a feature that is NaN or infinite.
   """
   features = np.asarray(features)
   n, d = features.shape
   if n < 2:
     raise ValueError(f'{n} record(s) have no covariance: give at least 2')
-  blocks = [slice(i, i + _rows(d)) for i in range(0, n, _rows(d))]
+  step = max(_rows(d), d)
+  blocks = [slice(i, i + step) for i in range(0, n, step)]
   mean = sum(_finite(features[rows]).sum(0) for rows in blocks) / n
-  cov = np.zeros((d, d))
+  root = np.zeros((0, d))
   for rows in blocks:
-    centred = features[rows].astype(np.float64) - mean
-    cov += centred.T @ centred
-  return mean, cov / (n - 1)
+    root = np.linalg.qr(np.concatenate([root, features[rows] - mean]), mode='r')
+  return Moments(mean, root / math.sqrt(n - 1))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-  """|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of moments (m_a, A) and (m_b, B).
+  """|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of moments with covariances A and B.
 
   The squared 2-Wasserstein distance of the two Gaussians; covariances may be singular. With n
-  records a set it is biased upwards, about as 1/n: compare equal n only. Raises ValueError where
-  the dimensions differ or a moment is not finite.
+  records in each set it is biased upwards by about 1/n: compare equal n only. Raises ValueError
+  where the dimensions differ or a moment is NaN or infinite.
   """
-  (mean_a, cov_a), (mean_b, cov_b) = a, b
-  if len({mean_a.shape, mean_b.shape, cov_a.shape[:1], cov_b.shape[:1]}) > 1:
-    raise ValueError(f'moments of dimension {len(mean_a)} and {len(mean_b)} (covariances '
-                     f'{cov_a.shape} and {cov_b.shape}): take both in one feature space')
+  if len({len(a.mean), len(b.mean), a.root.shape[1], b.root.shape[1]}) > 1:
+    raise ValueError(f'moments of dimension {len(a.mean)} and {len(b.mean)} (roots {a.root.shape} and '
+                     f'{b.root.shape}): compute both in one feature space')
   if not all(np.isfinite(moment).all() for moment in (*a, *b)):
-    raise ValueError('a moment holds nan or inf: find the records it was made of')
-  # The trace of the root is the sum of the singular values of A^1/2 B^1/2. Roots of eigenvalues
-  # would turn a rounding of 1e-16 into 1e-8, once for every dimension that is not spanned.
-  cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
-  distance = np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-  return max(float(distance), 0.0)
+    raise ValueError('a moment is NaN or infinite: find the records that it was computed from')
+  # tr (A^1/2 B A^1/2)^1/2 is the sum of the singular values of R_a R_b^T, for any roots. Square roots
+  # of eigenvalues would turn a rounding of 1e-16 into 1e-8, once for every dimension not spanned.
+  cross = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
+  squares = [np.square(each).sum() for each in (a.mean - b.mean, a.root, b.root)]
+  return max(float(sum(squares) - 2 * cross), 0.0)
 
 
-def precision_recall(real: Features, fake: OtherFeatures, *, k: int = 3) -> tuple[float, float]:
-  """The shares of `fake` inside the manifold of `real`, and of `real` inside that of `fake`.
+def manifold(features: Features, *, k: int = 3) -> Manifold:
+  """Balls around features [n, d], each reaching to the k-th nearest other point.
 
-  A set's manifold is the union of balls around its points, each reaching to the k-th nearest
-  other point of the set; ties count as inside. Features are [n, d] and [m, d]. Raises ValueError
-  where d differs, a feature is not finite, or a set has no k other points.
+  Raises ValueError where a feature is NaN or infinite, or fewer than k other points exist.
+  """
+  points = _finite(features)
+  if not 1 <= k < len(points):
+    raise ValueError(f'k={k} for {len(points)} records: choose 1 <= k < n')
+  return Manifold(points, _kth(points, points, k, np.arange(len(points)))[1])
+
+
+def precision_recall(real: Manifold, fake: Manifold) -> tuple[float, float]:
+  """The fraction of `fake` inside the manifold of `real`, and of `real` inside that of `fake`.
+
+  A point at distance of exactly the radius is inside. Raises ValueError where the dimensions differ.
   [Kynkäänniemi+ 1904.06991]
   """
-  real, fake = _pair('real', real, 'fake', fake)
-  for name, points in (('real', real), ('fake', fake)):
-    if not 1 <= k < len(points):
-      raise ValueError(f'k={k} for {len(points)} records of {name}: take 1 <= k < n')
-  precision = _covered(fake, real, _kth_nearest(real, None, k)).mean()
-  recall = _covered(real, fake, _kth_nearest(fake, None, k)).mean()
-  return float(precision), float(recall)
+  _check_dimensions('real', real.points, 'fake', fake.points)
+  precise, recalled = np.zeros(len(fake.points), bool), np.zeros(len(real.points), bool)
+  for rows, squared, error in _squared_blocks(fake.points, real.points):
+    block = Manifold(fake.points[rows], fake.radii[rows])
+    precise[rows] = _inside(block.points, real, squared, error)
+    recalled |= _inside(real.points, block, squared.T, error.T)
+  return float(precise.mean()), float(recalled.mean())
 
 
 def nearest_distance(a: Features, b: OtherFeatures | None = None) -> Float[np.ndarray, 'n']:
   """min_j |a_i - b_j|^2 for every record of a [n, d], [n] float64: 0 for a copy, exactly.
 
-  Without b, the nearest other record of a itself: what a new record of the data would show.
+  Without b, the nearest other record of a: the distance to expect of new data.
   Raises as `nearest` does.
   """
   return nearest(a, b)[1]
@@ -80,22 +101,17 @@ def nearest(a: Features, b: OtherFeatures | None = None, *,
                 Int[np.ndarray, 'n'], Float[np.ndarray, 'n']]:
   """(j, |a_i - b_j|^2) of the record of b [m, d] that is nearest to each record of a [n, d].
 
-  `leave` [n] names a record of b that each does not look at: itself, where a is b[leave]. Without b,
-  the nearest other record of a. Raises ValueError where d differs, a feature is not finite, or there
-  is nothing to be near to.
+  `leave` [n] is the record of b that each excludes: itself, where a is b[leave]. Without b, the nearest
+  other record of a. Raises ValueError where d differs, a feature is NaN or infinite, or b is too small.
   """
   if b is None:
     b, leave = a, np.arange(len(a))
-  a, b = _pair('a', a, 'b', b)
-  if len(b) < (1 if leave is None else 2):
-    raise ValueError(f'{len(b)} record(s) to be near to: give b at least one, '
-                     'or a alone at least two')
+  a, b = _finite(a), _finite(b)
+  _check_dimensions('a', a, 'b', b)
+  least = 1 if leave is None else 2
+  if len(b) < least:
+    raise ValueError(f'{len(b)} record(s) to search: give at least {least}')
   return _kth(a, b, 1, leave)
-
-
-def _root(cov):
-  values, vectors = np.linalg.eigh(cov)
-  return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
 
 def _rows(length):
@@ -106,17 +122,15 @@ def _finite(features):
   features = np.asarray(features, np.float64)
   if not np.isfinite(features).all():
     bad = np.flatnonzero(~np.isfinite(features).all(1))
-    raise ValueError(f'{len(bad)} of {len(features)} records hold nan or inf: '
-                     'find out which sampler or network made them')
+    raise ValueError(f'{len(bad)} of {len(features)} records contain NaN or inf: '
+                     'find the sampler or network that produced them')
   return features
 
 
-def _pair(name, a, other_name, b):
-  a, b = _finite(a), _finite(b)
+def _check_dimensions(name, a, other_name, b):
   if a.shape[1] != b.shape[1]:
     raise ValueError(f'{name} has {a.shape[1]} features, {other_name} {b.shape[1]}: '
-                     'take both in one feature space')
-  return a, b
+                     'compute both in one feature space')
 
 
 def _squared_blocks(a, b):
@@ -136,11 +150,6 @@ def _between(a, b):
   return np.square(a - b).sum(1)
 
 
-def _kth_nearest(a, b, k):
-  """[n] |a_i - its k-th nearest of b|^2, b None: of the other records of a."""
-  return (_kth(a, a, k, np.arange(len(a))) if b is None else _kth(a, b, k, None))[1]
-
-
 def _kth(a, b, k, leave):
   """([n], [n]): which record of b is the k-th nearest, and its squared distance."""
   index, out = np.empty(len(a), np.int64), np.empty(len(a))
@@ -152,17 +161,14 @@ def _kth(a, b, k, leave):
   return index, out
 
 
-def _covered(points, centres, radii) -> Bool[np.ndarray, '_']:
-  """[n] whether any |point - centre_j|^2 <= radii_j."""
-  out = np.empty(len(points), bool)
+def _inside(points, manifold, squared, error):
+  """[n] whether any |point_i - centre_j|^2, which is squared[i, j] +- error[i, j], is <= radii_j."""
+  centres, radii = manifold
+  inside = (squared < radii - error).any(1)
+  # Where rounding could decide, as for duplicates, compute the difference itself.
+  i, j = np.nonzero((np.abs(squared - radii) <= error) & ~inside[:, None])
   step = _rows(points.shape[1])
-  for rows, squared, error in _squared_blocks(points, centres):
-    inside = (squared < radii - error).any(1)
-    # Where rounding could decide, as for duplicates, the difference itself does.
-    i, j = np.nonzero((np.abs(squared - radii) <= error) & ~inside[:, None])
-    for start in range(0, len(i), step):
-      some, those = i[start:start + step], j[start:start + step]
-      within = _between(points[rows][some], centres[those]) <= radii[those]
-      inside[some[within]] = True
-    out[rows] = inside
-  return out
+  for start in range(0, len(i), step):
+    some, those = i[start:start + step], j[start:start + step]
+    inside[some[_between(points[some], centres[those]) <= radii[those]]] = True
+  return inside

@@ -1,4 +1,7 @@
-"""Rows of numbers: one set of samples against the data, and the baselines beside it."""
+"""Rows of numbers: one set of samples against the data, and the baselines to read them by."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from jaxtyping import Array, Float, Integer
 import numpy as np
@@ -8,25 +11,35 @@ from eqflow.evaluation import baselines, distances, features
 Records = Float[Array | np.ndarray, '_ ...']
 
 
-def compare(real: Records, fake: Records) -> dict[str, float]:
+class Summary(NamedTuple):
+  """What a set of records is compared by. Computed once, it is compared with many sets."""
+  pixels: distances.Moments
+  random: distances.Moments
+  manifold: distances.Manifold   # in pixels
+
+
+def summary(x: Records) -> Summary:
+  """The summary of images in [-1, 1] or vectors, x [n, ...]."""
+  pixels = features.pixels(x)
+  return Summary(distances.moments(pixels), distances.moments(features.random_features(x)),
+                 distances.manifold(pixels, k=3))
+
+
+def compare(real: Summary, fake: Summary) -> dict[str, float]:
   """Fréchet distances in pixels and in random features, precision and recall (k = 3, in pixels).
 
-  real [n, ...] and fake [m, ...] are images in [-1, 1] or vectors. Fréchet distances grow with
-  fewer records: rows of one table need the same n and m. Raises ValueError where shapes differ.
+  Fréchet distances grow with fewer records: rows of one table need equally many. Raises ValueError
+  where records have different shapes.
   """
-  if real.shape[1:] != fake.shape[1:]:
-    raise ValueError(f'real records have the shape {real.shape[1:]}, fake {fake.shape[1:]}: '
-                     'they must be equal')
-  spaces = {'frechet_pixels': features.pixels, 'frechet_random': features.random_features}
-  row = {name: distances.frechet_distance(*(distances.moments(space(x)) for x in (real, fake)))
-         for name, space in spaces.items()}
-  precision, recall = distances.precision_recall(features.pixels(real), features.pixels(fake))
-  return row | {'precision': precision, 'recall': recall}
+  precision, recall = distances.precision_recall(real.manifold, fake.manifold)
+  return {'frechet_pixels': distances.frechet_distance(real.pixels, fake.pixels),
+          'frechet_random': distances.frechet_distance(real.random, fake.random),
+          'precision': precision, 'recall': recall}
 
 
-def compare_baselines(x: Records, label: Integer[Array | np.ndarray, '_'] | None = None, *,
-                      seed: int = 0) -> dict[str, dict[str, float]]:
-  """The rows of data x [n, ...] itself: name of a baseline -> compare(x, its samples).
+def compare_baselines(real: Summary, x: Records, label: Integer[Array | np.ndarray, '_'] | None = None,
+                      *, seed: int = 0) -> Iterator[tuple[str, dict[str, float]]]:
+  """(name, compare(real, its samples)) of each baseline of the data x [n, ...], whose summary is real.
 
   Two halves are compared with each other, so with half the records: their distances are about
   four times those of the bootstrap. Gaussians are clipped to [-1, 1] where x is images. Without
@@ -34,19 +47,18 @@ def compare_baselines(x: Records, label: Integer[Array | np.ndarray, '_'] | None
   """
   x = np.asarray(x)
   clip = x.ndim == 4
-  rows = {'two halves of the data': compare(*baselines.halves(x, seed)),
-          'bootstrap of the data': compare(x, baselines.bootstrap(x, seed))}
+  yield 'two halves of the data', compare(*map(summary, baselines.halves(x, seed)))
+  yield 'bootstrap of the data', compare(real, summary(baselines.bootstrap(x, seed)))
   if label is not None:
     fake = baselines.gaussian_per_class(x, label, seed, clip=clip)
-    rows['a Gaussian per class'] = compare(x, fake)
-  rows['one Gaussian'] = compare(x, baselines.gaussian(x, seed, clip=clip))
-  return rows
+    yield 'a Gaussian per class', compare(real, summary(fake))
+  yield 'one Gaussian', compare(real, summary(baselines.gaussian(x, seed, clip=clip)))
 
 
 def table(rows: dict[str, dict]) -> str:
   """{row: {column: number}} as an aligned markdown table, three significant digits.
 
-  Columns stand in the order in which rows first name them; a row without a column is blank there.
+  Columns keep the order in which rows first name them; a row without a column is blank there.
   """
   columns = list(dict.fromkeys(column for row in rows.values() for column in row))
   head = ['', *(column.replace('_', ' ') for column in columns)]

@@ -27,7 +27,7 @@ SHOWN = 3.0
 def quality(x: np.ndarray, real: np.ndarray) -> dict[str, float]:
   """The fraction of unlikely samples, recall, and the mean log density."""
   least, found = np.quantile(tree.log_density(real, 0), 0.01), tree.log_density(x, 0)
-  _, recall = distances.precision_recall(real, x)
+  _, recall = distances.precision_recall(*map(distances.manifold, (real, x)))
   return {'unlikely': float((found < least).mean()), 'recall': recall,
           'mean log density': float(found.mean())}
 

@@ -29,10 +29,11 @@ def measured(variant, seeds):
   recipe = recipes.recipe(config)
   _, params = restore.restore(config, recipe, workdir)
   real, label = pipeline.arrays(dataset.open_source(config))
-  rows = []
+  rows, described = [], report.summary(real)
   for seed in range(seeds):
     x, evaluations, _ = generate.draw(recipe, params, label, seed=seed, batch=config.sample.batch)
-    rows.append(report.compare(real, np.clip(x, -1, 1)) | {'evaluations': evaluations.mean()})
+    row = report.compare(described, report.summary(np.clip(x, -1, 1)))
+    rows.append(row | {'evaluations': evaluations.mean()})
   column = lambda name: np.array([row[name] for row in rows])
   cells = {name: f'{column(name).mean():.3f} ± {column(name).std():.3f}' for name in rows[0]}
   return cells | {'evaluations': f'{column("evaluations").mean():.0f}'}

@@ -83,7 +83,8 @@ def more(data: str, x: np.ndarray) -> dict[str, float]:
   """Precision, recall, and the median squared distance in pixels to the nearest record."""
   x, (real, _) = np.clip(x, -1, 1), records(data)
   real = real[:10_000]
-  precision, recall = distances.precision_recall(space(data)(real), space(data)(x))
+  manifolds = (distances.manifold(space(data)(each)) for each in (real, x))
+  precision, recall = distances.precision_recall(*manifolds)
   near = distances.nearest_distance(features.pixels(x), features.pixels(real))
   return dict(precision=precision, recall=recall, nearest=float(np.median(near)))
 

@@ -181,8 +181,9 @@ def test_a_reflow_trains_on_pairs_and_is_compared_with_the_data_behind_them(
     flow, tmp_path, monkeypatch, capsys):
   config = tiny('reflow', 'moons', dir=str(flow.folder))
   train.train(config, tmp_path / 'reflow')
-  monkeypatch.setattr(report, 'compare_baselines', lambda *args: {})
-  monkeypatch.setattr(report, 'compare', lambda real, fake: {'records': float(len(real))})
+  monkeypatch.setattr(report, 'compare_baselines', lambda *args: [])
+  monkeypatch.setattr(report, 'summary', len)
+  monkeypatch.setattr(report, 'compare', lambda real, fake: {'records': float(real)})
   assert evaluate(config, tmp_path / 'reflow') == {'reflow, step 10': {'records': 10_000}}
   assert 'against 10,000 records of moons' in capsys.readouterr().out
   assert (dataset.evaluation_source(config).records.x == dataset.evaluation_source(
