@@ -48,7 +48,7 @@ lint: .venv/dev
 
 # The pictures of docs/ but the demo's; the last two train small networks.
 figures: .venv/demo
-	for name in gain weightings two_sides blind_spots zero_terminal_snr; do \
+	for name in plane gain weightings two_sides blind_spots zero_terminal_snr; do \
 	  $(BIN)/python -m experiments.$$name || exit 1; done
 
 speed: .venv/demo
