@@ -73,7 +73,7 @@ def bits_of_digits(workdir, count):
   x = likelihood.dequantize(keys(0), image, bin_width=DIGITS_BIN)
   predict = fields.bind(recipe.network(params), jnp.asarray(label[:count]))
 
-  print('| from t | divergence | bits per dimension | evaluations |\n|---|---|---|---|')
+  print('| start t | divergence | bits per dimension | evaluations |\n|---|---|---|---|')
   one, many = dict(keys=keys(1)), dict(keys=keys(2), num_probes=16)
   for start, name, probes in ((0.001, '1 probe', one), (0.01, '1 probe', one), (0.03, '1 probe', one),
                               (0.05, '1 probe', one), (0.08, '1 probe', one), (0.05, '16 probes', many),
