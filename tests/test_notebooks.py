@@ -1,4 +1,4 @@
-"""Every notebook of colabs/ is clean, opens in Colab and runs from its first cell to its last."""
+"""Every notebook in colabs/ has no outputs, opens in Colab and runs from the first cell to the last."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from tests import ROOT
 NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
 REPOSITORY = 'https://github.com/eqflow/eqflow'
 COLAB = REPOSITORY.replace('https://github.com', 'https://colab.research.google.com/github')
-# The first code cell, letter by letter: a new address, or a new way to install, is changed here first.
+# The first code cell of every notebook: change the address or the installation here first.
 SETUP = f"""\
 import os
 import subprocess
@@ -26,10 +26,10 @@ if 'google.colab' in sys.modules and not os.path.exists('colabs'):
   os.chdir('eqflow')
   subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '.'], check=True)
 elif os.path.basename(os.getcwd()) == 'colabs':
-  os.chdir('..')  # Jupyter starts beside the notebook; experiments and configs are above."""
+  os.chdir('..')  # Jupyter starts in the notebook's folder; experiments and configs are above it."""
 
-# One namespace, as a kernel has; a cell that fails is shown with its number. Whole, the pictures are
-# rendered too. A kernel does the same over sockets, and has been seen to hang on a busy machine.
+# Runs the cells in one namespace, as a kernel does, and prints the number of a cell that fails. A run
+# without EQFLOW_FAST also renders the pictures. A real kernel sometimes hangs on a busy machine.
 RUNNER = """
 import json, os, sys
 cells = json.load(open(sys.argv[1]))['cells']
@@ -70,7 +70,7 @@ def test_there_are_notebooks():
 
 
 @each
-def test_a_notebook_is_valid_and_kept_without_outputs(path):
+def test_notebook_is_valid_and_has_no_outputs(path):
   notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
   nbformat.validate(notebook)
   assert (notebook.nbformat, notebook.metadata.kernelspec.name) == (4, 'python3')
@@ -78,20 +78,20 @@ def test_a_notebook_is_valid_and_kept_without_outputs(path):
   for number, cell in enumerate(notebook.cells):
     if cell.cell_type == 'code':
       assert not cell.outputs and cell.execution_count is None, (
-          f'cell {number} of {path.name} keeps its output: clear all outputs before committing')
+          f'cell {number} of {path.name} has outputs: clear all outputs before committing')
       long = [line for line in cell.source.splitlines() if len(line) > 104]
       assert not long, f'cell {number} of {path.name} has lines over 104 columns: {long}'
 
 
 @each
-def test_a_notebook_opens_in_colab(path):
+def test_notebook_opens_in_colab(path):
   first = nbformat.read(path, as_version=4).cells[0]
   link = f'{COLAB}/blob/main/{path.relative_to(ROOT)}'
   assert first.cell_type == 'markdown' and link in first.source, f'no badge to {link}'
   assert _code(path)[0] == SETUP
 
 
-def test_the_first_cell_fetches_eqflow_on_colab_once_and_nothing_elsewhere(monkeypatch, tmp_path):
+def test_first_cell_installs_eqflow_once_on_colab_only(monkeypatch, tmp_path):
   called = []
   monkeypatch.setattr(subprocess, 'run', lambda command, check: called.append((os.getcwd(), command)))
   monkeypatch.chdir(ROOT)
@@ -101,7 +101,7 @@ def test_the_first_cell_fetches_eqflow_on_colab_once_and_nothing_elsewhere(monke
   exec(SETUP, {})
   assert (called, os.getcwd()) == ([], str(ROOT))
 
-  (tmp_path / 'eqflow/colabs').mkdir(parents=True)  # What the clone would bring.
+  (tmp_path / 'eqflow/colabs').mkdir(parents=True)  # Created by the clone.
   monkeypatch.chdir(tmp_path)
   monkeypatch.setitem(sys.modules, 'google.colab', types.ModuleType('google.colab'))
   exec(SETUP, {})
@@ -113,17 +113,17 @@ def test_the_first_cell_fetches_eqflow_on_colab_once_and_nothing_elsewhere(monke
 
 
 @each
-def test_a_notebook_runs_in_its_short_form(path):
+def test_notebook_runs_fast(path):
   _run(path, EQFLOW_FAST='1')
 
 
 @pytest.mark.long
 @each
-def test_a_notebook_runs_whole(path):
+def test_notebook_runs(path):
   _run(path)
 
 
-def test_a_slider_without_a_notebook_is_its_default():
+def test_slide_draws_the_defaults_outside_notebooks():
   drawn = []
 
   def draw(churn=0.5, *, std=2):
@@ -133,9 +133,9 @@ def test_a_slider_without_a_notebook_is_its_default():
   assert drawn == [(0.5, 2)]
 
 
-def test_a_slider_starts_at_the_default_and_hides_no_failure(monkeypatch):
+def test_slide_starts_at_the_defaults_and_raises_failures(monkeypatch):
   def interact(function, churn):
-    try:  # As ipywidgets does: the sliders' first values are drawn, an exception is printed.
+    try:  # As ipywidgets: draws the first values and does not raise.
       function(churn=churn['value'])
     except Exception:
       pass
