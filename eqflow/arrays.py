@@ -55,6 +55,11 @@ def combine(*terms: tuple[Any, Data]) -> Data:
   return jax.tree.map(leaf, *trees)
 
 
+def where(condition: Any, tree: PyTree, other: PyTree) -> PyTree:
+  """The tree where `condition` (a scalar or [b]) is true, else `other`, leaf by leaf."""
+  return jax.tree.map(lambda a, b: jnp.where(expand(condition, a), a, b), tree, other)
+
+
 def check_alike(name: str, tree: Any, other_name: str, other: Any) -> None:
   """Raises ValueError unless `tree` and `other` agree in structure and leaf shapes, naming both.
 

@@ -1,10 +1,16 @@
-"""What cannot work is refused on the host, before compiling: a grid of times, a range of training.
+"""What a sampling grid or a training range must not touch, checked on the host before compiling.
 
-`times` has these by the same names. An error says what was given, what is allowed and what to do.
+An output is blind where it is parallel to the state: det(state, output) = 0, so that z and y do not
+determine x and eps. A solver builds its `check(times)` from `check_grid` and the `needs_*` below. All
+of them compute in float64, raise ValueError with the time to use instead, and do nothing where a
+number is traced.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -19,40 +25,97 @@ from eqflow.processes import Process
 BLIND = 1e-6
 
 
-def check_grid(times: Grid, *, process: Process, output: Output,
-               label_noise: Callable | None = None, diffusion: Callable | None = None,
-               last: bool = False, moved_by: str | None = None, otherwise: str | None = None) -> None:
-  """Raises ValueError where `output` is blind, or a function not finite, on a sampling grid.
+def any_grid(times: Grid) -> None:
+  """Accepts every grid: the check of a solver that asks for nothing."""
 
-  Blind means |det(state, out)| < 1e-6 |state| |out|, or coordinates that are not finite, at a time
-  at which the network is evaluated: every one but the last; with `last` that too, unless it is 0.
-  `moved_by` names a solver that needs the process's rate there. `otherwise` is what else to do about
-  an output that no network was trained to give. Also refuses a grid that is not finite, turns back,
-  or leaves the process. In float64 on the host; silent where process or output is traced.
+
+def check_grid(times: Grid, *, process: Process, output: Output, last: bool = False) -> None:
+  """Raises ValueError unless `times` is a grid of the process on which `output` is never blind.
+
+  A grid has two or more finite times that fall, or that all rise, with alpha, sigma >= 0 and noise that
+  grows with t. Blind means |det(state, out)| < 1e-6 |state| |out|, or an `out` that is not finite, at a
+  time at which the network is evaluated: all but the last; with `last` that one too, unless it is 0.
   """
-  given = process, output, label_noise, diffusion
-  if arrays.is_traced(times, given):
+  _on_host(_check_grid, times, process, output, last=last)
+
+
+def needs_velocity(times: Grid, *, process: Process, name: str, last: bool = False) -> None:
+  """Raises ValueError where d process/dt is not finite at a time of evaluation (as in `check_grid`)."""
+  _on_host(_check_velocity, times, process, name=name, last=last)
+
+
+def needs_along(times: Grid, *, process: Process, along: Output, name: str, remedy: str) -> None:
+  """Raises ValueError where `along`, the vector that a solver steps along, is parallel to the state.
+
+  `remedy` is what to do other than move the grid: no network predicts `along`.
+  """
+  _on_host(_check_along, times, process, along, name=name, remedy=remedy)
+
+
+def needs_x(times: Grid, *, process: Process, name: str) -> None:
+  """`needs_along` x wherever a step starts that moves: a grid may end at data, but not start there."""
+  if arrays.is_traced(times):
     return
   times = np.asarray(times, np.float64)
-  leaves, structure = jax.tree.flatten(given)
+  moving = np.append(times[:-1][np.diff(times) != 0], times[-1:])
+  needs_along(moving, process=process, along=outputs.x, name=name, remedy='use ddim or heun')
+
+
+def needs_diffusion(times: Grid, *, process: Process, diffusion: Callable) -> None:
+  """Raises ValueError where diffusion(process, t) is negative or not finite at a time of evaluation."""
+  _on_host(_check_diffusion, times, process, diffusion)
+
+
+def needs_conditioning(times: Grid, *, process: Process, label_noise: Callable) -> None:
+  """Raises ValueError where the noise conditioning is not finite at a time of evaluation."""
+  _on_host(_check_conditioning, times, process, label_noise)
+
+
+def needs_num_steps(times: Grid, *, num_steps: Any, name: str, exact: bool = False) -> None:
+  """Raises ValueError where the grid has more steps of nonzero length than `num_steps` (None: any).
+
+  A larger num_steps is an end that is never reached. With `exact` it must be the grid's own number,
+  with or without the steps that repeat a time.
+  """
+  if num_steps is None or arrays.is_traced(times, num_steps):
+    return
+  moving = int((np.diff(np.asarray(times)) != 0).sum())
+  if num_steps < moving or exact and num_steps not in (moving, len(times) - 1):
+    raise ValueError(f'num_steps={num_steps:g} of {name} is not the {moving} steps of the grid: use '
+                     f'num_steps={moving}{"" if exact else " or None"}')
+
+
+def needs_falling(times: Grid, *, name: str) -> None:
+  """Raises ValueError where the times rise: a stochastic solver integrates towards data only."""
+  if not arrays.is_traced(times) and (np.diff(np.asarray(times)) > 0).any():
+    raise ValueError(f'{name} is stochastic and integrates towards data only, but the times rise: '
+                     'invert with a deterministic solver, such as ddim or heun')
+
+
+def _on_host(check, times, *functions, **how):
+  """check(times, *functions, **how) in numpy float64; nothing where a number is traced."""
+  functions = tuple(map(arrays.pytree, functions))
+  if arrays.is_traced(times, functions):
+    return
+  times = np.asarray(times, np.float64)
+  leaves, structure = jax.tree.flatten(functions)
   try:
     if all(isinstance(leaf, (int, float, np.ndarray)) for leaf in leaves):
-      _check_once(_frozen(times), structure, tuple(map(_frozen, leaves)), last, moved_by, otherwise)
+      _check_once(check, _frozen(times), structure, tuple(map(_frozen, leaves)), **how)
     else:
-      _check_grid(times, *given, last, moved_by, otherwise)
+      check(times, *functions, **how)
   except jax.errors.TracerArrayConversionError:
     pass  # A function may have closed over a number that is traced.
 
 
-# Sampling again on a grid that has passed should cost nothing; a refusal is not remembered.
+# Sampling again on a grid that has passed should cost nothing; a rejection is not cached.
 @functools.lru_cache(maxsize=1024)
-def _check_once(times, structure, leaves, *how):
-  given = jax.tree.unflatten(structure, map(_thawed, leaves))
-  _check_grid(_thawed(times), *given, *how)
+def _check_once(check, times, structure, leaves, **how):
+  check(_thawed(times), *jax.tree.unflatten(structure, map(_thawed, leaves)), **how)
 
 
 def _frozen(leaf):
-  """What a number or an array is remembered by: a table of a process has too many to be a key."""
+  """A hashable copy of a number or an array."""
   leaf = np.asarray(leaf)
   return leaf.tobytes(), leaf.shape, leaf.dtype.str
 
@@ -62,62 +125,91 @@ def _thawed(frozen):
   return np.frombuffer(content, kind).reshape(shape)
 
 
-def _check_grid(times, process, output, label_noise, diffusion, last, moved_by, otherwise):
+def _check_grid(times, process, output, *, last):
   if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
-    raise ValueError(f'times {times} of shape {times.shape}: a grid is at least two finite times; give '
-                     'one such as grids.uniform(10)')
+    raise ValueError(f'times={times} of shape {times.shape}: a grid has two or more finite times, as '
+                     'grids.uniform(10) has')
   steps = np.diff(times)
   if (steps > 0).any() and (steps < 0).any():
     falls, rises = int(np.argmax(steps < 0)), int(np.argmax(steps > 0))
     raise ValueError(f'times fall from {times[falls]:.6g} to {times[falls + 1]:.6g} and rise from '
                      f'{times[rises]:.6g} to {times[rises + 1]:.6g}: a grid falls from noise '
                      '(t = 1) to data (t = 0), or rises all the way to invert')
+  _check_process(process, output, times)
+  _check_pure_noise(process, output)
+  _check_sight(f'output {arrays.name_of(output)!r} is blind', process, output, times,
+               _evaluated(times, last), lambda at: _other_output(process, output, at))
+
+
+def _evaluated(times, last=False):
+  """The times at which a solver evaluates the network; at s = 0 none does."""
+  return times if last and times[-1] > 0 else times[:-1]
+
+
+def _check_process(process, output, times):
   _check_finite(process, output)
   state = _host(process, times)
   valid = (np.isfinite(state) & (state >= 0)).all(axis=0)
   if not valid.all():
     at = times[~valid][0]
-    remedy = ('the numbers bound to it make no schedule, so give finite ones that do' if 0 <= at <= 1
+    remedy = ('its numbers make no schedule; give finite ones that do' if 0 <= at <= 1
               else 'keep the grid within [0, 1], or sigma >= 0 for edm')
     raise ValueError(f'process {arrays.name_of(process)!r} at t={at:.6g} is not a mix of data and '
                      f'noise (alpha, sigma >= 0): {remedy}')
   _check_direction(process, times, state)
-  if otherwise is None:
-    _check_pure_noise(process, output)
-  evaluated = times if last and times[-1] > 0 else times[:-1]
-  sight = _sight(process, output, evaluated)
+
+
+def _check_sight(what, process, vector, times, evaluated, other):
+  """Raises ValueError where `vector` is blind; other(t) is what to do other than move the grid."""
+  sight = _sight(process, vector, evaluated)
   if (sight < BLIND).any():
     at = evaluated[np.argmin(sight)]
-    raise ValueError(f'output {arrays.name_of(output)!r} cannot give x at t={at:.6g}: '
-                     f'{_remedy(process, output, at, times)} or '
-                     f'{otherwise or _other_output(process, output, at)}')
-  rate = processes.rate if moved_by else None
-  for what, function, remedy in (
-      (f'noise label {arrays.name_of(label_noise)!r}', label_noise,
-       "keep the grid off that time or label the noise by 'time'"),
-      (f'diffusion {arrays.name_of(diffusion)!r}', diffusion,
-       "keep the grid off that time or choose another, such as 'sigma'"),
-      (f'{moved_by} steps by the rate of process {arrays.name_of(process)!r}, which', rate,
-       'begin at t > 0, or take ddim')):
-    if function is None:
-      continue
-    value = _host(lambda t: function(process, t), evaluated)
-    finite = np.isfinite(value).all(axis=0)
-    if not finite.all():
-      raise ValueError(f'{what} is not finite at t={evaluated[~finite][0]:.6g}: {remedy}')
-    if function is diffusion and (value < 0).any():
-      raise ValueError(f'{what} is negative at t={evaluated[(value < 0).any(axis=0)][0]:.6g}: give '
-                       'norm >= 0')
+    raise ValueError(f'{what} at t={at:.6g}: {_remedy(process, vector, at, times)} or {other(at)}')
+
+
+def _check_along(times, process, along, *, name, remedy):
+  _check_sight(f'{name} steps along {arrays.name_of(along)!r}, which is blind', process, along, times,
+               times[:-1], lambda at: remedy)
+
+
+def _check_velocity(times, process, *, name, last):
+  _check_values(
+      _host(lambda t: processes.rate(process, t), _evaluated(times, last)), _evaluated(times, last),
+      f'{name} needs the velocity of process {arrays.name_of(process)!r}, which',
+      'begin at t > 0 or use ddim')
+
+
+def _check_diffusion(times, process, diffusion):
+  evaluated, name = _evaluated(times), f'diffusion {arrays.name_of(diffusion)!r}'
+  value = _host(lambda t: diffusion(process, t), evaluated)
+  _check_values(value, evaluated, name, "keep the grid off that time or use another, such as 'sigma'")
+  negative = (value < 0).any(axis=0)
+  if negative.any():
+    raise ValueError(f'{name} is negative at t={evaluated[negative][0]:.6g}: give norm >= 0')
+
+
+def _check_conditioning(times, process, label_noise):
+  evaluated = _evaluated(times)
+  _check_values(_host(lambda t: label_noise(process, t), evaluated), evaluated,
+                f'noise conditioning {arrays.name_of(label_noise)!r}',
+                "keep the grid off that time or condition on 'time'")
+
+
+def _check_values(values, times, what, remedy):
+  """Raises ValueError where values [k, n] are not finite at one of the times [n]."""
+  finite = np.isfinite(values).all(axis=0)
+  if not finite.all():
+    raise ValueError(f'{what} is not finite at t={times[~finite][0]:.6g}: {remedy}')
 
 
 def _check_finite(*functions):
-  """Raises ValueError for an array bound to one that is not finite, which no time need meet."""
+  """Raises ValueError for a bound array that is not finite, even where the grid never reads it."""
   for function in functions:
     for leaf in jax.tree.leaves(function):
       if np.ndim(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating):
         bad = ~np.isfinite(np.asarray(leaf))
         if bad.any():
-          raise ValueError(f'{arrays.name_of(function)!r} is bound to an array of shape {bad.shape}, '
+          raise ValueError(f'{arrays.name_of(function)!r} binds an array of shape {bad.shape} that is '
                            f'not finite at {int(np.argmax(bad))}: give finite numbers')
 
 
@@ -128,18 +220,18 @@ def _check_direction(process, times, state):
   falls = angle < np.maximum.accumulate(angle) - BLIND
   if falls.any():
     at = int(np.argmax(falls))
-    raise ValueError(f'process {arrays.name_of(process)!r} holds less noise at t={t[at]:.6g} than at t='
+    raise ValueError(f'process {arrays.name_of(process)!r} has less noise at t={t[at]:.6g} than at t='
                      f'{t[at - 1]:.6g}: noise grows with t here, so give 1 - t, or a table that falls')
 
 
 def _check_pure_noise(process, output):
-  """Raises ValueError where a table ends in pure noise, of which `output` says nothing of x."""
+  """Raises ValueError where a table ends in pure noise and `output` is blind there."""
   if not _is_table(process):
     return
   alpha, sigma = _host(process, np.ones(1))
   if alpha[0] < BLIND * sigma[0] and _sight(process, output, np.ones(1))[0] < BLIND:
-    raise ValueError(f'output {arrays.name_of(output)!r} cannot give x at t=1, where this table is '
-                     "pure noise: train 'v' or 'x', or take a table without zero terminal SNR")
+    raise ValueError(f'output {arrays.name_of(output)!r} is blind at t=1, where this table is pure '
+                     "noise: train 'v' or 'x', or use a table without zero terminal SNR")
 
 
 def _is_table(process):
@@ -149,6 +241,7 @@ def _is_table(process):
 
 
 def _host(function, times):
+  """function(times) as float64 [k, n], one row for each of the k leaves that it returns."""
   with jax.ensure_compile_time_eval(), jax.enable_x64(True):
     values = function(jnp.asarray(times, jnp.float64))
     return np.stack([np.broadcast_to(np.asarray(a), times.shape) for a in jax.tree.leaves(values)])
@@ -158,9 +251,8 @@ def check_training(density: Density, *, process: Process, output: Output, space:
                    weight: Callable | None = None, label_noise: Callable | None = None) -> None:
   """Raises ValueError where a loss in `space` is unbounded at an end of the density's range.
 
-  That is where `output` is blind (its gain into `space` explodes) or its own coordinates exceed
-  1e6, at the outermost times that can be drawn; and where `weight` or `label_noise`, if given, is
-  not finite there. Computed as `check_grid` is, and silent as it is.
+  That is where `output` is blind (its gain into `space` is infinite), where `output` or `space` itself
+  exceeds 1e6, or where `weight` or `label_noise` is not finite, at the outermost times of the density.
   """
   if arrays.is_traced(density, process, output, space, weight, label_noise):
     return
@@ -168,30 +260,28 @@ def check_training(density: Density, *, process: Process, output: Output, space:
   ends = _host(density.quantile, np.array([2.0**-24, 1 - 2.0**-24]))[0]
   state = _host(process, ends)
   if not ((state >= 0) & np.isfinite(state)).all():
-    raise ValueError(f'the density draws t from {ends[0]:.3g} to {ends[1]:.3g}, where process '
-                     f'{arrays.name_of(process)!r} is not a mix of data and noise (alpha, sigma >= 0)')
+    raise ValueError(f'the density samples t from {ends[0]:.3g} to {ends[1]:.3g}, where process '
+                     f'{arrays.name_of(process)!r} is not a mix of data and noise (alpha, sigma >= 0): '
+                     "choose another density, such as 'uniform'")
   _check_direction(process, ends, state)
   _check_pure_noise(process, output)
-  size = np.abs(_host(lambda t: output(process, t), ends)).max(axis=0)
-  blind = ~(size < 1 / BLIND)
+  large = lambda vector: ~(np.abs(_host(lambda t: vector(process, t), ends)).max(axis=0) < 1 / BLIND)
+  blind = large(output)
   if space is not None and space is not output:
     blind |= _sight(process, output, ends) < BLIND
-    explodes = ~(np.abs(_host(lambda t: space(process, t), ends)).max(axis=0) < 1 / BLIND)
-    if explodes.any():
-      raise ValueError(f'the space {arrays.name_of(space)!r} is not bounded at t='
-                       f'{ends[explodes][0]:.3g}, which the density can draw: keep training off it '
-                       "with the density 'uniform_on', such as (0.001, 0.999), or choose another")
+    if large(space).any():
+      raise ValueError(f'the space {arrays.name_of(space)!r} is unbounded at '
+                       f't={ends[large(space)][0]:.3g}, which the density samples: keep training off '
+                       "it with the density 'uniform_on', such as (0.001, 0.999), or use another space")
   if blind.any():
-    raise ValueError(
-        f'output {arrays.name_of(output)!r} has no bounded loss at t={ends[blind][0]:.3g}, which '
-        'the density can draw: keep training off it with the density \'uniform_on\', such as '
-        '(0.001, 0.999), or train \'v\'')
-  for kind, function in (('weight', weight), ('noise label', label_noise)):
-    value = 0 if function is None else _host(lambda t: function(process, t), ends)[0]
-    if not np.isfinite(value).all():
-      raise ValueError(
-          f'{kind} {arrays.name_of(function)!r} is not finite at t={ends[~np.isfinite(value)][0]:.3g}, '
-          'which the density can draw: keep training off it, or choose another')
+    raise ValueError(f'output {arrays.name_of(output)!r} has no bounded loss at t={ends[blind][0]:.3g},'
+                     " which the density samples: keep training off it with the density 'uniform_on', "
+                     "such as (0.001, 0.999), or train 'v'")
+  for kind, function in (('weight', weight), ('noise conditioning', label_noise)):
+    if function is not None:
+      value = _host(lambda t: function(process, t), ends)
+      _check_values(value, ends, f'{kind} {arrays.name_of(function)!r}',
+                    'the density samples that time; keep training off it, or choose another')
 
 
 def _sight(process, output, times):
@@ -204,14 +294,14 @@ def _sight(process, output, times):
 
 
 def _other_output(process, output, blind):
-  # No other output of a network that is carried here to times at which it has no process.
-  carried = getattr(output, 'func', None) is outputs.transported
-  lost = carried and np.isnan(_host(lambda t: output(process, t), np.array([blind]))).any()
+  # No output helps where the network's own process has no time with as much noise.
+  moved = getattr(output, 'func', None) is outputs.transported
+  lost = moved and np.isnan(_host(lambda t: output(process, t), np.array([blind]))).any()
   return 'give a process_a that is as noisy there' if lost else "train 'v'"
 
 
 def _remedy(process, output, blind, times):
-  """The nearest time to `blind`, towards the middle of the grid, at which `output` still sees."""
+  """What to do about the grid: its time nearest to `blind` at which `output` is not blind."""
   seeing = times[_sight(process, output, times) >= BLIND]
   middle = seeing[np.argmin(np.abs(seeing - blind))] if len(seeing) else blind / 2
   if _sight(process, output, np.array([middle]))[0] < BLIND:
@@ -221,7 +311,7 @@ def _remedy(process, output, blind, times):
     half = (limit + middle) / 2
     seen = _sight(process, output, np.array([half]))[0] >= BLIND
     limit, middle = (limit, half) if seen else (half, middle)
-  # Rounded towards the times that see, so that the number printed is one that passes.
+  # Rounded away from the blind spot, so that the number printed is accepted.
   falling = times[0] >= times[-1]
   if middle < blind:
     return f'{"start" if falling else "end"} the grid at t<={_rounded(middle, 6, np.floor):.6g}'

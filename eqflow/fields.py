@@ -7,6 +7,7 @@ leading [b], or None. Predict = (z, t) -> y, t always [b]. All of these are Part
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
@@ -81,6 +82,14 @@ def bind(network: Network, condition: Any) -> Predict:
 
 def _bound(z, t, *, network, condition):
   return network(z, t, condition)
+
+
+def at_rest(field: Predict, z: Data) -> Data:
+  """f(z) = field(z, 0), in the dtype of z: the slope of a field that does not depend on time."""
+  slope = field(z, jnp.zeros(arrays.batch_size(z)))
+  arrays.check_alike('the field returned', slope, 'z', z)
+  # z must keep its dtype where the network computes in a narrower one.
+  return jax.tree.map(lambda a, b: a.astype(b.dtype), slope, z)
 
 
 def as_output(predict: Predict, *, process: Process, output: Output, to: Output) -> Predict:

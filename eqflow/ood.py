@@ -27,7 +27,7 @@ def gradient_norm(field: Predict, z: Data) -> Float[Array, 'b']:
 
 @jax.jit
 def _gradient_norm(field, z):
-  return jnp.sqrt(arrays.square_norm(_slope(field, z)))
+  return jnp.sqrt(arrays.square_norm(fields.at_rest(field, z)))
 
 
 def descent_drop(field: Predict, z: Data, *, step_size: ArrayLike,
@@ -50,11 +50,11 @@ def _descent_drop(field, z, step_size, num_steps):
   def step(_, carry):
     z, slope, drop = carry
     z = arrays.combine((1, z), (-step_size, slope))
-    ahead = _slope(field, z)
+    ahead = fields.at_rest(field, z)
     mean = arrays.combine((0.5, slope), (0.5, ahead))
     return z, ahead, drop + (step_size * arrays.inner(slope, mean)).astype(drop.dtype)
 
-  slope = _slope(field, z)
+  slope = fields.at_rest(field, z)
   none = jnp.zeros_like(arrays.square_norm(slope))
   return jax.lax.fori_loop(0, num_steps, step, (z, slope, none))[2]
 
@@ -97,13 +97,6 @@ def _over_classes(score, network, z, *, num_classes):
   b = arrays.batch_size(z)
   of_class = lambda y: score(fields.bind(network, jnp.full(b, y)), z)
   return jax.lax.map(of_class, jnp.arange(num_classes, dtype=jnp.int32))
-
-
-def _slope(field, z):
-  slope = field(z, jnp.zeros(arrays.batch_size(z)))
-  arrays.check_alike('field returned', slope, 'z', z)
-  # z must not change its type where the network computes in less than z has.
-  return jax.tree.map(lambda a, b: a.astype(b.dtype), slope, z)
 
 
 def _floating(z: Any):

@@ -17,7 +17,6 @@ from eqflow.config.sections import called, numbers, row_of
 from eqflow.config.tables import DESCENDED, DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers import evaluations, run
 
 
 class Sampling(NamedTuple):
@@ -64,8 +63,9 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
   def carry(predict, z, keys, grid):
     b = arrays.batch_size(z)
     if grid is not None:
-      z, memory = run(solver, predict, z, grid, keys)
-      return z, jnp.broadcast_to(evaluations(solver, grid, memory), b), jnp.full(b, jnp.nan)
+      z, state = samplers.run(solver, predict, z, grid, keys)
+      count = samplers.evaluations(solver, grid, state)
+      return z, jnp.broadcast_to(count, b), jnp.full(b, jnp.nan)
     steps, norms = jnp.full(b, section.num_steps), jnp.full(b, jnp.nan)
     if section.threshold:
       z, steps, norms = descent.descend_until(solver, predict, z, max_steps=section.num_steps,
@@ -201,11 +201,12 @@ def _solver(config, process, output, label_noise):
                       f'{sorted(DESCENTS)}', 'use --config.sample.threshold=0')
   grid = called(GRIDS, section.get('grid'), 'sample.grid', num_steps=section.num_steps, process=process)
   with naming('sample.grid'):
-    blind_spots.check_grid(grid, process=process, output=output, label_noise=label_noise)
+    blind_spots.check_grid(grid, process=process, output=output)
+    blind_spots.needs_conditioning(grid, process=process, label_noise=label_noise)
     _check_ends(grid, process)
   with naming(path):
     solver = row(process, output, **found)
-    samplers.check(solver, grid)
+    solver.check(grid)
   return solver, grid
 
 

@@ -1,10 +1,12 @@
-"""Solvers that remember: one evaluation a step, and a polynomial through the earlier ones.
+"""Multistep solvers: one evaluation a step, and a polynomial through the earlier predictions.
 
 DPM-Solver++ and UniPC solve one integral. Over a step of h in lambda = log(alpha/sigma), the ODE
-gives z_s from z_t and the mean of x(lambda) under the weight e^lambda. DDIM takes x for constant;
-the others put a polynomial in lambda through the x that they have seen in its place, so that every
-step is one `remix` with a weighted sum of these x.
+gives z_s from z_t and the mean of x(lambda) under the weight e^lambda. DDIM keeps x constant; the
+others fit a polynomial in lambda to the last predictions of x, so that every step is one `remix` with
+their weighted sum.
 """
+
+from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -13,20 +15,20 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
-from eqflow import arrays, outputs, processes
-from eqflow.arrays import Data, combine
+from eqflow import arrays, blind_spots, outputs, processes
+from eqflow.arrays import Data, combine, where
 from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers.base import Solver, assemble
+from eqflow.samplers.base import Solver, Traits, plane
 from eqflow.samplers.noise import kept_by_churn, one_number, renewed, step_ratio
 
 
-class Memory(NamedTuple):
-  """The x (or u) last seen and lambda (or t) then, newest first, and how many of them there are.
+class History(NamedTuple):
+  """The last x (or u) and their lambda (or t), newest first, and how many of them are filled.
 
-  `steps` are the steps made, for rules that know the end. To start a solver with what another one
-  saw, give `Solver(init, step)` an init that returns it.
+  `steps` counts the steps made, for rules that depend on the steps left. To start a solver with known
+  predictions, replace its `init` by one that returns them.
   """
   seen: tuple[Data, ...]
   when: tuple[Float[Array, ''], ...]
@@ -36,38 +38,40 @@ class Memory(NamedTuple):
 
 def _empty(z, *, depth):
   zeros = jax.tree.map(jnp.zeros_like, z)
-  return Memory((zeros,) * depth.value, (jnp.zeros(()),) * depth.value, jnp.int32(0), jnp.int32(0))
+  return History((zeros,) * depth.value, (jnp.zeros(()),) * depth.value, jnp.int32(0), jnp.int32(0))
 
 
-def _pushed(memory, y, when, moved):
-  """The memory with y in front. A step of length zero, with which grids are padded, leaves none."""
-  when = jnp.asarray(when, memory.when[0].dtype)
-  depth = len(memory.seen)
-  new = Memory((y,) + memory.seen[:-1], (when,) + memory.when[:-1],
-               jnp.minimum(memory.count + 1, depth), memory.steps + 1)
-  return _where(moved, new, memory)
-
-
-def _where(condition, tree, other):
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
+def _pushed(history, y, when, moved):
+  """The history with y in front. A step of length zero, as in padded grids, adds nothing."""
+  when = jnp.asarray(when, history.when[0].dtype)
+  depth = len(history.seen)
+  new = History((y,) + history.seen[:-1], (when,) + history.when[:-1],
+                jnp.minimum(history.count + 1, depth), history.steps + 1)
+  return where(moved, new, history)
 
 
 def adams_bashforth(process: Process, output: Output) -> Solver:
   """z_s = z_t + (s - t)((1 + k) u_t - k u_before), k = (s - t)/(2 (t - t_before)). Second order.
 
-  The line through the last two velocities; Euler's step at first.
+  The line through the last two velocities; the first step is Euler's.
   """
-  return assemble(_adams_bashforth_step, process, output,
-                  init=Partial(_empty, depth=arrays.Static(2)))
+  bound = plane(process, output)
+  return Solver(Partial(_empty, depth=arrays.Static(2)), Partial(_adams_bashforth_step, **bound),
+                Partial(_adams_bashforth_check, **bound), Traits('adams_bashforth'))
 
 
-def _adams_bashforth_step(predict, z, memory, t, s, keys, *, process, output):
+def _adams_bashforth_check(times, *, process, output):
+  blind_spots.check_grid(times, process=process, output=output)
+  blind_spots.needs_velocity(times, process=process, name='adams_bashforth')
+
+
+def _adams_bashforth_step(predict, z, history, t, s, keys, *, process, output):
   rate, out = processes.rate(process, t), output(process, t)
   u = remix(rate, state=process(t), out=out, z=z, y=predict(z, t))
-  memory = _pushed(memory, u, t, s != t)
-  first = memory.count < 2
-  k = jnp.where(first, 0, (s - t) / (2 * jnp.where(first, 1, memory.when[0] - memory.when[1])))
-  return combine((1, z), ((s - t) * (1 + k), u), (-(s - t) * k, memory.seen[1])), memory
+  history = _pushed(history, u, t, s != t)
+  first = history.count < 2
+  k = jnp.where(first, 0, (s - t) / (2 * jnp.where(first, 1, history.when[0] - history.when[1])))
+  return combine((1, z), ((s - t) * (1 + k), u), (-(s - t) * k, history.seen[1])), history
 
 
 def dpmpp_2m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: bool = False,
@@ -75,8 +79,8 @@ def dpmpp_2m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: 
   """DDIM with x extrapolated half a step along the line through the last two. Second order.
 
   DPM-Solver++ 2M [Lu+ 2211.01095]. The mean of a line over the step is taken at its middle, or, with
-  `heun`, exactly. churn puts noise back as in `ddim`; 1/2 is SDE-DPM-Solver++ 2M. With num_steps,
-  the last step is DDIM's, as it always is to s = 0.
+  `heun`, exactly. churn replaces noise as in `ddim`; 1/2 is SDE-DPM-Solver++ 2M. With num_steps, the
+  last step is DDIM's, as a step to s = 0 always is.
   """
   return _dpmpp(process, output, 2, churn, heun, num_steps, taper=True)
 
@@ -86,23 +90,29 @@ def dpmpp_3m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: 
              curvature: ArrayLike = 1.0) -> Solver:
   """DDIM with the mean over the step of the parabola through the last three x. Third order.
 
-  DPM-Solver++ 3M. The second step is 2M's, with `heun` as there. With num_steps, the order falls
-  with the steps that are left, or, without `taper`, to 1 at the last. The published code, and what
-  follows it, counts half of the parabola's curvature and is of second order: curvature=0.5.
+  DPM-Solver++ 3M. The second step is 2M's, with `heun` as there. With num_steps, the order falls with
+  the number of steps left, or, without `taper`, to 1 at the last step. The published code, and code
+  derived from it, takes half of the parabola's curvature and is of second order: curvature=0.5.
   """
   return _dpmpp(process, output, 3, churn, heun, num_steps, taper, curvature=curvature)
 
 
 def _dpmpp(process, output, order, churn, heun, num_steps, taper, curvature=1.0):
-  one_number('churn', churn)
-  if not arrays.is_traced(churn) and not 0 <= churn <= 1:
-    raise ValueError(f'churn={churn}: give a number from 0 (no noise) to 1')
+  one_number('churn', churn, most=1)
   _check_num_steps(num_steps)
-  quiet = not arrays.is_traced(churn) and churn == 0
-  return assemble(
-      _dpmpp_step if quiet else _noisy_dpmpp_step, process, output,
-      init=Partial(_empty, depth=arrays.Static(order)), churn=churn, curvature=curvature,
-      num_steps=num_steps, heun=arrays.Static(heun), taper=arrays.Static(taper))
+  noisy = arrays.is_traced(churn) or churn != 0
+  bound, traits = plane(process, output), Traits(f'dpmpp_{order}m', stochastic=noisy)
+  step = Partial(_noisy_dpmpp_step if noisy else _dpmpp_step, **bound, churn=churn, curvature=curvature,
+                 num_steps=num_steps, heun=arrays.Static(heun), taper=arrays.Static(taper))
+  return Solver(Partial(_empty, depth=arrays.Static(order)), step,
+                Partial(_check_grid, **bound, num_steps=num_steps, traits=traits), traits)
+
+
+def _check_grid(times, *, process, output, num_steps, traits):
+  blind_spots.check_grid(times, process=process, output=output)
+  # Every step is a remix of z and x, which are parallel at data: the grid may end there, not start.
+  blind_spots.needs_x(times, process=process, name=traits.name)
+  blind_spots.needs_num_steps(times, num_steps=num_steps, name=traits.name)
 
 
 def _check_num_steps(num_steps):
@@ -110,39 +120,34 @@ def _check_num_steps(num_steps):
     raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid, or None')
 
 
-def _dpmpp_step(predict, z, memory, t, s, keys, *, process, output, churn, **rules):
-  x, memory = _mean_x(predict, z, memory, t, s, process, output, 0.0, **rules)
+def _dpmpp_step(predict, z, history, t, s, keys, *, process, output, churn, **rules):
+  x, history = _mean_x(predict, z, history, t, s, process, output, 0.0, **rules)
   ahead = remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=x)
-  return _where(s != t, ahead, z), memory
+  return where(s != t, ahead, z), history
 
 
-def _noisy_dpmpp_step(predict, z, memory, t, s, keys, *, process, output, churn, **rules):
-  x, memory = _mean_x(predict, z, memory, t, s, process, output, churn, **rules)
+def _noisy_dpmpp_step(predict, z, history, t, s, keys, *, process, output, churn, **rules):
+  x, history = _mean_x(predict, z, history, t, s, process, output, churn, **rules)
   here, there = process(t), process(s)
   r = kept_by_churn(step_ratio(here, there), number=churn)
   to = Mix(there.x, there.eps * r)
   mean = remix(to, state=here, out=outputs.x(process, t), z=z, y=x)
-  return renewed(_where(s != t, mean, z), there.eps, r, keys), memory
+  return renewed(where(s != t, mean, z), there.eps, r, keys), history
 
 
-_noisy_dpmpp_step.draws = _adams_bashforth_step.moves_by_rate = True
-# Every step is a remix of z and x, which are parallel at data: the grid may end there, not start.
-_dpmpp_step.holds_x = _noisy_dpmpp_step.holds_x = True
-
-
-def _mean_x(predict, z, memory, t, s, process, output, churn, *, heun, curvature, num_steps, taper):
-  """The mean of x over the step from t to s, by as many earlier x as there are, and the memory."""
+def _mean_x(predict, z, history, t, s, process, output, churn, *, heun, curvature, num_steps, taper):
+  """(the mean of x over the step from t to s, by as many earlier x as there are; the history)."""
   x, here, h = _seen(predict, z, t, s, process, output)
-  memory = _pushed(memory, x, here, s != t)
-  order = _order(memory, h, s != t, num_steps, taper)
+  history = _pushed(history, x, here, s != t)
+  order = _order(history, h, s != t, num_steps, taper)
   # Where h is infinite the order is 1, which needs none: 1 keeps gradients finite.
   h = jnp.where(jnp.isfinite(h), h, 1)
-  nodes = _nodes(memory, h)
-  # Noise put back shortens the memory of z by the same factor as a longer step.
+  nodes = _nodes(history, h)
+  # Replaced noise makes z forget by the same factor as a longer step does.
   _, mean, square = _moments(h / (1 - jnp.asarray(churn, h.dtype)), 2)
   rules = [[1.0], [1.0, mean if heun.value else 0.5], [1.0, mean, curvature * square]]
   weights = _chosen(order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(nodes)]])
-  return combine(*zip(weights, memory.seen)), memory
+  return combine(*zip(weights, history.seen)), history
 
 
 def _seen(predict, z, t, s, process, output):
@@ -153,22 +158,22 @@ def _seen(predict, z, t, s, process, output):
   return remix(outputs.x(process, t), state=state, out=out, z=z, y=predict(z, t)), here, h
 
 
-def _order(memory, h, moved, num_steps, taper):
-  """As many x as are remembered; fewer towards the end, and one where log-SNR jumps to infinity."""
-  order = memory.count
+def _order(history, h, moved, num_steps, taper):
+  """As many x as the history has; fewer towards the end, and one where log-SNR jumps to infinity."""
+  order = history.count
   if num_steps is not None:
-    left = num_steps - memory.steps + 1
+    left = num_steps - history.steps + 1
     order = jnp.where(left == 1, 1, order)
     if taper.value:
       order = jnp.minimum(order, jnp.maximum(left, 1))
   return jnp.where(jnp.isfinite(h) & moved, order, 1)
 
 
-def _nodes(memory, h):
-  """(lambda_i - lambda_t)/h of what is remembered: 0, then negative numbers."""
-  places = [(when - memory.when[0]) / h for when in memory.when[1:]]
-  # Those not filled yet are not used; apart, so that nothing divides by zero.
-  return [jnp.zeros_like(h)] + [jnp.where(i + 1 < memory.count, place, -i - 1.0)
+def _nodes(history, h):
+  """(lambda_i - lambda_t)/h of the history: 0, then negative numbers."""
+  places = [(when - history.when[0]) / h for when in history.when[1:]]
+  # Entries that are not filled yet are not used; they differ, so that nothing divides by zero.
+  return [jnp.zeros_like(h)] + [jnp.where(i + 1 < history.count, place, -i - 1.0)
                                 for i, place in enumerate(places)]
 
 
@@ -205,8 +210,8 @@ def _chosen(order, weights):
 
 
 class Corrected(NamedTuple):
-  """UniPC's memory: what was seen, and the step last made, from z at t, of which order."""
-  memory: Memory
+  """UniPC's state: the history, and the last step's start z at t and its order."""
+  history: History
   z: Data
   t: Any
   order: Any
@@ -214,47 +219,45 @@ class Corrected(NamedTuple):
 
 def unipc(process: Process, output: Output, *, order: int = 2, num_steps: int | None = None,
           bh1: bool = False) -> Solver:
-  """DPM-Solver++'s prediction, corrected once the x at its end is seen. Of the order given, 1 to 3.
+  """DPM-Solver++'s step, corrected as soon as the x at its end is predicted; `order` is 1, 2 or 3.
 
   UniPC with prediction of x [Zhao+ 2302.04867]; the correction costs no evaluation. B(h) is that of
-  bh2, or of `bh1`, which differ in the line's mean alone. With num_steps, the order falls with the
-  steps that are left.
+  bh2, or with `bh1` that of bh1; they differ only in the mean of the line. With num_steps, the order
+  falls with the number of steps left.
   """
   _check_num_steps(num_steps)
   if order not in (1, 2, 3):
     raise ValueError(f'order={order}: UniPC is of order 1, 2 or 3 here')
-  return assemble(_unipc_step, process, output, num_steps=num_steps, bh1=arrays.Static(bh1),
-                  init=Partial(_nothing_corrected, depth=arrays.Static(order)))
+  bound, traits = plane(process, output), Traits('unipc')
+  return Solver(Partial(_nothing_corrected, depth=arrays.Static(order)),
+                Partial(_unipc_step, **bound, num_steps=num_steps, bh1=arrays.Static(bh1)),
+                Partial(_check_grid, **bound, num_steps=num_steps, traits=traits), traits)
 
 
 def _nothing_corrected(z, *, depth):
   return Corrected(_empty(z, depth=depth), z, jnp.zeros(()), jnp.int32(1))
 
 
-def _unipc_step(predict, z, memory, t, s, keys, *, process, output, num_steps, bh1):
+def _unipc_step(predict, z, state, t, s, keys, *, process, output, num_steps, bh1):
   x, here, h = _seen(predict, z, t, s, process, output)
-  seen, z_before, t_before, order = memory
-  z = _corrected(z, x, memory, here, process, t, bh1)
   moved = s != t
-  seen = _pushed(seen, x, here, moved)
-  new_order = _order(seen, h, moved, num_steps, arrays.Static(True))
+  z = _corrected(z, x, state, here, process, t, bh1)
+  history = _pushed(state.history, x, here, moved)
+  order = _order(history, h, moved, num_steps, arrays.Static(True))
   h = jnp.where(jnp.isfinite(h), h, 1)
   moments = _moments(h, 2)
   rules = [[1.0], [1.0, _middle(h, bh1)], moments]
-  nodes = _nodes(seen, h)
-  weights = _chosen(new_order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(nodes)]])
-  mean = combine(*zip(weights, seen.seen))
+  nodes = _nodes(history, h)
+  weights = _chosen(order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(nodes)]])
+  mean = combine(*zip(weights, history.seen))
   ahead = remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=mean)
-  new = Corrected(seen, z, jnp.asarray(t, t_before.dtype), new_order)
-  return _where(moved, ahead, z), _where(moved, new, memory)
+  new = Corrected(history, z, jnp.asarray(t, state.t.dtype), order)
+  return where(moved, ahead, z), where(moved, new, state)
 
 
-_unipc_step.holds_x = True
-
-
-def _corrected(z, x, memory, here, process, t, bh1):
-  """z, of the step last made, made again with the x seen at its end, one order higher."""
-  seen, z_before, t_before, order = memory
+def _corrected(z, x, state, here, process, t, bh1):
+  """UniC, the corrector: repeats the last step with the x at its end, one order higher."""
+  seen, z_before, t_before, order = state
   first = seen.count == 0
   t_before = jnp.where(first, t, t_before)
   h = jnp.where(first, 1, here - seen.when[0])
@@ -267,14 +270,14 @@ def _corrected(z, x, memory, here, process, t, bh1):
   mean = combine(*zip(weights, trees))
   again = remix(process(t), state=process(t_before), out=outputs.x(process, t_before), z=z_before,
                 y=mean)
-  return _where(first, z, again)
+  return where(first, z, again)
 
 
 def _middle(h, bh1):
   """The mean of r over the step that UniPC gives a line: B(h)/(2 (e^h - 1) e^-h)."""
   if not bh1.value:
     return 0.5
-  # From pure noise, where h is infinite, only the x at the end of the step counts.
+  # From pure noise, where h is infinite, only the x at the end of the step matters.
   finite = jnp.isfinite(h)
   safe = jnp.where(finite, h, 1)
   return jnp.where(finite, -safe / jnp.expm1(-safe) / 2, 0.5)

@@ -1,10 +1,14 @@
 """Noise within a step: how much of the state's own noise is kept, and what replaces the rest."""
 
+from __future__ import annotations
+
+import math
+
 from jax import numpy as jnp
 from jaxtyping import ArrayLike
 
 from eqflow import arrays
-from eqflow.arrays import Coef, Data, Keys, combine
+from eqflow.arrays import Coef, Data, Keys, Number, combine
 from eqflow.mix import Mix
 
 
@@ -15,7 +19,7 @@ def step_ratio(here: Mix, there: Mix) -> Coef:
 
 
 def kept_by_churn(ratio: Coef, *, number: ArrayLike) -> Coef:
-  """r = a^(c/(1 - c)): the share of sigma_s that is the state's own noise, at churn c in [0, 1]."""
+  """r = a^(c/(1 - c)): the fraction of sigma_s that is the state's own noise, at churn c in [0, 1]."""
   # An array, so that churn 1 divides to inf and keeps 0 ** inf = 0, but 1 ** inf = 1.
   number = jnp.asarray(number, jnp.result_type(float))
   return ratio ** (number / (1 - number))
@@ -26,10 +30,15 @@ def kept_by_eta(ratio: Coef, *, number: ArrayLike) -> Coef:
   return jnp.sqrt(1 - jnp.square(number) * (1 - ratio) * (1 + ratio))
 
 
-def one_number(name: str, number: ArrayLike) -> None:
-  """Raises ValueError for an array: how much noise is put back is the same for all examples."""
-  if not arrays.is_traced(number) and jnp.ndim(number):
-    raise ValueError(f'{name} of shape {jnp.shape(number)}: give one number, for all examples')
+def one_number(name: str, number: ArrayLike, *, most: Number = math.inf) -> None:
+  """Raises ValueError unless `number` is one number in [0, most], the same for all examples."""
+  if arrays.is_traced(number):
+    return
+  if jnp.ndim(number):
+    raise ValueError(f'{name} has shape {jnp.shape(number)}: give one number, for all examples')
+  if not 0 <= number <= most:
+    limits = f'from 0 to {most:g}' if math.isfinite(most) else '0 or more'
+    raise ValueError(f'{name}={number}: give a number, {limits}')
 
 
 def renewed(mean: Data, sigma: Coef, kept: Coef, keys: Keys) -> Data:
@@ -40,6 +49,6 @@ def renewed(mean: Data, sigma: Coef, kept: Coef, keys: Keys) -> Data:
 
 
 def root(a: Coef) -> Coef:
-  """sqrt(max(a, 0)), of slope 0 where a <= 0: a step of no length draws no noise, differentiably."""
+  """sqrt(max(a, 0)), of slope 0 where a <= 0: a step of no length adds no noise, differentiably."""
   positive = a > 0
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), 0)

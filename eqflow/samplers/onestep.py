@@ -1,4 +1,6 @@
-"""Solvers that remember nothing: z_s from z_t and the predictions within the step."""
+"""Solvers without state: z_s from z_t and the predictions within the step."""
+
+from __future__ import annotations
 
 import math
 
@@ -7,132 +9,139 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 
-from eqflow import arrays, outputs, processes
+from eqflow import arrays, blind_spots, outputs, processes
 from eqflow.arrays import combine
 from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers.base import Solver, assemble, check, contributions, sample, sample_path
-from eqflow.samplers.multistep import adams_bashforth, dpmpp_2m, dpmpp_3m, unipc
+from eqflow.samplers.base import Solver, Traits, no_state, plane
 from eqflow.samplers.noise import kept_by_churn, kept_by_eta, one_number, renewed, root, step_ratio
-from eqflow.samplers.runge_kutta import adaptive
-from eqflow.samplers.stochastic import last_euler, last_mean, last_tweedie, sde
-
-__all__ = [
-    'Solver', 'adams_bashforth', 'adaptive', 'ancestral', 'check', 'contributions', 'ddim',
-    'dpmpp_2m', 'dpmpp_3m', 'edm', 'euler', 'heun', 'last_euler', 'last_mean', 'last_tweedie',
-    'sample', 'sample_path', 'sde', 'unipc']
 
 
 def ddim(process: Process, output: Output, *, churn: ArrayLike = 0.0,
          eta: ArrayLike | None = None) -> Solver:
-  """z_s = alpha_s x + sigma_s (r eps + sqrt(1 - r^2) fresh noise), x and eps as seen at t.
+  """z_s = alpha_s x + sigma_s (r eps + sqrt(1 - r^2) fresh noise), x and eps as predicted at t.
 
-  churn in [0, 1] is the share of each step's way that is noise put back: with
+  churn in [0, 1] is the fraction of each step that replaces noise: with
   a = (sigma_s/alpha_s)/(sigma_t/alpha_t), r = a^(churn/(1 - churn)); 0 is DDIM [2010.02502], 1/2
-  DDPM's step, 1 forgets all noise at each step. eta in [0, 1], diffusers' and DDIM's own number
-  instead: r^2 = 1 - eta^2 (1 - a^2), equal at 0 and at 1, which is churn 1/2.
+  DDPM's step, 1 replaces all noise at each step. eta in [0, 1], DDIM's and diffusers' own number, can
+  be given instead: r^2 = 1 - eta^2 (1 - a^2), which is churn 0 at eta 0 and churn 1/2 at eta 1.
 
-  First order and exact where the output is constant. The scale of (alpha, sigma) does not matter;
-  on the linear process DDIM is Euler's step. Draws noise unless the number given is 0.
+  First order, and exact where the output is constant. Only sigma/alpha matters, not the scale of
+  (alpha, sigma); on the linear process DDIM is Euler's step. Stochastic unless the number given is 0.
   """
   if eta is not None:
     if not _is(churn, 0):
-      raise ValueError(f'churn={churn} and eta={eta} are two ways to say one thing: give one')
+      raise ValueError(f'churn={churn} and eta={eta} both set the noise of a step: give one of them')
     return _renewing(process, output, kept_by_eta, 'eta', eta)
   return _renewing(process, output, kept_by_churn, 'churn', churn)
 
 
 def _renewing(process, output, kept, name, number):
-  one_number(name, number)
-  if not arrays.is_traced(number) and not 0 <= number <= 1:
-    raise ValueError(f'{name}={number}: give a number from 0 (no noise) to 1')
+  one_number(name, number, most=1)
+  bound = plane(process, output)
+  check = Partial(blind_spots.check_grid, **bound)
   if _is(number, 0):
-    return assemble(_ddim_step, process, output)
-  return assemble(_noisy_ddim_step, process, output, kept=Partial(kept, number=number))
+    return Solver(Partial(no_state), Partial(_ddim_step, **bound), check, Traits('ddim'))
+  step = Partial(_noisy_ddim_step, **bound, kept=Partial(kept, number=number))
+  return Solver(Partial(no_state), step, check, Traits('ddim', stochastic=True))
 
 
 def _is(number, value):
   return not arrays.is_traced(number) and jnp.ndim(number) == 0 and float(number) == value
 
 
-def _ddim_step(predict, z, memory, t, s, keys, *, process, output):
+def _ddim_step(predict, z, state, t, s, keys, *, process, output):
   y = predict(z, t)
-  return remix(process(s), state=process(t), out=output(process, t), z=z, y=y), memory
+  return remix(process(s), state=process(t), out=output(process, t), z=z, y=y), state
 
 
-def _noisy_ddim_step(predict, z, memory, t, s, keys, *, process, output, kept):
+def _noisy_ddim_step(predict, z, state, t, s, keys, *, process, output, kept):
   here, there = process(t), process(s)
   r = kept(step_ratio(here, there))
   to = Mix(there.x, there.eps * r)
   mean = remix(to, state=here, out=output(process, t), z=z, y=predict(z, t))
-  return renewed(mean, there.eps, r, keys), memory
-
-
-_noisy_ddim_step.draws = True
+  return renewed(mean, there.eps, r, keys), state
 
 
 def ancestral(process: Process, output: Output, *, variance: ArrayLike = 0.0) -> Solver:
-  """z_s ~ p(z_s | z_t, x), x as the network sees it: DDPM's step [Ho+ 2006.11239].
+  """z_s ~ p(z_s | z_t, x), x as predicted at t: DDPM's step [Ho+ 2006.11239].
 
-  variance 0 is the posterior's, at which the step is exact at finite steps for a known x and equals
-  DDIM over twice the log-SNR, then noise forward; 1 is the forward step's, beta_t; between, their
-  logarithms are interpolated. None is added at s = 0. Draws from keys, which must be given.
+  variance 0 is the posterior's: the step is then exact for a known x, however long, and equals DDIM
+  over twice the log-SNR followed by forward noise. 1 is the forward step's, beta_t; in between, the
+  logarithms are interpolated. No noise is added at s = 0. Stochastic.
   """
-  one_number('variance', variance)
-  if not arrays.is_traced(variance) and not 0 <= variance <= 1:
-    raise ValueError(f'variance={variance}: give a number from 0 (the posterior\'s) to 1 (beta_t)')
-  return assemble(_ancestral_step, process, output, variance=variance)
+  one_number('variance', variance, most=1)
+  bound = plane(process, output)
+  return Solver(Partial(no_state), Partial(_ancestral_step, **bound, variance=variance),
+                Partial(blind_spots.check_grid, **bound), Traits('ancestral', stochastic=True))
 
 
-def _ancestral_step(predict, z, memory, t, s, keys, *, process, output, variance):
+def _ancestral_step(predict, z, state, t, s, keys, *, process, output, variance):
   here, there = process(t), process(s)
   kept = step_ratio(here, there)
   to = Mix(there.x, there.eps * kept)
   mean = remix(to, state=here, out=output(process, t), z=z, y=predict(z, t))
   share = here.eps / jnp.where(there.eps == 0, 1, there.eps)
-  return renewed(mean, there.eps * share**variance, kept, keys), memory
-
-
-_ancestral_step.draws = True
+  return renewed(mean, there.eps * share**variance, kept, keys), state
 
 
 def euler(process: Process, output: Output, *, along: Output | None = None) -> Solver:
   """z_s = z_t + (s - t) u: Euler's step of the probability-flow ODE dz/dt = u. First order.
 
-  With `along`, a vector w of the plane held still over the step (x, eps, displacement; v turns with
-  the state), it is Euler's step in the time in which dz~ = w deta: z/sigma over alpha/sigma for x,
-  z/alpha over sigma/alpha for eps, z/(alpha + sigma) over sigma/(alpha + sigma) for displacement,
-  and a rotation for v. All of these are DDIM.
+  With `along`, a vector w of the plane that is kept constant over the step (x, eps, displacement; v
+  rotates with the state), it is Euler's step in the time eta in which dz~ = w deta: z/sigma over
+  alpha/sigma for x, z/alpha over sigma/alpha for eps, z/(alpha + sigma) over sigma/(alpha + sigma) for
+  displacement, and a rotation for v. All of these are DDIM.
   """
+  bound, traits = plane(process, output), Traits('euler')
   if along is None:
-    return assemble(_euler_step, process, output)
-  return assemble(_euler_along_step, process, output, along=arrays.pytree(along))
+    return Solver(Partial(no_state), Partial(_euler_step, **bound),
+                  Partial(_check_velocity, **bound, traits=traits), traits)
+  bound |= dict(along=arrays.pytree(along))
+  return Solver(Partial(no_state), Partial(_euler_along_step, **bound),
+                Partial(_check_along, **bound, traits=traits), traits)
 
 
-def _euler_step(predict, z, memory, t, s, keys, *, process, output):
-  return combine((1, z), (s - t, _velocity(predict, z, t, process, output))), memory
+def _check_velocity(times, *, process, output, traits):
+  ahead = traits.stages > 1
+  blind_spots.check_grid(times, process=process, output=output, last=ahead)
+  blind_spots.needs_velocity(times, process=process, name=traits.name, last=ahead)
 
 
-def _euler_along_step(predict, z, memory, t, s, keys, *, process, output, along):
+def _check_along(times, *, process, output, along, traits):
+  blind_spots.check_grid(times, process=process, output=output, last=traits.stages > 1)
+  blind_spots.needs_along(times, process=process, along=along, name=traits.name,
+                          remedy='choose another `along`')
+
+
+def _euler_step(predict, z, state, t, s, keys, *, process, output):
+  return combine((1, z), (s - t, _velocity(predict, z, t, process, output))), state
+
+
+def _euler_along_step(predict, z, state, t, s, keys, *, process, output, along):
   here, w = process(t), along(process, t)
   y = remix(w, state=here, out=output(process, t), z=z, y=predict(z, t))
-  return remix(process(s), state=here, out=w, z=z, y=y), memory
+  return remix(process(s), state=here, out=w, z=z, y=y), state
 
 
 def heun(process: Process, output: Output, *, along: Output | None = None) -> Solver:
   """z_s = z_t + (s - t)(u_t + u_s)/2, u_s at Euler's z_s: the trapezoidal rule. Second order.
 
   Two evaluations a step; the step to s = 0, where no network is evaluated, is Euler's. On the `edm`
-  process this is EDM's deterministic sampler [Karras+ 2206.00364, algorithm 1]. With `along`, the
-  rule in that vector's own time, as in `euler`: samples then differ by the vector chosen.
+  process this is EDM's deterministic sampler [Karras+ 2206.00364, algorithm 1]. With `along`, the same
+  rule in that vector's own time, as in `euler`: samples then depend on the vector.
   """
+  bound, traits = plane(process, output), Traits('heun', stages=2)
   if along is None:
-    return assemble(_heun_step, process, output)
-  return assemble(_heun_along_step, process, output, along=arrays.pytree(along))
+    return Solver(Partial(no_state), Partial(_heun_step, **bound),
+                  Partial(_check_velocity, **bound, traits=traits), traits)
+  bound |= dict(along=arrays.pytree(along))
+  return Solver(Partial(no_state), Partial(_heun_along_step, **bound),
+                Partial(_check_along, **bound, traits=traits), traits)
 
 
-def _heun_step(predict, z, memory, t, s, keys, *, process, output):
+def _heun_step(predict, z, state, t, s, keys, *, process, output):
   u_t = _velocity(predict, z, t, process, output)
   ahead = combine((1, z), (s - t, u_t))
 
@@ -140,10 +149,10 @@ def _heun_step(predict, z, memory, t, s, keys, *, process, output):
     u_s = _velocity(predict, ahead, s, process, output)
     return combine((1, z), ((s - t) / 2, u_t), ((s - t) / 2, u_s))
 
-  return jax.lax.cond(s > 0, correct, lambda: ahead), memory
+  return jax.lax.cond(s > 0, correct, lambda: ahead), state
 
 
-def _heun_along_step(predict, z, memory, t, s, keys, *, process, output, along):
+def _heun_along_step(predict, z, state, t, s, keys, *, process, output, along):
   here, there, w = process(t), process(s), along(process, t)
   y_t = remix(w, state=here, out=output(process, t), z=z, y=predict(z, t))
   ahead = remix(there, state=here, out=w, z=z, y=y_t)
@@ -153,47 +162,48 @@ def _heun_along_step(predict, z, memory, t, s, keys, *, process, output, along):
     y_s = remix(w, state=there, out=output(process, s), z=ahead, y=predict(ahead, s))
     return remix(there, state=here, out=w, z=z, y=combine((0.5, y_t), (0.5, y_s)))
 
-  return jax.lax.cond(s > 0, correct, lambda: ahead), memory
-
-
-# They evaluate the network at s too, so a grid's last time is checked unless it is 0.
-_heun_step.looks_ahead = _heun_along_step.looks_ahead = True
-# Which a process may not have at data: variance_preserving's is infinite there.
-_euler_step.moves_by_rate = _heun_step.moves_by_rate = True
+  return jax.lax.cond(s > 0, correct, lambda: ahead), state
 
 
 def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 0.0,
         sigma_min: ArrayLike = 0.0, sigma_max: ArrayLike = math.inf,
         noise_scale: ArrayLike = 1.0) -> Solver:
-  """Noise added until sigma (1 + gamma), then Heun's step along eps: EDM's stochastic sampler.
+  """Noise added up to sigma (1 + gamma), then Heun's step along eps: EDM's stochastic sampler.
 
-  gamma = min(churn/num_steps, sqrt(2) - 1) where sigma_min <= sigma <= sigma_max, else 0; what is
+  gamma = min(churn/num_steps, sqrt(2) - 1) where sigma_min <= sigma <= sigma_max, else 0; the noise
   added is scaled by noise_scale [Karras+ 2206.00364, algorithm 2: S_churn, S_min, S_max, S_noise].
   sigma is the noise-to-signal ratio, on `edm` the time itself, and must be finite; num_steps is the
-  grid's. Draws from keys unless churn is 0.
+  grid's. Stochastic unless churn is 0.
   """
   if num_steps < 1:
     raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid')
   one_number('churn', churn)
-  if not arrays.is_traced(churn) and not churn >= 0:
-    raise ValueError(f'churn={churn}: S_churn is 0 (no noise) or more')
   if not arrays.is_traced(sigma_min, sigma_max) and not sigma_min <= sigma_max:
-    raise ValueError(f'sigma_min={sigma_min}, sigma_max={sigma_max}: no sigma is between them, so none '
-                     'would be given noise; give sigma_min <= sigma_max')
+    raise ValueError(f'sigma_min={sigma_min} exceeds sigma_max={sigma_max}, so that no step would add '
+                     'noise: give sigma_min <= sigma_max')
   if _is(churn, 0):
     return heun(process, output, along=outputs.eps)
-  return assemble(_edm_step, process, output, churn=churn, num_steps=float(num_steps),
-                  sigma_min=sigma_min, sigma_max=sigma_max, noise_scale=noise_scale,
-                  along=outputs.eps)
+  bound = plane(process, output)
+  step = Partial(_edm_step, **bound, churn=churn, num_steps=float(num_steps), sigma_min=sigma_min,
+                 sigma_max=sigma_max, noise_scale=noise_scale)
+  return Solver(Partial(no_state), step, Partial(_edm_check, **bound, num_steps=num_steps),
+                Traits('edm', stochastic=True, stages=2))
 
 
-def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_steps, sigma_min,
-              sigma_max, noise_scale, along):
+def _edm_check(times, *, process, output, num_steps):
+  blind_spots.check_grid(times, process=process, output=output, last=True)
+  blind_spots.needs_along(times, process=process, along=outputs.eps, name='edm', remedy='use heun')
+  # The churn is divided among the steps.
+  blind_spots.needs_num_steps(times, num_steps=num_steps, name='edm', exact=True)
+
+
+def _edm_step(predict, z, state, t, s, keys, *, process, output, churn, num_steps, sigma_min,
+              sigma_max, noise_scale):
   sigma = processes.noise_to_signal(process, t)
   inside = (sigma >= sigma_min) & (sigma <= sigma_max) & jnp.isfinite(sigma)
   gamma = jnp.where(inside, jnp.minimum(churn / num_steps, math.sqrt(2) - 1), 0)
-  # Looked for up to 1, where every process but `edm` ends, or to 4 t, where that one is noisier by 4.
-  # Beyond its end a process has no log-SNR, which bisects down.
+  # Searched up to 1, where every process but `edm` ends, or to 4 t, where `edm` has 4 times the noise.
+  # Beyond its end a process has NaN for a log-SNR, which bisects down.
   noisier = processes.time_of_logsnr(process, -2 * jnp.log(sigma * (1 + gamma)), low=t,
                                      high=jnp.maximum(4 * t, 1))
   up = jnp.where(gamma > 0, noisier, t)
@@ -203,11 +213,8 @@ def _edm_step(predict, z, memory, t, s, keys, *, process, output, churn, num_ste
   old = share * here.eps
   added = root((there.eps - old) * (there.eps + old))
   z = combine((share, z), (noise_scale * added, arrays.noise_like(keys, z)))
-  return _heun_along_step(predict, z, memory, up, s, keys, process=process, output=output,
-                          along=along)
-
-
-_edm_step.draws = _edm_step.looks_ahead = _edm_step.goes_along = _edm_step.shares_churn = True
+  return _heun_along_step(predict, z, state, up, s, keys, process=process, output=output,
+                          along=outputs.eps)
 
 
 def _velocity(predict, z, t, process, output):

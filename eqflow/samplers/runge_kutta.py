@@ -1,10 +1,13 @@
-"""Adaptive Runge-Kutta: steps as long as a tolerance allows, chosen by every sample for itself."""
+"""Adaptive Runge-Kutta: every sample takes steps as long as the tolerance allows."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from eqflow import arrays, blind_spots, fields, outputs
@@ -12,11 +15,11 @@ from eqflow.arrays import Coef, Data, Static
 from eqflow.mix import remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers.base import Solver, assemble
+from eqflow.samplers.base import Solver, Traits, plane
 
 
 class Count(NamedTuple):
-  """The memory of a solver that chooses its steps: the evaluations [b] that each sample needed."""
+  """The state of a solver that chooses its steps: evaluations [b], counted per sample."""
   evaluations: Int[Array, 'b']
 
 
@@ -24,41 +27,49 @@ def adaptive(process: Process, output: Output, *, rtol: ArrayLike = 1e-5, atol: 
              last: ArrayLike = 1e-3, max_steps: int = 1000) -> Solver:
   """z_s by dz/dt = u, each step's error below atol + rtol |z|: Dormand & Prince's 5(4) pair.
 
-  Every sample has its own steps, so the grid [1, 0] will do, and `run` tells their evaluations. The
-  step to s = 0, where no network is evaluated, is DDIM's from `last`, off by about (sigma/alpha)^2
-  there; on `edm` give its smallest sigma. Grids may rise, from data at t > 0 to noise. On a table
-  of discrete time u jumps at every entry and steps are short: `transport` to a smooth process.
+  Every sample has its own steps, so the grid [1, 0] is enough; the state that `run` returns counts
+  their evaluations. The step to s = 0, where no network is evaluated, is DDIM's from `last`, with an
+  error of about (sigma/alpha)^2 there; on `edm`, set `last` to the smallest sigma. Grids may rise, from
+  t > 0 to noise. On a table of discrete time u jumps at every entry and steps are short: `transport` to
+  a smooth process.
 
-  NaN for a sample that would need more than max_steps steps between two times, or steps below the
-  resolution of t: loosen the tolerances, raise max_steps or compute in float64. Only forward-mode
-  differentiable. Raises ValueError where the output is blind at `last`.
+  NaN for a sample that needs more than max_steps steps between two times, or steps below the resolution
+  of t: loosen the tolerances, raise max_steps or compute in float64. Only forward-mode differentiable.
+  Raises ValueError where the output is blind at `last`.
   """
   _check_last(last, process, output)
   tolerances = () if arrays.is_traced(rtol, atol) else (rtol, atol)
   if any(a < 0 for a in tolerances) or (tolerances and rtol + atol == 0) or max_steps < 1:
     raise ValueError(f'rtol={rtol}, atol={atol}, max_steps={max_steps}: tolerances are 0 or more, not '
                      'both 0, and max_steps is 1 or more')
-  return assemble(_adaptive_step, process, output, init=_adaptive_init, rtol=rtol, atol=atol,
-                  last=last, max_steps=Static(max_steps))
+  bound = plane(process, output)
+  step = Partial(_adaptive_step, **bound, rtol=rtol, atol=atol, last=last, max_steps=Static(max_steps))
+  return Solver(Partial(_no_evaluations), step, Partial(_adaptive_check, **bound),
+                Traits('adaptive', stages=None))
 
 
 def _check_last(last, process, output):
   if arrays.is_traced(last):
     return
   if not last > 0:
-    raise ValueError(f'last={last}: no network is evaluated at data; give a small time, as 1e-3')
+    raise ValueError(f'last={last}: the network is not evaluated at data; give a small time, as 1e-3')
   try:
     # With a time at which every output sees, so that the remedy is a number.
     blind_spots.check_grid([max(0.1, float(last)), float(last), 0.0], process=process, output=output)
   except ValueError as error:
-    raise ValueError(f'last={last} is where the network is left for data: {error}') from error
+    raise ValueError(f'last={last}, from which DDIM steps to data: {error}') from error
 
 
-def _adaptive_init(z):
+def _adaptive_check(times, *, process, output):
+  blind_spots.check_grid(times, process=process, output=output, last=True)
+  blind_spots.needs_velocity(times, process=process, name='adaptive', last=True)
+
+
+def _no_evaluations(z):
   return Count(jnp.zeros(arrays.batch_size(z), jnp.int32))
 
 
-def _adaptive_step(predict, z, memory, t, s, keys, *, process, output, rtol, atol, last, max_steps):
+def _adaptive_step(predict, z, state, t, s, keys, *, process, output, rtol, atol, last, max_steps):
   velocity = fields.as_output(predict, process=process, output=output, to=outputs.u)
   stop = jnp.where(s > 0, s, jnp.minimum(last, t))
   z, count = integrate(velocity, z, t, stop, rtol=rtol, atol=atol, max_steps=max_steps.value)
@@ -68,19 +79,16 @@ def _adaptive_step(predict, z, memory, t, s, keys, *, process, output, rtol, ato
     return remix(process(s), state=process(stop), out=output(process, stop), z=z, y=y)
 
   z = jax.lax.cond(s > 0, lambda: z, onto_data)
-  return z, Count(memory.evaluations + count + (s <= 0))
-
-
-_adaptive_step.looks_ahead = _adaptive_step.counts = _adaptive_step.moves_by_rate = True
+  return z, Count(state.evaluations + count + (s <= 0))
 
 
 def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: Coef, end: Coef, *,
               rtol: ArrayLike, atol: ArrayLike, max_steps: int) -> tuple[Data, Int[Array, 'b']]:
-  """(y at `end`, evaluations [b]) for dy/dt = field(y, t), y [b, ...] given at `start`, t [b].
+  """(y at `end`, evaluations [b]) for dy/dt = field(y, t), from y [b, ...] at `start`; t is [b].
 
-  Every sample steps as it needs to: the root mean square over each of its leaves of the step's
-  error/(atol + rtol |y|) stays below 1. y is NaN where that takes more than max_steps steps. The
-  field is given y in its own dtype, and y is kept in float32 or wider between.
+  Every sample chooses its own steps: over each of its leaves, the root mean square of the step's
+  error/(atol + rtol |y|) stays below 1. y is NaN where that takes more than max_steps steps. The field
+  receives y in its own dtype; between evaluations y is kept in float32 or wider.
   """
   try:
     import diffrax
@@ -91,16 +99,16 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
   # diffrax needs time and every leaf, its slope and its error in one dtype.
   y = jax.tree.map(lambda a: jnp.asarray(a, jnp.promote_types(jnp.result_type(a), dtype)), y)
 
-  # Time is the share of the way: direction and first step are known whatever start and end are.
-  def slope(y, share):
-    slopes = field(_cast(y, own), (1 - share) * start + share * end)
+  # Time runs from 0 to 1, so that direction and first step do not depend on start and end.
+  def slope(y, part):
+    slopes = field(_cast(y, own), (1 - part) * start + part * end)
     return arrays.combine((end - start, _cast(slopes, y)))
 
-  # A field may know its batch (a bound condition does), so all samples enter it together, also
-  # where they step one by one.
-  def one(share, y, _):
+  # A field may be bound to its batch (a condition is), so all samples are evaluated together,
+  # although they step one by one.
+  def one(part, y, _):
     together = lambda a: jax.lax.all_gather(a, 'samples')
-    slopes = slope(jax.tree.map(together, y), together(share))
+    slopes = slope(jax.tree.map(together, y), together(part))
     return jax.tree.map(lambda a: a[jax.lax.axis_index('samples')], slopes)
 
   def solve(y, first):
@@ -109,7 +117,7 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
         max_steps=max_steps, adjoint=diffrax.ForwardMode(), saveat=diffrax.SaveAt(t1=True),
         stepsize_controller=diffrax.PIDController(
             rtol, atol, norm=_largest, dtmin=jnp.finfo(dtype).eps, force_dtmin=False),
-        # The slope at the start, which then no rejected first step evaluates again.
+        # The slope at the start, so that a rejected first step does not evaluate it again.
         solver_state=(jnp.array(False), first))
     success = found.result == diffrax.RESULTS.successful
     ys = jax.tree.map(lambda a: jnp.where(success, a[0], jnp.nan), found.ys)

@@ -1,18 +1,20 @@
 """The sampling SDE for any diffusion coefficient, by Euler-Maruyama."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
 
-from eqflow import arrays, outputs, processes
+from eqflow import arrays, blind_spots, outputs, processes
 from eqflow.arrays import Data, combine
 from eqflow.mix import remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
 from eqflow.samplers import diffusions
-from eqflow.samplers.base import Solver, assemble
+from eqflow.samplers.base import Solver, Traits, no_state, plane
 from eqflow.samplers.noise import root
 
 
@@ -20,19 +22,25 @@ def sde(process: Process, output: Output, *, diffusion: Callable | None = None,
         last: Callable | None = None) -> Solver:
   """z_s = z_t + (s - t)(u - w score) + sqrt(2 w (t - s)) noise: Euler-Maruyama, w = diffusion.
 
-  diffusion (process, t) -> w is any of `eqflow.sde`, by default sigma; all have the same marginals
-  [Ma+ 2401.08740]. The step to s = 0 adds no noise and is `last`: last_mean (default), last_tweedie
-  or last_euler. Weak order 1. Draws from keys. Raises ValueError where w is not finite on the grid,
-  as `sbdm` at pure noise.
+  diffusion (process, t) -> w is a function of `samplers.diffusions`, by default sigma; all have the
+  same marginals [Ma+ 2401.08740]. The step to s = 0 adds no noise and is `last`: last_mean (default),
+  last_tweedie or last_euler. Weak order 1. Stochastic. Its check raises where w is not finite on the
+  grid, as `sbdm` at pure noise.
   """
-  return assemble(_sde_step, process, output,
-                  diffusion=arrays.pytree(diffusion or Partial(diffusions.sigma)),
-                  last=arrays.Static(last or last_mean))
+  bound = plane(process, output) | dict(diffusion=arrays.pytree(diffusion or diffusions.sigma))
+  return Solver(Partial(no_state), Partial(_sde_step, **bound, last=arrays.Static(last or last_mean)),
+                Partial(_sde_check, **bound), Traits('sde', stochastic=True))
 
 
-def _sde_step(predict, z, memory, t, s, keys, *, process, output, diffusion, last):
-  state, out, y = process(t), output(process, t), predict(z, t)
-  to = lambda vector: remix(vector, state=state, out=out, z=z, y=y)
+def _sde_check(times, *, process, output, diffusion):
+  blind_spots.check_grid(times, process=process, output=output)
+  blind_spots.needs_diffusion(times, process=process, diffusion=diffusion)
+  blind_spots.needs_velocity(times, process=process, name='sde')
+
+
+def _sde_step(predict, z, state, t, s, keys, *, process, output, diffusion, last):
+  here, out, y = process(t), output(process, t), predict(z, t)
+  to = lambda vector: remix(vector, state=here, out=out, z=z, y=y)
   u, score = to(processes.rate(process, t)), to(outputs.score(process, t))
   w = diffusion(process, t)
   flowed = combine((1, z), (s - t, u))
@@ -40,10 +48,7 @@ def _sde_step(predict, z, memory, t, s, keys, *, process, output, diffusion, las
   spread = root(2 * w * (t - s))
   noisy = combine((1, mean), (spread, arrays.noise_like(keys, z)))
   end = last.value(mean, to(outputs.x(process, t)), flowed)
-  return jax.tree.map(lambda a, b: jnp.where(s > 0, a, b), noisy, end), memory
-
-
-_sde_step.draws = _sde_step.moves_by_rate = True
+  return jax.tree.map(lambda a, b: jnp.where(s > 0, a, b), noisy, end), state
 
 
 def last_mean(drifted: Data, x: Data, flowed: Data) -> Data:
@@ -57,5 +62,5 @@ def last_tweedie(drifted: Data, x: Data, flowed: Data) -> Data:
 
 
 def last_euler(drifted: Data, x: Data, flowed: Data) -> Data:
-  """z_t + (s - t) u: the last step is that of the probability-flow ODE."""
+  """z_t + (s - t) u: the last step follows the probability-flow ODE."""
   return flowed

@@ -9,7 +9,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 
-from eqflow import arrays, fields, samplers
+from eqflow import arrays, descent, fields, samplers
 from eqflow.data import pipeline
 from eqflow.evaluation import distances, features
 from eqflow.runs import dataset, generate
@@ -99,14 +99,14 @@ def in_batches(model: Model) -> Iterator[np.ndarray]:
     yield np.arange(start, start + size) % n
 
 
-def descent_path(model: Model, solver: samplers.Solver, num_steps: int, *, every: int = 1,
+def descent_path(model: Model, method: descent.Descent, num_steps: int, *, every: int = 1,
                  z: np.ndarray | None = None) -> np.ndarray:
   """z after 0, every, 2 every, ... steps [k, n, ...]: one descent contains every shorter one."""
   z = model.noise if z is None else z
   parts = []
   for rows in in_batches(model):
-    states = samplers.sample_path(solver, model.predict(model.labels[rows]), z[rows],
-                                  np.zeros(num_steps + 1, np.float32))
+    states = descent.descend_path(method, model.predict(model.labels[rows]), z[rows],
+                                  num_steps=num_steps)
     parts.append(np.asarray(states[::every]))
   return np.concatenate(parts, axis=1)[:, :len(z)]
 

@@ -16,9 +16,9 @@ from tests.samplers import test_multistep, test_stochastic
 
 
 def orders():
-  for name, claimed, make in test_multistep.ORDERS:
-    solver = make(processes.linear)
-    found, errors = test_multistep.observed_orders(solver, solver.step.keywords['output'])
+  for name, claimed, output, make in test_multistep.ORDERS:
+    solver = make(processes.linear, output)
+    found, errors = test_multistep.observed_orders(solver, output)
     yield f'{name}, order {claimed}', f'{found[-2]:.2f}, {found[-1]:.2f} (error {errors[-1]:.1e})'
 
 

@@ -1,5 +1,6 @@
-"""Sampling by optimization: the algorithms as printed, and stopping sample by sample."""
+"""Descents: the algorithms as their papers print them, and stopping sample by sample."""
 
+import inspect
 import re
 
 import jax
@@ -10,7 +11,6 @@ import optax
 import pytest
 
 from eqflow import descent, outputs, processes, samplers
-from eqflow.descent import methods
 
 A = np.diag([1.0, 3.0])
 Z = np.array([[1.0, -2.0], [0.5, 4.0], [0.0, 0.1]])
@@ -32,7 +32,7 @@ def test_gradient_descent_is_its_recursion(x64):
   np.testing.assert_allclose(found, z, rtol=1e-12)
 
 
-def test_nesterov_looks_ahead_and_steps_from_where_it_stands(x64):
+def test_nesterov_evaluates_ahead_and_steps_from_z(x64):
   z = previous = Z
   for _ in range(60):
     ahead = z + 0.35 * (z - previous)
@@ -43,7 +43,7 @@ def test_nesterov_looks_ahead_and_steps_from_where_it_stands(x64):
 
 @pytest.mark.parametrize('make', [optax.sgd, lambda r: optax.adam(r), lambda r: optax.chain(
     optax.clip_by_global_norm(1.0), optax.sgd(r, momentum=0.9))])
-def test_an_optax_transform_runs_on_each_sample_by_itself(make):
+def test_an_optax_transform_has_a_state_per_sample(make):
   transform = make(0.05)
   found = descent.descend(descent.from_optax(transform), _field, jnp.asarray(Z, jnp.float32),
                           num_steps=20)
@@ -59,12 +59,12 @@ def test_an_optax_transform_runs_on_each_sample_by_itself(make):
 @pytest.mark.parametrize('transform,needs', [
     (optax.polyak_sgd(), "'value'"), (optax.lbfgs(), "'value'"),
     (optax.contrib.sophia(0.1), 'obj_fn')])
-def test_optimizers_that_need_a_loss_are_refused_by_name(transform, needs):
-  with pytest.raises(ValueError, match=f'{needs}.*a field has no loss value to give'):
+def test_optimizers_that_need_a_loss_are_rejected(transform, needs):
+  with pytest.raises(ValueError, match=f'{needs}.*a field has no loss value'):
     descent.from_optax(transform)
 
 
-def test_an_optimizer_of_some_leaves_leaves_the_others():
+def test_a_masked_optimizer_leaves_the_other_leaves():
   solver = descent.from_optax(optax.masked(optax.sgd(0.5), {'x': True, 'y': False}))
   z = {'x': jnp.ones((2, 3)), 'y': jnp.ones((2, 1))}
   end = descent.descend(solver, lambda z, t: jax.tree.map(jnp.zeros_like, z) | {'x': z['x']}, z,
@@ -84,7 +84,7 @@ def _restated(z, *, threshold, max_steps):
   return z, max_steps, norm
 
 
-def test_each_sample_stops_where_its_slope_is_small_and_no_later(x64):
+def test_each_sample_stops_as_soon_as_its_slope_is_small(x64):
   found = descent.descend_until(descent.gradient_descent(0.05), _field, jnp.asarray(Z),
                                 max_steps=200, threshold=0.5)
   for i, start in enumerate(Z):
@@ -95,7 +95,7 @@ def test_each_sample_stops_where_its_slope_is_small_and_no_later(x64):
   assert len(set(np.asarray(found[1]))) == 3, 'the samples should differ in their steps'
 
 
-def test_a_threshold_out_of_reach_stops_at_the_last_step_and_shows(x64):
+def test_a_threshold_out_of_reach_stops_at_max_steps(x64):
   z, steps, norms = descent.descend_until(descent.gradient_descent(0.05), _field, jnp.asarray(Z),
                                           max_steps=7, threshold=1e-9)
   assert (steps == 7).all() and (norms >= 1e-9).all()
@@ -103,7 +103,7 @@ def test_a_threshold_out_of_reach_stops_at_the_last_step_and_shows(x64):
                                                 jnp.asarray(Z), num_steps=7), rtol=1e-12)
 
 
-def test_a_slope_at_the_threshold_is_not_below_it():
+def test_a_slope_at_the_threshold_does_not_stop():
   _, steps, _ = descent.descend_until(descent.gradient_descent(0.0), lambda z, t: z,
                                       jnp.array([[3.0, 4.0]]), max_steps=5, threshold=5.0)
   assert steps[0] == 5
@@ -111,7 +111,7 @@ def test_a_slope_at_the_threshold_is_not_below_it():
 
 @pytest.mark.parametrize('solver', [descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3),
                                     descent.from_optax(optax.adam(0.1))])
-def test_a_network_in_low_precision_is_descended_from_full_precision(solver):
+def test_z_keeps_its_dtype_where_the_network_computes_in_bfloat16(solver):
   field = lambda z, t: z.astype(jnp.bfloat16)
   z = descent.descend(solver, field, jnp.asarray(Z, jnp.float32), num_steps=3)
   assert z.dtype == jnp.float32
@@ -121,37 +121,73 @@ def test_a_network_in_low_precision_is_descended_from_full_precision(solver):
 
 
 @pytest.mark.parametrize('solver', [descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3)])
-def test_a_field_of_another_shape_is_refused_by_name(solver):
-  with pytest.raises(ValueError, match=r'predict returned \(3, 1\) for z \(3, 2\)'):
+def test_a_field_of_another_shape_is_rejected(solver):
+  with pytest.raises(ValueError, match=r'field returned \(3, 1\) for z \(3, 2\)'):
     descent.descend_until(solver, lambda z, t: z[:, :1], jnp.asarray(Z), max_steps=3, threshold=0.1)
 
 
-def test_a_solver_of_times_does_not_descend():
-  solver = samplers.ddim(processes.linear, outputs.u)
-  with pytest.raises(ValueError, match='_ddim_step keeps no slope, so it does not descend'):
-    descent.descend(solver, _field, jnp.asarray(Z), num_steps=3)
+def test_a_solver_does_not_descend_and_a_descent_is_not_sampled():
+  # Without the type checks of the tests, which would reject them first.
+  descend, sample = map(inspect.unwrap, (descent.descend, samplers.sample))
+  with pytest.raises(TypeError, match='heun is a Solver, .* samplers.sample'):
+    descend(samplers.heun(processes.linear, outputs.u), _field, jnp.asarray(Z), num_steps=3)
+  with pytest.raises(TypeError, match='gradient_descent is a Descent, .* descent.descend'):
+    sample(descent.gradient_descent(0.05), _field, jnp.asarray(Z), np.zeros(9))
 
 
-def test_a_descent_of_plain_functions_runs_too(x64):
-  def step(predict, z, memory, t, s, keys):
-    slope = predict(z, t)
-    return z - 0.05 * slope, descent.Point(slope)
-  own = methods.Solver(lambda z: descent.Point(jnp.zeros_like(z)), step)
-  given = _field, jnp.asarray(Z)
-  np.testing.assert_allclose(
-      descent.descend(own, *given, num_steps=5),
-      descent.descend(descent.gradient_descent(0.05), *given, num_steps=5), rtol=1e-12)
+def _heavy_ball():
+  """A user's own descent: z_{k+1} = z_k - 0.05 f(z_k) + 0.5 (z_k - z_{k-1})."""
+  def init(z):
+    return descent.State(jnp.zeros(len(z), int), jnp.zeros_like(z), inner=z)
+
+  def step(field, z, state, keys):
+    slope = field(z)
+    ahead = z - 0.05 * slope + 0.5 * (z - state.inner)
+    return ahead, descent.State(state.count + 1, slope, inner=z)
+
+  return descent.Descent(init, step, samplers.Traits('heavy_ball'))
 
 
-def test_nan_never_counts_as_converged():
+def test_a_descent_of_your_own_is_a_few_lines(x64):
+  z = previous = Z
+  path = [Z]
+  for _ in range(60):
+    z, previous = z - 0.05 * _numpy_field(z) + 0.5 * (z - previous), z
+    path.append(z)
+  own, start = _heavy_ball(), jnp.asarray(Z)
+  np.testing.assert_allclose(descent.descend(own, _field, start, num_steps=60), z, rtol=1e-12)
+  np.testing.assert_allclose(descent.descend_path(own, _field, start, num_steps=60), path, rtol=1e-12)
+  # It stops at the first small slope, as counted by the recursion above.
+  small = [[np.linalg.norm(_numpy_field(z[i])) < 0.1 for z in path].index(True) for i in range(3)]
+  ends, iterations, norms = descent.descend_until(own, _field, start, max_steps=60, threshold=0.1)
+  np.testing.assert_array_equal(iterations, np.array(small) + 1)
+  np.testing.assert_allclose(ends, [path[k][i] for i, k in enumerate(small)], rtol=1e-12)
+  assert (norms < 0.1).all() and descent.evaluations(own, 7) == 7
+
+
+def test_a_descent_of_your_own_is_named_in_errors():
+  own = _heavy_ball()._replace(traits=samplers.Traits('heavy_ball', stochastic=True))
+  with pytest.raises(ValueError, match='heavy_ball is stochastic: pass keys'):
+    descent.descend(own, _field, jnp.asarray(Z), num_steps=3)
+
+
+def test_the_path_starts_at_z_and_ends_at_the_descent():
+  z, method = jnp.asarray(Z), descent.nesterov(0.05, 0.3)
+  path = descent.descend_path(method, _field, z, num_steps=7)
+  assert path.shape == (8, *z.shape)
+  np.testing.assert_array_equal(path[0], z)
+  np.testing.assert_allclose(path[-1], descent.descend(method, _field, z, num_steps=7), rtol=1e-6)
+
+
+def test_nan_does_not_count_as_converged():
   field = lambda z, t: jnp.where(z > 3, jnp.nan, z)
   z, steps, norms = descent.descend_until(descent.gradient_descent(0.5), field,
                                           jnp.array([[4.0], [1.0]]), max_steps=20, threshold=0.1)
   assert steps[0] == 20 and jnp.isnan(norms[0])
-  assert steps[1] < 20 and jnp.isfinite(z[1]).all(), 'one sample must not spoil another'
+  assert steps[1] < 20 and jnp.isfinite(z[1]).all(), 'one sample must not affect another'
 
 
-def test_the_norm_is_over_all_leaves_and_nesterov_reports_it_ahead(x64):
+def test_norms_are_over_all_leaves_and_ahead_for_nesterov(x64):
   z = {'a': jnp.ones((1, 2)), 'b': jnp.ones((1, 2, 1))}
   _, _, norms = descent.descend_until(descent.gradient_descent(0.1), lambda z, t: z, z,
                                       max_steps=1, threshold=0.0)
@@ -179,7 +215,7 @@ def test_descent_is_differentiable_in_its_step_size(x64):
   np.testing.assert_allclose(jax.grad(end)(0.1), -10 * 0.9**9, rtol=1e-12)
 
 
-def test_a_schedule_multiplies_the_step_size_by_the_step(x64):
+def test_a_schedule_multiplies_the_step_size(x64):
   factor = lambda k: 0.5 * (1 + np.cos(np.pi * k / 40))
   z = Z
   for k in range(60):
@@ -192,7 +228,7 @@ def test_a_schedule_multiplies_the_step_size_by_the_step(x64):
 
 @pytest.mark.parametrize('make', [descent.gradient_descent, descent.heun,
                                   lambda rate, **more: descent.nesterov(rate, 0.3, **more)])
-def test_any_function_of_the_step_is_a_schedule(make, x64):
+def test_any_function_of_the_iteration_is_a_schedule(make, x64):
   found = descent.descend(make(1.0, schedule=lambda k: 0.1 / (1 + k)), _field, jnp.asarray(Z),
                           num_steps=9)
   harmonic = make(0.1, schedule=jax.tree_util.Partial(descent.harmonic, half=1))
@@ -200,7 +236,7 @@ def test_any_function_of_the_step_is_a_schedule(make, x64):
                              rtol=1e-12)
 
 
-def test_optax_has_the_same_schedules(x64):
+def test_optax_schedules_count_the_same_iterations(x64):
   rate = optax.cosine_decay_schedule(0.05, 40)
   found = [descent.descend(solver, _field, jnp.asarray(Z), num_steps=30) for solver in (
       descent.gradient_descent(1.0, schedule=rate), descent.from_optax(optax.sgd(rate)))]
@@ -209,14 +245,14 @@ def test_optax_has_the_same_schedules(x64):
 
 @pytest.mark.parametrize('make, rule', [(descent.gradient_descent, samplers.euler),
                                         (descent.heun, samplers.heun)])
-def test_descents_are_rules_of_the_gradient_flow_in_time(make, rule, x64):
+def test_descents_are_solvers_of_the_gradient_flow(make, rule, x64):
   times = np.linspace(0.6, 0.1, 11)
   flow = samplers.sample(rule(processes.linear, outputs.u), _field, jnp.asarray(Z), times)
   found = descent.descend(make(0.05), _field, jnp.asarray(Z), num_steps=10)
   np.testing.assert_allclose(found, flow, rtol=1e-12)
 
 
-def test_heun_counts_twice():
+def test_heun_evaluates_twice():
   assert descent.evaluations(descent.heun(0.1), 7) == 14
   assert descent.evaluations(descent.gradient_descent(0.1), 7) == 7
 
@@ -232,13 +268,13 @@ def test_langevin_has_the_variance_of_its_recursion():
   assert abs(float(z.mean())) < 4.5 * np.sqrt(variance / n)
 
 
-def test_langevin_without_noise_is_gradient_descent_and_needs_keys(x64):
+def test_langevin_at_temperature_0_is_gradient_descent_and_needs_keys(x64):
   cold = descent.langevin(0.05, 0.0)
   keys = jax.random.split(jax.random.key(0), 3)
   np.testing.assert_allclose(
       descent.descend(cold, _field, jnp.asarray(Z), num_steps=9, keys=keys),
       descent.descend(descent.gradient_descent(0.05), _field, jnp.asarray(Z), num_steps=9), rtol=1e-12)
-  with pytest.raises(ValueError, match='langevin draws noise: give keys'):
+  with pytest.raises(ValueError, match='langevin is stochastic: pass keys'):
     descent.descend(cold, _field, jnp.asarray(Z), num_steps=9)
   with pytest.raises(ValueError, match='temperature=-1'):
     descent.langevin(0.05, -1)
@@ -266,7 +302,7 @@ def test_a_sample_does_not_depend_on_its_slot(solver):
       np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5, err_msg=f'{name} with {slots} slots')
 
 
-def test_a_slot_that_is_free_is_filled_at_the_next_hand_over():
+def test_a_free_slot_is_refilled_at_every_fourth_iteration():
   calls = []
   def counted(z, t, condition):
     jax.debug.callback(lambda: calls.append(len(z)))
@@ -274,14 +310,14 @@ def test_a_slot_that_is_free_is_filled_at_the_next_hand_over():
   _, steps, _ = descent.descend_refilled(descent.gradient_descent(0.1), counted, STARTS, ENDS, slots=3,
                                          max_steps=60, threshold=0.4)
   jax.effects_barrier()
-  # Each sample goes to the slot that is free first, in their order; hands change every fourth step.
+  # In order, each sample takes the first free slot; slots are refilled every fourth iteration.
   free = [0, 0, 0]
   for count in np.asarray(steps):
     free[int(np.argmin(free))] += -(-int(count) // 4) * 4
   assert set(calls) == {3} and len(calls) == max(free), (len(calls), free)
 
 
-def test_samples_that_stop_by_themselves_ask_nothing_of_other_devices():
+def test_stopping_sample_by_sample_needs_no_collectives():
   mesh = Mesh(np.asarray(jax.devices()[:8]), ('data',))
   place = lambda a: jax.device_put(a, NamedSharding(mesh, PartitionSpec('data')))
   z, ends = place(jnp.ones((16, 4))), place(jnp.arange(16.0))
@@ -294,42 +330,36 @@ def test_samples_that_stop_by_themselves_ask_nothing_of_other_devices():
   assert not found, f'{len(found)} collectives: {set(found)}'
 
 
-@pytest.mark.parametrize('given, said', [
-    (dict(max_steps=0), 'max_steps=0: give a whole number of steps, 1 or more'),
-    (dict(threshold=float('nan')), 'threshold=nan'), (dict(z=jnp.zeros((0, 2))), 'z holds no sample')])
-def test_no_step_no_threshold_and_no_sample_are_refused(given, said):
-  with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize('given, message', [
+    (dict(max_steps=0), 'max_steps=0: '),
+    (dict(threshold=float('nan')), 'threshold=nan'), (dict(z=jnp.zeros((0, 2))), 'z has no samples')])
+def test_zero_steps_a_nan_threshold_and_zero_samples_are_rejected(given, message):
+  with pytest.raises(ValueError, match=message):
     descent.descend_until(descent.gradient_descent(0.1), _field,
                           **dict(z=jnp.asarray(Z), max_steps=6, threshold=0.4) | given)
 
 
-def test_steps_are_not_negative():
-  with pytest.raises(ValueError, match='num_steps=-3: give a whole number of steps, 0 or more'):
+def test_a_negative_number_of_steps_is_rejected():
+  with pytest.raises(ValueError, match='num_steps=-3: '):
     descent.descend(descent.gradient_descent(0.1), _field, jnp.asarray(Z), num_steps=-3)
 
 
 @pytest.mark.parametrize('ends', [ENDS[:-1], jnp.concatenate([ENDS, ENDS]), jnp.zeros(())],
                          ids=['fewer', 'more', 'none'])
 @pytest.mark.parametrize('slots', [2, len(STARTS)])
-def test_every_sample_has_a_condition_of_its_own(ends, slots):
-  with pytest.raises(ValueError, match=f'condition has a leaf .*z holds {len(STARTS)} samples'):
+def test_every_sample_needs_its_own_condition(ends, slots):
+  with pytest.raises(ValueError, match=f'condition has a leaf .* {len(STARTS)} samples'):
     descent.descend_refilled(descent.gradient_descent(0.1), _toward, STARTS, ends, slots=slots,
                              max_steps=6, threshold=0.4)
 
 
 @pytest.mark.parametrize('numbers', [(-0.1, 1.0), (0.0, 1.0), (0.1, -1.0), (0.1, np.array([1, -1]))])
-def test_langevin_goes_down_at_a_temperature(numbers):
-  with pytest.raises(ValueError, match='give a step size above 0, and a temperature of 0'):
+def test_langevin_rejects_numbers_out_of_range(numbers):
+  with pytest.raises(ValueError, match='=.* of langevin: '):
     descent.langevin(*numbers)
 
 
-def test_no_slot_is_refused():
+def test_zero_slots_are_rejected():
   with pytest.raises(ValueError, match='slots=0'):
     descent.descend_refilled(descent.gradient_descent(0.1), _toward, STARTS, ENDS, slots=0,
                              max_steps=6, threshold=0.4)
-
-
-def test_a_schedule_of_steps_is_not_run_along_times():
-  solver = descent.gradient_descent(0.1, schedule=jax.tree_util.Partial(descent.cosine, num_steps=9))
-  with pytest.raises(ValueError, match="gradient has step sizes by 'cosine'.*use descent.descend"):
-    samplers.sample(solver, _field, jnp.asarray(Z), np.zeros(9))

@@ -49,7 +49,7 @@ def test_stopping_read_from_a_path_agrees_with_descend_until():
   field = Partial(_field)
   z = jnp.asarray(Z, jnp.float32)
   solver = descent.gradient_descent(0.1)
-  states = np.asarray(samplers.sample_path(solver, field, z, np.zeros(41, np.float32)))
+  states = np.asarray(descent.descend_path(solver, field, z, num_steps=40))
   at = descents.first_below(descents.norms_of(states, 0.1), 1.0)
   end, steps, _ = descent.descend_until(solver, field, z, max_steps=40, threshold=1.0)
   np.testing.assert_allclose(descents.picked(states, at), end, rtol=1e-6)

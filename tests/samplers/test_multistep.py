@@ -1,4 +1,4 @@
-"""Every solver's order on an exact mixture, and what a solver that remembers integrates exactly."""
+"""The order of every solver on an exact mixture, and what multistep solvers integrate exactly."""
 
 import jax
 from jax import numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate
 
 from eqflow import arrays, grids, oracles, outputs, processes, samplers
-from eqflow.samplers import Solver, multistep
+from eqflow.samplers import multistep
 
 COSINE, LINEAR = processes.cosine, processes.linear
 MIXTURE = dict(means=np.array([[-1.0, 0.5], [0.8, -0.3], [0.2, 1.0]]),
@@ -28,7 +28,7 @@ _ends = {}
 
 
 def _end(process, z):
-  """The state at the end by a solver of other making: an independent fine solution."""
+  """The state at the end, by an independent solver with fine steps."""
   if process not in _ends:
     _ends[process] = _runge_kutta(process, z, _grid(process, 2_000))
   return _ends[process]
@@ -49,28 +49,28 @@ def _runge_kutta(process, z, grid):
   return jax.jit(lambda z, ends: jax.lax.scan(step, z, ends)[0])(z, (grid[:-1], grid[1:]))
 
 
-# UniPC's are one above its predictor's: the correction makes that up.
+# UniPC's order is one above its predictor's, thanks to the correction.
 ORDERS = [
-    ('ddim', 1, lambda p: samplers.ddim(p, outputs.v)),
-    ('euler', 1, lambda p: samplers.euler(p, outputs.v)),
-    ('heun', 2, lambda p: samplers.heun(p, outputs.v)),
-    ('heun along x', 2, lambda p: samplers.heun(p, outputs.v, along=outputs.x)),
-    ('heun along eps', 2, lambda p: samplers.heun(p, outputs.v, along=outputs.eps)),
-    ('heun along v', 2, lambda p: samplers.heun(p, outputs.u, along=outputs.v)),
-    ('edm', 2, lambda p: samplers.edm(p, outputs.v, num_steps=1)),
-    ('adams_bashforth', 2, lambda p: samplers.adams_bashforth(p, outputs.v)),
-    ('dpmpp_2m', 2, lambda p: samplers.dpmpp_2m(p, outputs.v)),
-    ('dpmpp_2m heun', 2, lambda p: samplers.dpmpp_2m(p, outputs.v, heun=True)),
-    ('dpmpp_3m', 3, lambda p: samplers.dpmpp_3m(p, outputs.v)),
-    ('dpmpp_3m as published', 2, lambda p: samplers.dpmpp_3m(p, outputs.v, curvature=0.5)),
-    ('unipc 1', 2, lambda p: samplers.unipc(p, outputs.v, order=1)),
-    ('unipc 2', 3, lambda p: samplers.unipc(p, outputs.v, order=2)),
-    ('unipc 3', 4, lambda p: samplers.unipc(p, outputs.v, order=3)),
+    ('ddim', 1, outputs.v, samplers.ddim),
+    ('euler', 1, outputs.v, samplers.euler),
+    ('heun', 2, outputs.v, samplers.heun),
+    ('heun along x', 2, outputs.v, lambda p, o: samplers.heun(p, o, along=outputs.x)),
+    ('heun along eps', 2, outputs.v, lambda p, o: samplers.heun(p, o, along=outputs.eps)),
+    ('heun along v', 2, outputs.u, lambda p, o: samplers.heun(p, o, along=outputs.v)),
+    ('edm', 2, outputs.v, lambda p, o: samplers.edm(p, o, num_steps=1)),
+    ('adams_bashforth', 2, outputs.v, samplers.adams_bashforth),
+    ('dpmpp_2m', 2, outputs.v, samplers.dpmpp_2m),
+    ('dpmpp_2m heun', 2, outputs.v, lambda p, o: samplers.dpmpp_2m(p, o, heun=True)),
+    ('dpmpp_3m', 3, outputs.v, samplers.dpmpp_3m),
+    ('dpmpp_3m as published', 2, outputs.v, lambda p, o: samplers.dpmpp_3m(p, o, curvature=0.5)),
+    ('unipc 1', 2, outputs.v, lambda p, o: samplers.unipc(p, o, order=1)),
+    ('unipc 2', 3, outputs.v, lambda p, o: samplers.unipc(p, o, order=2)),
+    ('unipc 3', 4, outputs.v, lambda p, o: samplers.unipc(p, o, order=3)),
 ]
 
 
 def observed_orders(solver, output, process=LINEAR):
-  """(log2 of the errors' ratios from halving to halving, the errors)."""
+  """(log2 of the ratios of successive errors as the steps double, the errors)."""
   z, errors = jax.random.normal(jax.random.key(0), (16, 2)), []
   for n in STEPS:
     # Repeated at the start, where a step of length zero does nothing: one compilation serves all.
@@ -81,16 +81,16 @@ def observed_orders(solver, output, process=LINEAR):
   return np.log2(np.array(errors[:-1]) / errors[1:]), errors
 
 
-@pytest.mark.parametrize('name,order,make', ORDERS, ids=[row[0] for row in ORDERS])
-def test_the_error_falls_with_the_order_claimed(name, order, make, x64):
-  solver = make(LINEAR)
-  orders, errors = observed_orders(solver, solver.step.keywords['output'])
-  # UniPC-2's approaches its order slowly, 2.80 and 2.91: the last step is never corrected.
+@pytest.mark.parametrize('name,order,output,make', ORDERS, ids=[row[0] for row in ORDERS])
+def test_every_solver_has_its_order(name, order, output, make, x64):
+  solver = make(LINEAR, output)
+  orders, errors = observed_orders(solver, output)
+  # UniPC-2's approaches its order slowly (2.80, 2.91), because the last step is never corrected.
   slack = 0.25 if name == 'unipc 2' else 0.1
   assert abs(orders[-2:] - order).max() < slack, f'{name}: orders {orders}, errors {errors}'
 
 
-# (solver, the order claimed): where the first step knows the exact x of the steps before it.
+# (solver, its order) where the first step starts from the exact x of the steps before it.
 STARTED = {
     'dpmpp_3m': (samplers.dpmpp_3m(LINEAR, outputs.v), 3),
     'dpmpp_3m as published': (samplers.dpmpp_3m(LINEAR, outputs.v, curvature=0.5), 2),
@@ -99,10 +99,10 @@ STARTED = {
 
 
 def _with_the_past(solver, z, h):
-  """The solver, started at z at log-SNR -8 with the exact x at -8 - h, -8 - 2h and -8 - 3h."""
+  """The solver, started from z at log-SNR -8 with the exact x at -8 - h, -8 - 2h and -8 - 3h."""
   empty = solver.init(z)
   corrects = isinstance(empty, multistep.Corrected)
-  # UniPC corrects the step before, so it has to know the three x from which that was made.
+  # UniPC corrects the step before, so it needs the three x of that step.
   states, seen, when = [z], [], []
   for i in range(3 if corrects else 2):
     grid = grids.logsnr(100, process=LINEAR, start=-8 - h * i, end=-8 - h * (i + 1))
@@ -112,13 +112,13 @@ def _with_the_past(solver, z, h):
   depth = len(seen)
   if corrects:
     t = grids.logsnr(1, process=LINEAR, start=-8, end=-8 - h)[-1]
-    memory = multistep.Memory(tuple(seen), tuple(when), jnp.int32(depth), jnp.int32(depth))
-    memory = multistep.Corrected(memory, states[1], jnp.asarray(t), jnp.int32(3))
+    history = multistep.History(tuple(seen), tuple(when), jnp.int32(depth), jnp.int32(depth))
+    start = multistep.Corrected(history, states[1], jnp.asarray(t), jnp.int32(3))
   else:
-    memory = multistep.Memory((*seen, jnp.zeros_like(z)), (*when, jnp.zeros(())), jnp.int32(depth),
+    start = multistep.History((*seen, jnp.zeros_like(z)), (*when, jnp.zeros(())), jnp.int32(depth),
                               jnp.int32(depth))
-  assert jax.tree.structure(memory) == jax.tree.structure(empty)
-  return Solver(Partial(lambda z, memory: memory, memory=memory), solver.step)
+  assert jax.tree.structure(start) == jax.tree.structure(empty)
+  return solver._replace(init=Partial(lambda z, start: start, start=start))
 
 
 def orders_with_the_past(solver):
@@ -132,28 +132,28 @@ def orders_with_the_past(solver):
 
 
 @pytest.mark.parametrize('name', STARTED)
-def test_the_error_falls_with_the_order_claimed_from_an_exact_start(name, x64):
-  # Issue 3's order is 3, which UniPC-3 exceeds by its correction.
+def test_every_multistep_solver_has_its_order_from_an_exact_start(name, x64):
+  # UniPC-3 has order 4 by its correction.
   solver, order = STARTED[name]
   orders, error = orders_with_the_past(solver)
   assert abs(orders - order).max() < 0.1, f'{name}: orders {orders}, error {error}'
 
 
 def _exactly_started(solver, x_of, before, depth):
-  """The solver, having seen x_of(lambda) at the values `before`, newest first."""
+  """The solver, started from x_of(lambda) at the values `before`, newest first."""
   def init(z):
     seen = tuple(jnp.full_like(z, x_of(value)) for value in before)
     fill = depth - len(before)
-    return multistep.Memory(seen + (jnp.zeros_like(z),) * fill,
+    return multistep.History(seen + (jnp.zeros_like(z),) * fill,
                             tuple(map(jnp.asarray, before)) + (jnp.zeros(()),) * fill,
                             jnp.int32(len(before)), jnp.int32(len(before)))
-  return Solver(init, solver.step)
+  return solver._replace(init=init)
 
 
 @pytest.mark.parametrize('name,degree', [('2m', 1), ('3m', 2)])
 @pytest.mark.parametrize('churn', [0.0, 0.5])
 def test_polynomials_in_the_log_snr_are_integrated_exactly(name, degree, churn, x64, monkeypatch):
-  # x(lambda) a polynomial, whatever z: the step has the mean of x under e^(lambda/(1 - churn)).
+  # x(lambda) is a polynomial for any z: the step takes the mean of x under e^(lambda/(1 - churn)).
   monkeypatch.setattr(arrays, 'noise_like', lambda keys, z: jnp.zeros_like(z))
   x_of = lambda value: 0.3 + 0.7 * value - (0.2 * value**2 if degree == 2 else 0)
   half = lambda t: processes.logsnr(COSINE, jnp.asarray(t)) / 2
@@ -180,27 +180,27 @@ def test_polynomials_in_the_log_snr_are_integrated_exactly(name, degree, churn, 
 
 def test_a_velocity_linear_in_time_is_integrated_exactly(x64):
   solver = samplers.adams_bashforth(LINEAR, outputs.u)
-  solver = Solver(lambda z: multistep.Memory(
+  solver = solver._replace(init=lambda z: multistep.History(
       (jnp.full_like(z, 3.0 + 2 * 1.1), jnp.zeros_like(z)), (jnp.asarray(1.1), jnp.zeros(())),
-      jnp.int32(1), jnp.int32(1)), solver.step)
+      jnp.int32(1), jnp.int32(1)))
   grid = np.array([1.0, 0.8, 0.7, 0.3, 0.0])
   found = samplers.sample(solver, lambda z, t: (3.0 + 2 * t)[:, None] * jnp.ones_like(z),
                           jnp.zeros((1, 1)), grid)
   np.testing.assert_allclose(found, -(3.0 + 1.0), rtol=1e-14)
 
 
-def test_unipc_corrects_a_step_with_the_x_at_its_end(x64):
-  # x(lambda) a parabola, whatever z: what leaves the second step is exact but for the last one.
+def test_unipc_corrects_a_step_by_the_x_at_its_end(x64):
+  # x(lambda) is a parabola for any z: corrected steps are exact from the second on.
   x_of = lambda value: 0.3 + 0.7 * value - 0.2 * value**2
   half = lambda t: float(processes.logsnr(COSINE, jnp.asarray(t)) / 2)
   predict = lambda z, t: jnp.full_like(z, x_of(processes.logsnr(COSINE, t) / 2))
   solver, z = samplers.unipc(COSINE, outputs.x, order=2), jnp.array([[0.4]])
-  memory, grid = solver.init(z), [0.7, 0.6, 0.5, 0.4]
+  state, grid = solver.init(z), [0.7, 0.6, 0.5, 0.4]
   states = []
   for t, s in zip(grid, grid[1:]):
-    z, memory = solver.step(predict, z, memory, t, s, None)
-    states.append(memory.z)
-  # The step from 0.6 to 0.5 is corrected by a parabola through three x, when 0.5 is reached.
+    z, state = solver.step(predict, z, state, t, s, None)
+    states.append(state.z)
+  # The step from 0.6 to 0.5 is corrected by a parabola through three x once 0.5 is reached.
   low, high = half(0.6), half(0.5)
   area = integrate.quad(lambda v: np.exp(v) * x_of(v), low, high, epsabs=1e-14)[0]
   here, there = COSINE(0.6), COSINE(0.5)
@@ -235,7 +235,7 @@ def test_the_first_step_and_the_step_to_data_are_ddims(x64):
   np.testing.assert_allclose(path[4], last, rtol=1e-12)
 
 
-def test_solvers_that_remember_take_trees_float32_and_gradients():
+def test_multistep_solvers_take_trees_float32_and_gradients():
   z = {'a': jnp.ones((2, 3)), 'b': jnp.ones((2, 1, 1))}
   for make in (samplers.adams_bashforth, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):
     solver = make(LINEAR, outputs.u)
@@ -249,7 +249,7 @@ def test_solvers_that_remember_take_trees_float32_and_gradients():
     np.testing.assert_allclose(slope, numeric, rtol=1e-2, err_msg=make.__name__)
 
 
-def test_from_pure_noise_and_over_repeated_times_every_sample_is_finite():
+def test_samples_are_finite_from_pure_noise_and_over_repeated_times():
   z = jax.random.normal(jax.random.key(0), (4, 2))
   makes = [lambda p, o, order=order, bh1=bh1: samplers.unipc(p, o, order=order, bh1=bh1)
            for order in (1, 2, 3) for bh1 in (False, True)]
@@ -262,23 +262,22 @@ def test_from_pure_noise_and_over_repeated_times_every_sample_is_finite():
 
 
 @pytest.mark.parametrize('make', [samplers.dpmpp_2m, samplers.unipc])
-def test_solvers_that_hold_x_do_not_start_at_data(make):
-  with pytest.raises(ValueError, match=r"cannot give x at t=0: .* take ddim or heun: each step of"):
+def test_multistep_solvers_of_x_do_not_start_at_data(make):
+  with pytest.raises(ValueError, match="'x'.* blind at t=0: .* use ddim or heun"):
     samplers.sample(make(LINEAR, outputs.v), lambda z, t: z, jnp.ones((2, 1)),
                     np.array([0.0, 0.3, 0.6]))
 
 
 @pytest.mark.parametrize('make', [samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc])
-def test_steps_that_the_grid_has_and_the_solver_does_not_know_of_are_refused(make):
-  refusal = 'of num_steps=3, but the grid has 10 steps: give that number, or None'
-  with pytest.raises(ValueError, match=refusal):
-    samplers.check(make(LINEAR, outputs.v, num_steps=3), grids.uniform(10))
+def test_a_grid_with_more_steps_than_num_steps_is_rejected(make):
+  with pytest.raises(ValueError, match='num_steps=3 .* 10 steps of the grid: use num_steps=10 or None'):
+    make(LINEAR, outputs.v, num_steps=3).check(grids.uniform(10))
   padded = np.append(np.ones(5), grids.uniform(3))
   for num_steps, grid in ((3, padded), (10**6, grids.uniform(10)), (None, grids.uniform(10))):
-    samplers.check(make(LINEAR, outputs.v, num_steps=num_steps), grid)
+    make(LINEAR, outputs.v, num_steps=num_steps).check(grid)
 
 
-def test_the_slope_in_a_time_is_finite_though_the_grid_ends_at_data(x64):
+def test_the_gradient_in_a_time_is_finite_where_the_grid_ends_at_data(x64):
   z = jnp.ones((1, 2))
   for make in (samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):
     end = lambda middle: samplers.sample(make(COSINE, outputs.v), _mixture(COSINE, outputs.v), z,

@@ -1,4 +1,4 @@
-"""Solvers: their orders, their equalities, their distributions, and what they refuse."""
+"""One-step solvers: orders, equalities, distributions, and the grids that they reject."""
 
 import functools
 
@@ -65,7 +65,7 @@ def _affine(process, output, t, s):
 
 
 @pytest.mark.parametrize('name', ['linear', 'cosine'])
-def test_the_ancestral_solvers_bias_falls_with_its_steps(name, x64):
+def test_the_bias_of_ancestral_falls_with_the_number_of_steps(name, x64):
   process = rows.PROCESSES[name]
   coefficients = jax.jit(jax.vmap(lambda t, s: jnp.stack(_affine(process, outputs.v, t, s))))
   steps, bias = np.array([128, 256, 512]), []
@@ -77,7 +77,7 @@ def test_the_ancestral_solvers_bias_falls_with_its_steps(name, x64):
     bias.append([abs(mean - MEAN), abs(variance - STD**2)])
   for what, errors in zip(('mean', 'variance'), np.asarray(bias).T):
     if errors.max() < 1e-13:
-      continue  # Exact: nothing is left that could fall.
+      continue  # Exact: there is no error left to fall.
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert order >= 0.9, f'{name}: the {what} converges with order {order:.2f}, errors {errors}'
   assert errors[-1] < 0.01 and errors.max() > 1e-13, f'{name}: variance off by {errors}'
@@ -121,7 +121,7 @@ def _broadcast(predict):
 
 @pytest.mark.parametrize('steps,bound', [(1, 2e-15), (50, 1e-13)])
 @pytest.mark.parametrize('name', ['linear', 'cosine'])
-def test_ancestral_is_ddim_over_twice_the_log_snr_and_noise_forward(name, steps, bound, x64):
+def test_ancestral_is_ddim_over_twice_the_log_snr_then_forward_noise(name, steps, bound, x64):
   error = ancestral_against_ddim(name, steps)
   assert error <= bound, f'{name}: after {steps} steps they differ by {error:.2e}'
 
@@ -142,7 +142,7 @@ def _scale(t):
 
 @pytest.mark.parametrize('steps,bound', [(1, 2e-15), (50, 1e-13)])
 @pytest.mark.parametrize('output', ['x', 'eps'])
-def test_ddim_does_not_see_the_scale_of_the_process(steps, bound, output, x64):
+def test_ddim_does_not_depend_on_the_scale_of_the_process(steps, bound, output, x64):
   out, c = rows.OUTPUTS[output], _scale
   stretched = Partial(processes.scaled, process=COSINE, scale=Partial(c))
   z = jax.random.normal(jax.random.key(0), (64, 3))
@@ -154,7 +154,7 @@ def test_ddim_does_not_see_the_scale_of_the_process(steps, bound, output, x64):
   assert error <= bound, f'after {steps} steps they differ by {error:.2e}'
 
 
-def test_heun_on_edm_is_the_papers_algorithm(x64):
+def test_heun_on_edm_is_algorithm_1_of_its_paper(x64):
   # Algorithm 1 of 2206.00364 with sigma(t) = t, s(t) = 1, restated.
   def denoiser(z, sigma):
     return MEAN + STD**2 / (STD**2 + sigma**2) * (z - MEAN)
@@ -173,7 +173,7 @@ def test_heun_on_edm_is_the_papers_algorithm(x64):
 
 @pytest.mark.parametrize('solver', ['ddim', 'euler', 'heun', 'ancestral'])
 @pytest.mark.parametrize('end', [0.0, 0.1])
-def test_evaluations_are_counted_as_they_are_made(solver, end):
+def test_evaluations_are_the_calls_of_the_network(solver, end):
   calls = []
   def predict(z, t):
     jax.debug.callback(lambda: calls.append(1))
@@ -194,7 +194,7 @@ def test_the_path_starts_at_z_and_ends_at_the_sample():
   np.testing.assert_allclose(path[-1], samplers.sample(*given), rtol=1e-6)
 
 
-def test_a_sample_depends_on_its_own_key_alone():
+def test_a_sample_depends_only_on_its_own_key():
   keys = jax.random.split(jax.random.key(1), 8)
   z = jax.random.normal(jax.random.key(2), (8, 1))
   run = lambda z, keys: samplers.sample(samplers.ancestral(LINEAR, outputs.u),
@@ -202,8 +202,8 @@ def test_a_sample_depends_on_its_own_key_alone():
   np.testing.assert_allclose(run(z, keys)[3:5], run(z[3:5], keys[3:5]), rtol=1e-5)
 
 
-def test_each_step_draws_its_own_noise():
-  # With x known to be 0, the state after each step is fresh noise over what is left of the old.
+def test_each_step_has_fresh_noise():
+  # With x = 0, the state after each step is fresh noise plus what is left of the old noise.
   keys = jax.random.split(jax.random.key(1), 2_000)
   z = jnp.zeros((2_000, 1))
   path = samplers.sample_path(samplers.ancestral(LINEAR, outputs.x), lambda z, t: 0 * z, z,
@@ -214,7 +214,7 @@ def test_each_step_draws_its_own_noise():
   assert abs(together) < 0.1, f'the noise of two steps is correlated: {together:.2f}'
 
 
-def test_a_time_that_repeats_changes_nothing_at_either_end():
+def test_a_repeated_time_changes_nothing_at_either_end():
   z, keys = jax.random.normal(jax.random.key(0), (4, 1)), jax.random.split(jax.random.key(1), 4)
   for make in (samplers.ancestral, samplers.ddim, samplers.euler, samplers.heun):
     end = samplers.sample(make(LINEAR, outputs.u), _gaussian(LINEAR, outputs.u), z,
@@ -226,16 +226,12 @@ def test_a_time_that_repeats_changes_nothing_at_either_end():
   assert jnp.isfinite(end).all()
 
 
-def test_plain_functions_are_processes_outputs_and_solvers_too():
+def test_plain_functions_work_as_process_and_output():
   process = functools.partial(lambda t, a: Mix(1 - t, a * t), a=1.0)
-  step = samplers.ddim(process, lambda process, t: outputs.u(process, t))
-  z, grid = jnp.ones((2, 1)), grids.uniform(4)
-  own = samplers.Solver(lambda z: (), lambda predict, z, memory, t, s, keys: (
-      z + (s - t) * predict(z, t), memory))
-  for solver in (step, own):
-    found = samplers.sample(solver, _field, z, np.array([1, 0]))
-    np.testing.assert_allclose(found, z - _field(z, jnp.ones(2)), rtol=1e-6)
-  assert samplers.sample(step, _field, z, grid).shape == (2, 1)
+  solver, z = samplers.ddim(process, lambda process, t: outputs.u(process, t)), jnp.ones((2, 1))
+  found = samplers.sample(solver, _field, z, np.array([1, 0]))
+  np.testing.assert_allclose(found, z - _field(z, jnp.ones(2)), rtol=1e-6)
+  assert samplers.sample(solver, _field, z, grids.uniform(4)).shape == (2, 1)
 
 
 def test_trees_are_sampled_leaf_by_leaf():
@@ -244,7 +240,7 @@ def test_trees_are_sampled_leaf_by_leaf():
   np.testing.assert_allclose(end['b'], end['a'][:, :1, None], rtol=1e-6)
 
 
-def test_new_numbers_of_the_same_shapes_are_one_compilation():
+def test_new_numbers_of_the_same_shapes_do_not_recompile():
   process = lambda b: Partial(processes.variance_preserving, beta_min=0.1, beta_max=b)
   traces = []
   def predict(z, t):
@@ -266,58 +262,58 @@ def test_sampling_is_differentiable():
   chex.assert_trees_all_close(jax.grad(end)(jnp.array([0.4])), jnp.ones(1), atol=0.1)
 
 
-def test_a_blind_output_is_refused_before_compiling():
+def test_a_blind_output_is_rejected_before_compiling():
   def predict(z, t):
     raise AssertionError('traced')
-  with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1"):
+  with pytest.raises(ValueError, match="'eps' is blind at t=1:"):
     samplers.sample(samplers.ddim(LINEAR, outputs.eps), predict, jnp.ones((2, 2)),
                     grids.uniform(4))
 
 
-BY_RATE = [samplers.euler, samplers.heun, samplers.adams_bashforth, samplers.adaptive, samplers.sde]
+NEED_VELOCITY = [samplers.euler, samplers.heun, samplers.adams_bashforth, samplers.adaptive,
+                 samplers.sde]
 
 
-@pytest.mark.parametrize('make', BY_RATE)
+@pytest.mark.parametrize('make', NEED_VELOCITY)
 @pytest.mark.parametrize('output', ['v', 'eps'])
-def test_a_step_by_a_rate_that_is_infinite_at_data_is_refused(make, output):
+def test_a_grid_that_starts_where_the_velocity_is_infinite_is_rejected(make, output):
   process, out = rows.PROCESSES['variance_preserving'], rows.OUTPUTS[output]
   # An SDE does not rise, but may repeat a time.
   grid = [0.6, 0.0, 0.0] if make is samplers.sde else [0.0, 0.3, 0.6]
-  refusal = (f"{make.__name__} steps by the rate of process 'variance_preserving', which is not finite "
-             'at t=0: begin at t > 0, or take ddim')
-  with pytest.raises(ValueError, match=refusal):
-    samplers.check(make(process, out), np.array(grid))
-  # Neither a last step to data, where none is needed, nor DDIM, nor a process of a finite rate.
-  samplers.check(make(process, out), np.array([0.6, 0.3, 0.0]))
-  samplers.check(samplers.ddim(process, out), np.array([0.0, 0.3, 0.6]))
-  samplers.check(samplers.heun(process, out, along=outputs.displacement), np.array([0.0, 0.3, 0.6]))
-  samplers.check(make(COSINE, out), np.array(grid))
+  with pytest.raises(ValueError, match=f"{make.__name__} .*'variance_preserving'.* t=0: begin"):
+    make(process, out).check(np.array(grid))
+  # Accepted: a last step to data, DDIM, a step along a vector, a process of finite velocity.
+  make(process, out).check(np.array([0.6, 0.3, 0.0]))
+  samplers.ddim(process, out).check(np.array([0.0, 0.3, 0.6]))
+  samplers.heun(process, out, along=outputs.displacement).check(np.array([0.0, 0.3, 0.6]))
+  make(COSINE, out).check(np.array(grid))
 
 
-@pytest.mark.parametrize('make', BY_RATE)
-def test_a_step_to_data_needs_no_rate_there(make):
+@pytest.mark.parametrize('make', NEED_VELOCITY)
+def test_a_step_to_data_does_not_need_the_velocity_there(make):
   process = rows.PROCESSES['variance_preserving']
   end = samplers.sample(make(process, outputs.v), _gaussian(process, outputs.v), jnp.ones((2, 1)),
                         np.array([0.6, 0.3, 0.0]), jax.random.split(jax.random.key(0), 2))
   assert jnp.isfinite(end).all()
 
 
-def test_solvers_that_draw_ask_for_keys():
-  with pytest.raises(ValueError, match='ancestral draws noise: give sample'):
+def test_a_stochastic_solver_needs_keys():
+  with pytest.raises(ValueError, match='ancestral is stochastic: pass keys'):
     samplers.sample(samplers.ancestral(LINEAR, outputs.u), _field, jnp.ones((2, 2)),
                     grids.uniform(4))
 
 
-def test_wrong_predictions_are_named():
+def test_a_prediction_of_another_shape_is_rejected():
   with pytest.raises(ValueError, match=r'predict returned \(2, 1\) for z \(2, 2\)'):
     samplers.sample(samplers.ddim(LINEAR, outputs.u), lambda z, t: z[:, :1], jnp.ones((2, 2)),
                     grids.uniform(4))
 
 
-def test_a_descent_step_is_a_move_in_time(x64):
+def test_a_step_of_gradient_descent_is_a_step_in_time(x64):
   # On the linear process, z - step c (eps - x) is the state at t - step c.
   x, eps, t, step = jnp.array([[2.0]]), jnp.array([[-1.0]]), 0.3, 0.01
   c = 4.0
   z = (1 - t) * x + t * eps
-  moved, _ = descent.gradient_descent(step).step(lambda z, t: c * (eps - x), z, (), 0.0, 0.0, None)
+  method = descent.gradient_descent(step)
+  moved, _ = method.step(lambda z: c * (eps - x), z, method.init(z), None)
   np.testing.assert_allclose(moved, (1 - t + step * c) * x + (t - step * c) * eps, rtol=1e-14)

@@ -1,4 +1,4 @@
-"""Adaptive Runge-Kutta: the error follows the tolerance, and samples keep to themselves."""
+"""Adaptive Runge-Kutta: the error follows the tolerance, and samples are independent."""
 
 import jax
 from jax import numpy as jnp
@@ -32,7 +32,7 @@ def _distribution(process, t, z):
 
 
 def _transported(process, z, t, s):
-  """Where the ODE takes z: in one dimension it keeps the share of the mass that lies below."""
+  """z integrated from t to s exactly: in one dimension the ODE preserves the mass below z."""
   return np.array([[optimize.brentq(
       lambda a: _distribution(process, s, a) - _distribution(process, t, b), -400, 400, xtol=1e-14)]
                    for b in np.asarray(z)[:, 0]])
@@ -56,7 +56,7 @@ def test_the_error_follows_the_tolerance(name, output, start, end, x64):
   assert 0.8 < slope < 1.2, f'error ~ tolerance^{slope:.2f}, errors {errors}'
 
 
-def test_one_pair_of_times_will_do(x64):
+def test_one_pair_of_times_is_enough(x64):
   # On Gaussian data the map from noise to data is mean + std z.
   z = jnp.array([[-1.0], [0.3], [2.0]])
   make = samplers.adaptive(LINEAR, outputs.u, rtol=1e-9, atol=1e-9, last=1e-5)
@@ -79,35 +79,35 @@ def _counting(calls):
   return predict
 
 
-def test_the_memory_counts_what_each_sample_asks_of_the_network():
+def test_the_state_counts_the_evaluations_of_each_sample():
   z, calls = jnp.array([[0.1], [0.9], [30.0]]), []
   make, predict = samplers.adaptive(LINEAR, outputs.u, rtol=1e-4), _counting(calls)
 
   def run(z, grid):
     calls.clear()
-    _, memory = samplers.run(make, predict, z, grid)
+    _, state = samplers.run(make, predict, z, grid)
     jax.effects_barrier()
     assert min(t.min() for t in calls) > 0
-    return np.asarray(samplers.evaluations(make, grid, memory)), len(calls)
+    return np.asarray(samplers.evaluations(make, grid, state)), len(calls)
 
   for grid in ([1.0, 0.6, 0.0], [1.0, 0.6, 0.1]):
     alone = [run(z[i:i + 1], grid) for i in range(3)]
     assert all(count[0] == made for count, made in alone)
-    # Together, no sample counts another's steps, and the network runs as often as the slowest asks.
+    # Together, each counts its own steps, and the network runs as often as the slowest needs.
     counts, made = run(z, grid)
     np.testing.assert_array_equal(counts, [count[0] for count, _ in alone])
     assert len(set(counts.tolist())) > 1 and counts.max() <= made < counts.sum()
-  with pytest.raises(ValueError, match=r'chooses its steps as it goes: call run\(...\)'):
+  with pytest.raises(ValueError, match='adaptive chooses its steps: call `run`'):
     samplers.evaluations(make, grid)
 
 
-def test_a_sample_does_not_depend_on_its_neighbours():
+def test_a_sample_does_not_depend_on_the_others():
   condition = jnp.array([1.0, 5.0, 60.0])
   network = lambda z, t, c: -c[:, None] * jnp.sin(z) + t[:, None]
   z = jax.random.normal(jax.random.key(0), (3, 4))
   make = samplers.adaptive(LINEAR, outputs.u)
-  ends, memory = samplers.run(make, fields.bind(network, condition), z, [1.0, 0.0])
-  assert len(set(memory.evaluations.tolist())) == 3
+  ends, state = samplers.run(make, fields.bind(network, condition), z, [1.0, 0.0])
+  assert len(set(state.evaluations.tolist())) == 3
   for i in range(3):
     alone = samplers.sample(make, fields.bind(network, condition[i:i + 1]), z[i:i + 1], [1.0, 0.0])
     np.testing.assert_allclose(ends[i:i + 1], alone, rtol=1e-6, atol=1e-7)
@@ -120,7 +120,7 @@ def test_trees_are_integrated_leaf_by_leaf():
   np.testing.assert_allclose(end['b'], end['a'][:, :1, None], rtol=1e-6)
 
 
-def test_leaves_of_any_dtype_are_integrated_in_a_wide_one(x64):
+def test_leaves_of_any_dtype_are_integrated_in_float32_or_wider(x64):
   z = {name: jnp.full((2, 3), 0.5, name) for name in ('bfloat16', 'float16', 'float32', 'float64')}
   seen = []
   def predict(z, t):
@@ -129,14 +129,14 @@ def test_leaves_of_any_dtype_are_integrated_in_a_wide_one(x64):
   for wide in (True, False):
     with jax.enable_x64(wide):
       given = z if wide else {name: a for name, a in z.items() if name != 'float64'}
-      end, memory = samplers.run(samplers.adaptive(LINEAR, outputs.u), predict, given, [1.0, 0.5])
+      end, state = samplers.run(samplers.adaptive(LINEAR, outputs.u), predict, given, [1.0, 0.5])
     for name, a in end.items():
       assert a.dtype == name and all(dtypes[name] == name for dtypes in seen)
-      # dz/dt = z; the network sees z rounded, the sum of the steps is not.
+      # dz/dt = z; the network receives z rounded, the sum of the steps is not rounded.
       bound = max(1e-5, float(jnp.finfo(name).eps))
       np.testing.assert_allclose(a.astype(float), 0.5 * np.exp(-0.5), rtol=bound, err_msg=name)
-    # Rounding of what the network sees makes steps shorter, not endless.
-    assert memory.evaluations.max() < 300
+    # Rounding of the network's input makes steps shorter, but not endlessly so.
+    assert state.evaluations.max() < 300
 
 
 def test_float32_under_x64_is_float32():
@@ -154,20 +154,20 @@ def test_failure_is_nan_for_the_sample_that_fails():
   stiff = lambda z, t: jnp.where(z > 1, 1000 * jnp.cos(1000 * t[:, None]), z)
   end = samplers.sample(few, stiff, z, [1.0, 0.1])
   assert jnp.isfinite(end[0, 0]) and jnp.isnan(end[1, 0])
-  # A field that is nan is given up as soon as steps vanish, long before max_steps.
-  broken, memory = samplers.run(samplers.adaptive(LINEAR, outputs.u),
+  # A field of NaN fails as soon as its steps vanish, long before max_steps.
+  broken, state = samplers.run(samplers.adaptive(LINEAR, outputs.u),
                               lambda z, t: jnp.where(z > 1, jnp.nan, z), z, [1.0, 0.1])
-  assert jnp.isfinite(broken[0, 0]) and jnp.isnan(broken[1, 0]) and memory.evaluations[1] < 200
+  assert jnp.isfinite(broken[0, 0]) and jnp.isnan(broken[1, 0]) and state.evaluations[1] < 200
 
 
-def test_a_time_that_repeats_changes_nothing():
+def test_a_repeated_time_changes_nothing():
   z = jax.random.normal(jax.random.key(0), (4, 1))
   end = samplers.sample(samplers.adaptive(LINEAR, outputs.u), _gaussian(LINEAR, outputs.u), z,
                         [1.0, 1.0, 1.0])
   np.testing.assert_array_equal(end, z)
 
 
-def test_new_tolerances_are_one_compilation():
+def test_new_tolerances_do_not_recompile():
   traces = []
   def predict(z, t):
     traces.append(1)
@@ -191,14 +191,13 @@ def test_the_solver_is_forward_differentiable(x64):
 
 
 @pytest.mark.parametrize('last,message', [
-    (0.0, 'last=0.0: no network is evaluated at data'),
-    (1e-9, "last=1e-09 is where the network .*: output 'x' cannot give x at t=1e-09: end the grid")])
-def test_a_last_time_without_sight_is_refused(last, message):
+    (0.0, 'last=0.0: '), (1e-9, "last=1e-09.*'x' is blind at t=1e-09: end the grid at t>=1e-06")])
+def test_a_blind_last_time_is_rejected(last, message):
   with pytest.raises(ValueError, match=message):
     samplers.adaptive(LINEAR, outputs.x, last=last)
 
 
-def test_an_output_that_is_blind_at_the_start_is_refused():
-  with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1"):
+def test_an_output_that_is_blind_at_the_start_is_rejected():
+  with pytest.raises(ValueError, match="'eps' is blind at t=1:"):
     samplers.sample(samplers.adaptive(LINEAR, outputs.eps), _counting([]), jnp.ones((1, 1)),
                     [1.0, 0.0])

@@ -1,4 +1,4 @@
-"""Solvers that draw: their bias on Gaussian data, propagated exactly, and what they equal."""
+"""Stochastic solvers: their bias on Gaussian data, propagated exactly, and what they equal."""
 
 import jax
 from jax import numpy as jnp
@@ -29,14 +29,14 @@ def _gaussian(process, output, data=LINE):
 
 @pytest.fixture
 def given_noise(monkeypatch):
-  """{'noise': array}: what the next step draws, whatever its keys."""
+  """{'noise': array}: the noise of the next step, whatever its keys."""
   given = {}
   monkeypatch.setattr(arrays, 'noise_like', lambda keys, z: given['noise'])
   return given
 
 
 def _moments(solver, process, grid, data, given_noise):
-  """(mean, covariance) of the last state, which is affine in the first and in every draw of noise."""
+  """(mean, covariance) of the last state, affine in the first one and in the noise of each step."""
   predict = _gaussian(process, outputs.v, data)
   at = lambda z, t: predict(z, jnp.full(1, t))
   mean, cov = _exact(process, grid[0], data)
@@ -92,21 +92,21 @@ def weak_order(name, process, given_noise, data=LINE):
 
 @pytest.mark.parametrize('name', NOISY)
 @pytest.mark.parametrize('process', ['linear', 'cosine'])
-def test_the_bias_on_gaussian_data_falls_with_the_steps(name, process, x64, given_noise):
+def test_bias_on_gaussian_data_falls_with_the_number_of_steps(name, process, x64, given_noise):
   order, bias = weak_order(name, rows.PROCESSES[process], given_noise)
   assert order >= 0.9 and bias[-1] < 0.02, f'{name}: weak order {order:.2f}, biases {bias}'
 
 
 @pytest.mark.parametrize('name', ['ddim churn 0.3', 'ancestral', 'edm', 'dpmpp_2m churn 0.5',
                                   'sde sigma'])
-def test_the_bias_on_correlated_gaussian_data_falls_with_the_steps(name, x64, given_noise):
+def test_bias_on_correlated_gaussian_data_falls_with_the_number_of_steps(name, x64, given_noise):
   order, bias = weak_order(name, COSINE, given_noise, PLANE)
   assert order >= 0.9 and bias[-1] < 0.02, f'{name}: weak order {order:.2f}, biases {bias}'
 
 
 @pytest.mark.parametrize('name,n', [('sde sigma', 10_000)] + [
     pytest.param(name, 100_000, marks=pytest.mark.long) for name in NOISY])
-def test_many_samples_of_a_mixture_have_its_moments(name, n):
+def test_samples_of_a_mixture_have_its_moments(name, n):
   # 512 steps; of 100,000 samples the standard error of a mean is 1/316 of a standard deviation.
   means, stds, weights = np.array([-1.0, 0.8]), np.array([0.3, 0.25]), np.array([0.4, 0.6])
   predict = Partial(oracles.mixture, process=COSINE, output=outputs.v, means=means[:, None],
@@ -114,7 +114,7 @@ def test_many_samples_of_a_mixture_have_its_moments(name, n):
   keys = jax.random.split(jax.random.key(1), n)
   z, start = arrays.noise_like(jax.random.split(jax.random.key(2), n), jnp.zeros((n, 1))), 0.999
   if name == 'sde sbdm':
-    # At 0.999 its w is 700, of which no step of 1/512 is stable; here the state still holds data.
+    # At 0.999 its w is 700, where steps of 1/512 are not stable; at 0.95 the state still contains data.
     start, rng = 0.95, np.random.default_rng(3)
     k = rng.choice(2, size=n, p=weights)
     data = means[k] + stds[k] * rng.normal(size=n)
@@ -129,7 +129,7 @@ def test_many_samples_of_a_mixture_have_its_moments(name, n):
   assert max(errors) < 4.5, f'{name}: mean and second moment are {errors} standard errors off'
 
 
-def test_eta_and_churn_are_one_at_their_ends_only(x64):
+def test_eta_and_churn_agree_only_at_their_ends(x64):
   z, grid, keys = jnp.ones((64, 1)), np.linspace(0.9, 0.5, 5), KEYS
   predict = lambda z, t: jnp.tanh(z) + t[:, None]
   run = lambda **how: samplers.sample(samplers.ddim(COSINE, outputs.v, **how), predict, z, grid, keys)
@@ -140,7 +140,7 @@ def test_eta_and_churn_are_one_at_their_ends_only(x64):
   assert abs(run(eta=0.5) - run(churn=0.25)).max() > 1e-3
 
 
-def test_the_slope_in_churn_is_finite_though_a_time_repeats(x64):
+def test_the_gradient_in_churn_is_finite_where_a_time_repeats(x64):
   z = jnp.ones((64, 1))
   end = lambda churn: samplers.sample(samplers.ddim(COSINE, outputs.v, churn=churn),
                                       lambda z, t: jnp.tanh(z), z, np.array([0.9, 0.5, 0.5, 0.0]),
@@ -148,7 +148,7 @@ def test_the_slope_in_churn_is_finite_though_a_time_repeats(x64):
   np.testing.assert_allclose(jax.grad(end)(0.3), (end(0.3 + 1e-6) - end(0.3 - 1e-6)) / 2e-6, rtol=1e-5)
 
 
-def test_churn_1_forgets_all_noise_at_each_step(x64):
+def test_churn_1_replaces_all_noise_at_each_step(x64):
   z, keys = jnp.full((64, 1), 5.0), KEYS
   found = samplers.sample(samplers.ddim(COSINE, outputs.x, churn=1.0), lambda z, t: 0.25 + 0 * z, z,
                           np.array([0.9, 0.6]), keys)
@@ -161,7 +161,7 @@ def test_churn_1_forgets_all_noise_at_each_step(x64):
 
 
 @pytest.mark.parametrize('variance', [0.0, 0.3, 1.0])
-def test_the_variance_of_ddpms_step_is_between_the_posterior_and_the_forward_one(
+def test_the_variance_of_ddpms_step_interpolates_the_posteriors_and_the_forward_steps(
     variance, x64, given_noise):
   # beta~ = (1 - abar_s)/(1 - abar_t) beta and beta = 1 - abar_t/abar_s, interpolated in logarithm.
   t, s = 0.6, 0.5
@@ -213,7 +213,7 @@ def test_edms_sampler_is_algorithm_2_of_its_paper(churn, x64):
 
 
 GAMMAS = 2 * np.log(0.0019), 2 * np.log(40.0)
-# (process, alpha and t at EDM's sigma, the last sigma): vdm's process has noise left at t = 0.
+# (process, alpha and t at EDM's sigma, the last sigma): VDM's process still has noise at t = 0.
 ELSEWHERE = {
     'linear': (LINEAR, lambda sigma: 1 / (1 + sigma), lambda sigma: sigma / (1 + sigma), 0.0),
     'cosine': (COSINE, lambda sigma: 1 / np.hypot(1, sigma),
@@ -226,7 +226,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize('name', ELSEWHERE)
 def test_edms_sampler_is_the_same_on_every_process(name, x64):
-  # z is alpha times EDM's, where the noise-to-signal ratio is EDM's sigma; vdm's 0.002 is at t = 0.005.
+  # z is alpha times EDM's, where the noise-to-signal ratio is EDM's sigma; VDM's 0.002 is at t = 0.005.
   process, alpha, time, last = ELSEWHERE[name]
   grid = np.append(grids.karras(12, sigma_max=20.0)[:-1], last)
   z = 20.0 * jax.random.normal(jax.random.key(0), (64, 1))
@@ -237,14 +237,8 @@ def test_edms_sampler_is_the_same_on_every_process(name, x64):
   np.testing.assert_allclose(found, alpha(last) * own, rtol=1e-8)
 
 
-def test_karras_grid_is_edms_on_another_process(x64):
-  grid = grids.karras(12, sigma_max=20.0)
-  there = grids.karras(12, process=LINEAR, sigma_max=20.0)
-  np.testing.assert_allclose(there, grid / (1 + grid), rtol=1e-10)
-
-
 @pytest.mark.parametrize('last', ['last_mean', 'last_tweedie', 'last_euler'])
-def test_the_last_step_of_an_sde_draws_no_noise(last, x64):
+def test_the_last_step_of_an_sde_adds_no_noise(last, x64):
   t, z, y = 0.2, jnp.array([[0.3], [-0.5]]), jnp.array([[0.7], [0.1]])
   solver = samplers.sde(LINEAR, outputs.x, diffusion=Partial(diffusions.constant, norm=0.5),
                         last=getattr(samplers, last))
@@ -267,85 +261,84 @@ DIFFUSIONS = {
 
 
 @pytest.mark.parametrize('name', DIFFUSIONS)
-def test_the_diffusion_coefficients_are_sits(name, x64):
+def test_diffusion_coefficients_match_sit(name, x64):
   t = jnp.linspace(0.05, 0.95, 19)
   found = getattr(diffusions, name)(LINEAR, t, norm=0.7)
   np.testing.assert_allclose(found, DIFFUSIONS[name](t), rtol=1e-12)
 
 
-def test_a_diffusion_that_is_infinite_on_the_grid_is_refused():
+def test_an_infinite_diffusion_is_rejected():
   solver = samplers.sde(LINEAR, outputs.u, diffusion=diffusions.sbdm)
   with pytest.raises(ValueError, match="diffusion 'sbdm' is not finite at t=1"):
     samplers.sample(solver, lambda z, t: z, jnp.ones((2, 1)), grids.uniform(4), KEYS[:2])
 
 
-def test_a_diffusion_that_is_negative_on_the_grid_is_refused():
+def test_a_negative_diffusion_is_rejected():
   solver = samplers.sde(LINEAR, outputs.u, diffusion=Partial(diffusions.sigma, norm=-0.5))
   with pytest.raises(ValueError, match="diffusion 'sigma' is negative at t=1: give norm >= 0"):
-    samplers.check(solver, grids.uniform(4))
+    solver.check(grids.uniform(4))
 
 
 @pytest.mark.parametrize('name', [name for name in NOISY if name.startswith('sde')])
 @pytest.mark.parametrize('process', [LINEAR, COSINE])
-def test_no_known_diffusion_is_taken_for_negative(name, process):
-  samplers.check(NOISY[name](process, 50), grids.uniform(50, start=0.999))
+def test_every_diffusion_of_the_library_is_accepted(name, process):
+  NOISY[name](process, 50).check(grids.uniform(50, start=0.999))
 
 
 @pytest.mark.parametrize('num_steps', [3, 30])
-def test_edms_churn_is_shared_by_the_steps_of_the_grid(num_steps):
-  with pytest.raises(ValueError, match=f'edm of num_steps={num_steps}, but the grid has 10 steps: give '
-                     'that number$'):
-    samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=num_steps, churn=4.0),
-                   grids.uniform(10, start=0.9))
+def test_edms_num_steps_must_be_the_grids(num_steps):
+  with pytest.raises(ValueError, match=f'num_steps={num_steps} of edm .* 10 steps of the grid: use '
+                     'num_steps=10$'):
+    samplers.edm(LINEAR, outputs.v, num_steps=num_steps, churn=4.0).check(grids.uniform(10, start=0.9))
   for grid in (grids.uniform(10, start=0.9), [0.9, *grids.uniform(9, start=0.9)]):
-    samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=10, churn=4.0), np.asarray(grid))
+    samplers.edm(LINEAR, outputs.v, num_steps=10, churn=4.0).check(np.asarray(grid))
 
 
-def test_edm_says_that_it_goes_along_eps():
-  with pytest.raises(ValueError, match="output 'eps' cannot give x at t=1: start the grid at "
-                     't<=0.999999 or take heun: each step of edm goes along eps'):
-    samplers.check(samplers.edm(LINEAR, outputs.v, num_steps=4, churn=1.0), grids.uniform(4))
-  with pytest.raises(ValueError, match='or give heun another `along`, or none'):
-    samplers.check(samplers.heun(LINEAR, outputs.v, along=outputs.eps), grids.uniform(4))
+def test_a_blind_vector_to_step_along_is_rejected():
+  with pytest.raises(ValueError, match="edm steps along 'eps'.* at t=1: start the grid at "
+                     't<=0.999999 or use heun'):
+    samplers.edm(LINEAR, outputs.v, num_steps=4, churn=1.0).check(grids.uniform(4))
+  with pytest.raises(ValueError, match="heun steps along 'eps'.* at t=1: .* another `along`"):
+    samplers.heun(LINEAR, outputs.v, along=outputs.eps).check(grids.uniform(4))
 
 
 @pytest.mark.parametrize('make', [
     lambda: samplers.ddim(LINEAR, outputs.u, churn=0.5), lambda: samplers.sde(LINEAR, outputs.u),
     lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=1.0),
     lambda: samplers.dpmpp_2m(LINEAR, outputs.u, churn=0.5)])
-def test_solvers_that_draw_ask_for_keys_and_do_not_invert(make):
+def test_stochastic_solvers_need_keys_and_do_not_invert(make):
   z = jnp.ones((2, 1))
-  with pytest.raises(ValueError, match='draws noise: give sample'):
+  with pytest.raises(ValueError, match='is stochastic: pass keys'):
     samplers.sample(make(), lambda z, t: z, z, grids.uniform(4, start=0.9))
-  with pytest.raises(ValueError, match='invert with a solver that draws none'):
+  with pytest.raises(ValueError, match='is stochastic.* the times rise: invert with .* ddim or heun'):
     samplers.sample(make(), lambda z, t: z, z, grids.uniform(4, start=0.1, end=0.9), KEYS[:2])
 
 
 TWO = np.array([0.1, 0.2])
 
 
-def test_numbers_that_no_solver_can_have_are_refused():
-  for make, refusal in (
-      (lambda: samplers.ancestral(LINEAR, outputs.u, variance=1.5), 'variance=1.5: give a number'),
-      (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=float('nan')), 'churn=nan: S_churn'),
+def test_numbers_out_of_range_are_rejected():
+  for make, message in (
+      (lambda: samplers.ancestral(LINEAR, outputs.u, variance=1.5), 'variance=1.5: '),
+      (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=float('nan')), 'churn=nan: '),
       (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=1.0, sigma_min=2.0, sigma_max=1.0),
-       'sigma_min=2.0, sigma_max=1.0: .* give sigma_min <= sigma_max'),
-      (lambda: samplers.ddim(LINEAR, outputs.u, churn=TWO), r'churn of shape \(2,\): give one number'),
-      (lambda: samplers.ddim(LINEAR, outputs.u, eta=TWO), r'eta of shape \(2,\): give one number'),
-      (lambda: samplers.ancestral(LINEAR, outputs.u, variance=TWO), r'variance of shape \(2,\): give'),
-      (lambda: samplers.dpmpp_2m(LINEAR, outputs.u, churn=TWO), r'churn of shape \(2,\): give one'),
-      (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=TWO), r'churn of shape \(2,\): give'),
-      (lambda: samplers.dpmpp_2m(LINEAR, outputs.u, num_steps=0), 'num_steps=0: give the number'),
-      (lambda: samplers.adaptive(LINEAR, outputs.u, rtol=0.0, atol=0.0), 'tolerances are 0 or more')):
-    with pytest.raises(ValueError, match=refusal):
+       'sigma_min=2.0 exceeds sigma_max=1.0'),
+      (lambda: samplers.ddim(LINEAR, outputs.u, churn=TWO), r'churn has shape \(2,\): '),
+      (lambda: samplers.ddim(LINEAR, outputs.u, eta=TWO), r'eta has shape \(2,\): '),
+      (lambda: samplers.ancestral(LINEAR, outputs.u, variance=TWO), r'variance has shape \(2,\): '),
+      (lambda: samplers.dpmpp_2m(LINEAR, outputs.u, churn=TWO), r'churn has shape \(2,\): '),
+      (lambda: samplers.edm(LINEAR, outputs.u, num_steps=4, churn=TWO), r'churn has shape \(2,\): '),
+      (lambda: samplers.dpmpp_2m(LINEAR, outputs.u, num_steps=0), 'num_steps=0: '),
+      (lambda: samplers.adaptive(LINEAR, outputs.u, rtol=0.0, atol=0.0), 'rtol=0.0, atol=0.0')):
+    with pytest.raises(ValueError, match=message):
       make()
 
 
 @pytest.mark.parametrize('number', [-0.1, 1.5])
-def test_churn_and_eta_lie_between_0_and_1(number):
-  with pytest.raises(ValueError, match=f'churn={number}: give a number from 0'):
+def test_churn_and_eta_lie_in_0_to_1(number):
+  with pytest.raises(ValueError, match=f'churn={number}: .* 0 to 1'):
     samplers.ddim(LINEAR, outputs.u, churn=number)
-  with pytest.raises(ValueError, match=f'eta={number}: give a number from 0'):
+  with pytest.raises(ValueError, match=f'eta={number}: .* 0 to 1'):
     samplers.ddim(LINEAR, outputs.u, eta=number)
-  with pytest.raises(ValueError, match='two ways to say one thing'):
+  with pytest.raises(ValueError, match='churn=0.5 and eta=0.5 '):
     samplers.ddim(LINEAR, outputs.u, eta=0.5, churn=0.5)
