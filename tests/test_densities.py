@@ -284,7 +284,7 @@ def test_at_data_the_field_that_vanishes_there_is_trained_and_what_is_not_finite
   for refusal, given in (
       ("output 'score' has no bounded loss at t=0", dict(output=outputs.score)),
       ("output 'equilibrium' has no bounded loss at t=0", dict(output=field, space=outputs.x)),
-      ("noise label 'logsnr' is not finite at t=0", dict(output=field, label_noise=fields.logsnr)),
+      ("'logsnr' is not finite at t=0", dict(output=field, label_noise=fields.logsnr)),
       ("weight 'on_logsnr' is not finite at t=0", dict(
           output=outputs.eps, weight=Partial(weights.on_logsnr, w=weights.flow_matching,
                                              density=density)))):

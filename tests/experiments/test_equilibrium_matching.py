@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import descent, energies, samplers
+from eqflow import descent, energies
 from eqflow.config import recipes
 from experiments.equilibrium_matching import __main__ as command
 from experiments.equilibrium_matching import (
