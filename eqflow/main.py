@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
         evaluate(config, workdir, near=_NEIGHBOURS.value, book=book)
       if jax.process_index() == 0:
         print(f'\n{ledger.table(workdir / "ledger.jsonl")}', end='')
-      multihost.part()
+      multihost.leave()
   except preemption.Stopped as stopped:
     preemption.end(str(stopped))
   except REFUSALS as error:
@@ -212,7 +212,7 @@ def refuse(error: Exception | str) -> NoReturn:
   print('eqflow:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
   if jax.distributed.is_initialized():
     # An orderly end would wait for the others, which may wait for this one.
-    preemption.leave(2)
+    preemption.exit_now(2)
   sys.exit(2)
 
 

@@ -73,5 +73,5 @@ def _evaluate(config, workdir, near, restored, book):
   if near:
     neighbours.report(config, workdir, fake)
   print(f'\n{workdir / "samples.png"}', flush=True)
-  book.cut(step)
+  book.saved(step)
   return rows

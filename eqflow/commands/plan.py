@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow.arrays import Number
-from eqflow.commands.train import blueprint, check_averages, check_parts
+from eqflow.commands.train import check_averages, check_parts
 from eqflow.config import recipes
 from eqflow.planning import chips, collectives, flops, hlo, report, topologies
-from eqflow.runs import run
+from eqflow.runs import program, run
 from eqflow.training import sharding
 
 # Kernels that are chosen by trying them on a device are not chosen where there is none.
@@ -61,7 +61,7 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   check_parts(config, mesh, recipe.rules)
   # A training asks it of the samples that evaluation will draw.
   sharding.check_rows(config.sample.batch, mesh)
-  step, given = blueprint(config, recipe, mesh)
+  step, given = program.blueprint(config, recipe, mesh)
   found = dict(
       topology=target.name, devices=len(target.devices), mesh=dict(mesh.shape),
       batch=config.train.batch, accumulate=config.train.accumulate,
@@ -182,7 +182,7 @@ def tried(config: ConfigDict, target: topologies.Topology, found: dict[str, Any]
   tensor = found['mesh']['tensor']
   for fsdp in _more(found['mesh']['fsdp'], len(target.devices) // tensor):
     changed = with_changes(config, mesh=dict(data=-1, fsdp=fsdp, tensor=tensor))
-    _, (state_then, *_) = blueprint(changed, recipe, run.mesh_of(changed, target.devices))
+    _, (state_then, *_) = program.blueprint(changed, recipe, run.mesh_of(changed, target.devices))
     size = sum(state_bytes(state_then).values())
     if total - state + size <= limit or fsdp * tensor == len(target.devices):
       add(f'config.mesh.fsdp={fsdp}', total - state + size, 'arithmetic')

@@ -1,12 +1,10 @@
-"""--mode=train: from a config to a trained, sampled and evaluated model, read from top to bottom."""
+"""--mode=train: from a config to a trained model, read from top to bottom."""
 
 from collections.abc import Callable
 import contextlib
 import math
 import pathlib
-import time
 
-from clu import parameter_overview
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,27 +13,27 @@ import numpy as np
 from eqflow.config import recipes
 from eqflow.config.errors import ConfigError, naming
 from eqflow.data import pipeline, sources
-from eqflow.models import embed
-from eqflow.runs import claim, dataset, generate, identity, restore, run
-from eqflow.training import checkpoint, logging, nonfinite, sharding, snapshots, train_state, train_step
+from eqflow.evaluation import images
+from eqflow.runs import claim, dataset, generate, identity, program, restore, run
+from eqflow.training import (
+    checkpoint, logging, loop, nonfinite, overview, sharding, snapshots, train_state)
 from eqflow.training.runtime import ledger, multihost, preemption, watchdog
 
 
 def train(config: ConfigDict, workdir: pathlib.Path,
           stop: preemption.Stop | None = None,
           book: ledger.Ledger | None = None) -> train_state.TrainState:
-  """Trains until config.train.num_examples, going on from the newest whole checkpoint in workdir.
+  """Trains until config.train.num_examples, from the newest whole checkpoint in workdir if there is one.
 
-  Writes config.json, metrics.jsonl, ledger.jsonl, tensorboard/, samples-*.png, checkpoints/ and
-  snapshots/ there. Wall time is booked in `book`, or in a ledger of this call alone.
-  Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError with
-  the step where loss or gradient is not finite: no such state is written; OSError where a checkpoint
-  cannot be; signals.Stopped, with the state saved, where `stop` is asked for.
+  Writes config.json, data.json, parameters.txt, metrics.jsonl, ledger.jsonl, tensorboard/, samples-*.png,
+  checkpoints/ and snapshots/ there. Wall time is booked in `book`, or in a ledger of this call alone.
+  Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError for a step
+  whose loss, gradient or parameters are not finite: no such state is written; OSError for a checkpoint
+  that cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
   """
   recipe, mesh = recipes.recipe(config), run.mesh_of(config)
-  section = config.train
   check_averages(config)
-  # Evaluation follows: a guide that is none must not be found out after the training.
+  # Evaluation follows: what it would reject must not be found after hours of training.
   restore.guide_of(config, recipe)
   check_parts(config, mesh, recipe.rules)
   source = dataset.evaluation_source(config)
@@ -44,176 +42,112 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   process, count = jax.process_index(), jax.process_count()
   with (claim.claimed(config, workdir, source),
         ledger.booked(workdir, book, active=process == 0) as book,
-        watchdog.watching(workdir, section.stuck_seconds, book.pulse, process=process, count=count)):
-    return _train(config, recipe, source, mesh, workdir, stop or preemption.Stop(), book)
+        watchdog.watching(workdir, config.train.stuck_seconds, book.pulse, process=process, count=count),
+        checkpoint.open_checkpoints(workdir, keep=config.train.keep_checkpoints,
+                                    run=identity.identity(config)) as checkpoints):
+    if process == 0 and source.damaged:
+      print(f'{source.name}: skipping {len(source.damaged)} damaged images, listed in data.json')
+    state = started(config, recipe, mesh, workdir, checkpoints, book)
+    # Examples are counted in whole batches, the last one too.
+    until = math.ceil(config.train.num_examples / config.train.batch)
+    if int(state.step) >= until:
+      return state
+    # Outside `stop.busy`: a signal exits immediately, since the state is saved.
+    with book.on('compile'):
+      step = program.compiled(config, recipe, mesh)
+    return trained(config, recipe, mesh, workdir, source, state, step, until, checkpoints,
+                   stop or preemption.Stop(), book)
 
 
-def _train(config, recipe, source, mesh, workdir, stop, book):
-  section = config.train
-  with checkpoint.open_checkpoints(workdir, keep=section.keep_checkpoints,
-                                   run=identity.identity(config)) as checkpoints:
-    with book.on('restore'):
-      restored = checkpoints.restore(_like(config, recipe, mesh), mend=True)
-    if restored and int(restored.seed) != config.seed:
-      # Written before checkpoints had the name of their run.
-      raise ValueError(f'the newest checkpoint of {workdir} is of a run with config.seed='
-                       f'{int(restored.seed)}, not {config.seed}: restore its own from a copy, or give '
-                       'another --workdir')
-    multihost.broadcast(lambda: _check_kept(workdir, anew=restored is None))
-    state = restored or create(config, recipe, mesh)
-    book.begin(int(state.step) if restored else None)
-    # Before the step compiles, so that a signal may end that at once.
+def started(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pathlib.Path,
+            checkpoints: checkpoint.Checkpoints, book: ledger.Ledger) -> train_state.TrainState:
+  """The state to train from: of the newest checkpoint, or a new one, which is saved and described.
+
+  Raises ValueError where workdir had checkpoints and has none now.
+  """
+  with book.on('restore'):
+    restored = checkpoints.restore(program.first_state(config, recipe, mesh, abstract=True), repair=True)
+  if restored is None:
+    multihost.broadcast(lambda: _check_new(workdir))
+  state = restored or program.first_state(config, recipe, mesh)
+  book.step = int(state.step)
+  book.begin(book.step if restored else None)
+  with book.on('save'):
+    checkpoints.save(state)
+    checkpoints.wait()
+  if jax.process_index() == 0:
+    print(overview.describe(state.params, mesh, recipe.rules, workdir / 'parameters.txt'))
+    print(f'resuming from step {int(state.step):,}' if restored else 'starting from scratch', flush=True)
+  return state
+
+
+def _check_new(workdir):
+  if snapshots.listed(workdir / 'snapshots') or ledger.reached(workdir / 'ledger.jsonl'):
+    raise ValueError(f'{workdir / "checkpoints"} has no checkpoint, but ledger.jsonl or snapshots show '
+                     'that it had some: restore the checkpoints (is a disk not mounted?), or choose '
+                     'another --workdir')
+
+
+def trained(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pathlib.Path,
+            source: sources.Source, state: train_state.TrainState, step: Callable, until: int,
+            checkpoints: checkpoint.Checkpoints, stop: preemption.Stop,
+            book: ledger.Ledger) -> train_state.TrainState:
+  """`loop.fit` from `state` to `until` steps, with the data, the log and the saves of a run."""
+  section, start = config.train, int(state.step)
+  own, readers = sharding.own_rows(mesh)
+  rows = pipeline.batches(
+      source, seed=config.seed, batch=section.batch, start=start * section.batch, process_index=own,
+      process_count=readers, workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
+  log = logging.Log(workdir, step=start, batch=section.batch, num_examples=section.num_examples,
+                    active=jax.process_index() == 0)
+  batches, step = book.timed_loop((sharding.place_batch(each, mesh) for each in rows), step)
+  book.switch('step')
+  with contextlib.closing(rows), contextlib.closing(log), stop.busy():
+    return loop.fit(state, step, batches, until, cadence(config),
+                    actions(config, recipe, mesh, workdir, log, checkpoints, stop, book),
+                    multihost.agreeing(stop, mesh))
+
+
+def cadence(config: ConfigDict) -> loop.Cadence:
+  """What the config gives in examples, in steps."""
+  every = lambda examples: max(1, round(examples / config.train.batch)) if examples else 0
+  return loop.Cadence(
+      log=every(config.train.log_examples), snapshot=every(config.ema.snapshot_examples),
+      save=every(config.train.checkpoint_examples), preview=every(config.train.sample_examples))
+
+
+def actions(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pathlib.Path,
+            log: logging.Log, checkpoints: checkpoint.Checkpoints, stop: preemption.Stop,
+            book: ledger.Ledger) -> loop.Actions:
+  """What this run does between its steps, each booked to its account."""
+  def check(pending):
+    checkpoints.check()
+    if pending is not None:
+      nonfinite.check(*pending, config.train.max_skipped, log.progress.say)
+
+  def write(n, state, metrics):
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    log.write(n, values | skipped(config, state))
+
+  def save(state, *, wait):
     with book.on('save'):
       checkpoints.save(state)
-      checkpoints.wait()
-    if jax.process_index() == 0:
-      if source.damaged:
-        print(f'{source.name}: left out {len(source.damaged)} damaged images, listed in data.json')
-      describe(state, mesh, recipe.rules, resumed=restored is not None)
-    step = make_step(config, recipe, mesh, state)
-    # Examples are counted in whole batches, the last one too.
-    until = math.ceil(section.num_examples / section.batch)
-    return fit(config, recipe, source, step, state, workdir, until=until, checkpoints=checkpoints,
-               stop=stop, book=book)
+      if wait:
+        checkpoints.wait()
+    book.saved(int(state.step))
 
+  def show(state):
+    with log.paused():
+      with book.on('save'):
+        checkpoints.wait()
+      # Everything is saved. Of several processes, one that left now would leave the others waiting.
+      alone = jax.process_count() == 1
+      with stop.interruptible() if alone else contextlib.nullcontext(), book.on('evaluate'):
+        preview(config, recipe, state, log, workdir, book.beat)
 
-def _check_kept(workdir, *, anew):
-  """Raises ValueError where snapshots cannot go on, or what had checkpoints would be begun anew."""
-  times = snapshots.listed(workdir / 'snapshots')
-  if anew and (times or ledger.reached(workdir / 'ledger.jsonl')):
-    raise ValueError(f'{workdir / "checkpoints"} holds no checkpoint, but its ledger.jsonl or '
-                     'snapshots are of a training that had some: bring the checkpoints back (is a disk '
-                     'not mounted?), or start anew in another --workdir')
-
-
-def _like(config, recipe, mesh):
-  """What a checkpoint is read into: no state on the devices, which have little room for two.
-
-  But for the guard, which checkpoints from before it do not hold.
-  """
-  like = create(config, recipe, mesh, abstract=True)
-  places = jax.tree.map(lambda a: a.sharding, like.guard)
-  return like.replace(guard=jax.device_put(nonfinite.start(recipe.scale), places))
-
-
-def create(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, *,
-           abstract: bool = False) -> train_state.TrainState:
-  """The state that a run starts from, on the mesh; only shapes and shardings if abstract."""
-  return train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), config.seed, mesh,
-                      rules=recipe.rules, histogram=recipe.histogram, scale=recipe.scale,
-                      abstract=abstract)
-
-
-def make_step(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh,
-              state: train_state.TrainState) -> Callable:
-  """The compiled step of a run whose states are placed as this one."""
-  return train_step.make_step(
-      recipe.loss, recipe.optimizer, recipe.share, mesh,
-      places=jax.tree.map(lambda a: a.sharding, state), accumulate=config.train.accumulate,
-      measure=recipe.measure, prepare=recipe.prepare, skip=config.train.max_skipped > 0,
-      scaled=recipe.scale != 1)
-
-
-def blueprint(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> tuple[Callable, tuple]:
-  """(step, (state, metrics, batch)): what training compiles, of shapes and shardings alone."""
-  state, b = create(config, recipe, mesh, abstract=True), config.train.batch
-  metrics = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh)),
-      jax.eval_shape(train_state.TrainMetrics.empty))
-  rows = {'x': ((b, *config.data.shape), np.float32), 'label': ((b,), np.int32),
-          'index': ((b,), np.uint32)}
-  if recipe.couple or config.data.name == 'pairs':
-    rows['eps'] = rows['x']
-  batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.by_example(mesh))
-           for name, (shape, dtype) in rows.items()}
-  return make_step(config, recipe, mesh, state), (state, metrics, batch)
-
-
-def fit(config: ConfigDict, recipe: recipes.Recipe, source: sources.Source, step: Callable,
-        state: train_state.TrainState, workdir: pathlib.Path, *, until: int,
-        checkpoints: checkpoint.Checkpoints, stop: preemption.Stop,
-        book: ledger.Ledger | None = None) -> train_state.TrainState:
-  """The loop: `step` on batch after batch from where `state` stands to `until` updates.
-
-  The state is saved every config.train.checkpoint_examples, at the end, and where a signal asks for
-  one; never one whose last update was not finite.
-  """
-  section, mesh = config.train, run.mesh_of(config)
-  every = lambda examples: max(1, round(examples / section.batch))
-  first, alone = jax.process_index() == 0, jax.process_count() == 1
-  own, readers = sharding.own_rows(mesh)
-  start = at = since = int(state.step)
-  writer = logging.Writer(workdir, step=at, active=first)
-  progress = logging.Progress(section.num_examples, at * section.batch, active=first)
-  batches = pipeline.batches(
-      source, seed=config.seed, batch=section.batch, start=at * section.batch,
-      process_index=own, process_count=readers,
-      workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
-  running, health, before, clock = train_state.empty_metrics(mesh), None, None, time.perf_counter()
-  check = lambda health, at: nonfinite.check_health(health, at, section.max_skipped, progress.say)
-  book = book or ledger.Ledger()
-  book.step = at
-  book.turn('step')
-
-  with (contextlib.closing(batches), contextlib.closing(writer), contextlib.closing(progress),
-        stop.busy()):
-    while at < until:
-      # The first step compiles, and what it starts from is saved.
-      with stop.free() if at == start else contextlib.nullcontext():
-        with book.on('data', beside=health):
-          batch = next(batches)
-          batch = sharding.place_batch(batch, mesh)
-          if not alone:
-            # Processes hear of a signal one by one, and must answer it at the same step.
-            batch['asked'] = sharding.of_each(float(bool(stop.asked)), mesh)
-        with book.on('compile' if at == start else 'step'):
-          state, running, fresh = step(state, running, batch)
-      checkpoints.check()
-      # A step late, so that the device never waits to be asked.
-      check(health, at)
-      asked = stop.asked if alone else before is not None and before[4] > 0
-      health, before, book.step, at = fresh, fresh, at + 1, at + 1
-      logs, saves, keeps, shows = (bool(examples) and (at % every(examples) == 0) for examples in (
-          section.log_examples, section.checkpoint_examples, config.ema.snapshot_examples,
-          section.sample_examples))
-      if logs or saves or keeps or shows or asked or at == until:
-        health = check(health, at)
-
-      if logs or at == until:
-        values = {name: float(value) for name, value in running.compute().items()}
-        speed = (at - since) * section.batch / (time.perf_counter() - clock)
-        writer.scalars(at, {'examples': at * section.batch, **values, 'examples_per_second': speed,
-                            **skipped(config, state)})
-        progress.show(at * section.batch, values['loss'], speed)
-        running, since, clock = train_state.empty_metrics(mesh), at, time.perf_counter()
-
-      # Before the checkpoint: a run that goes on from there would not come by here again.
-      if keeps or (config.ema.snapshot_examples and at == until):
-        with book.on('save'):
-          keep_snapshot(config, state, workdir)
-
-      if saves or shows or asked or at == until:
-        with book.on('save'):
-          checkpoints.save(state)
-          if asked or at == until:
-            # Here, where no other signal ends the process before it stands.
-            checkpoints.wait()
-        book.cut(at)
-
-      if asked:
-        # Where one has left alone, the others would wait for it.
-        multihost.part()
-        stop.leave(told=True)
-
-      if shows and at < until:
-        paused = time.perf_counter()
-        with book.on('save'):
-          checkpoints.wait()
-        # Of several processes one that left now would leave the others waiting: at the next step.
-        with stop.free() if alone else contextlib.nullcontext(), book.on('evaluate'):
-          preview(config, recipe, state, writer, progress, workdir, book.beat)
-        clock += time.perf_counter() - paused
-  return state
+  return loop.Actions(
+      metrics=lambda: train_state.empty_metrics(mesh), check=check, log=write, save=save, preview=show,
+      snapshot=book.timed('save', lambda state: keep_snapshot(config, state, workdir)))
 
 
 def check_parts(config: ConfigDict, mesh: Mesh, rules: sharding.Rules) -> None:
@@ -245,44 +179,31 @@ def check_averages(config: ConfigDict) -> None:
 
 
 def keep_snapshot(config: ConfigDict, state: train_state.TrainState, workdir: pathlib.Path) -> None:
-  """The power averages of the state to workdir/snapshots, where nothing is ever deleted."""
+  """Writes the power EMAs of the state to workdir/snapshots, where nothing is ever deleted."""
   averages = {repr(std): state.emas[repr(std)] for std in config.ema.stds}
   snapshots.write(workdir / 'snapshots', int(state.examples), averages, run=identity.identity(config),
                   dtype=config.ema.snapshot_dtype)
 
 
 def skipped(config: ConfigDict, state: train_state.TrainState) -> dict[str, float | int]:
-  """{'skipped': steps left out so far}, and the gradient's scale, where a run may leave any out."""
+  """{'skipped': steps skipped so far, 'scale': the loss scale}, for a run that may skip any."""
   if not config.train.max_skipped:
     return {}
   return {'skipped': int(state.guard.skipped), 'scale': float(state.guard.scale)}
 
 
-def describe(state: train_state.TrainState, mesh: Mesh, rules: sharding.Rules, *,
-             resumed: bool) -> None:
-  """Prints the parameter table, and where the run stands."""
-  print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-  total, trainable = embed.count(state.params)
-  print(f'{total:,} parameters, {trainable:,} of them trained, on {jax.device_count()} '
-        f'{jax.devices()[0].platform} device(s): {dict(mesh.shape)}')
-  for name, axes in sharding.undivided(state.params, rules, mesh).items():
-    print(f'{name} is not cut along {", ".join(axes)}, which divides none of its sizes')
-  print(f'going on from step {int(state.step):,}' if resumed else 'starting anew', flush=True)
-
-
 def preview(config: ConfigDict, recipe: recipes.Recipe, state: train_state.TrainState,
-            writer: logging.Writer, progress: logging.Progress, workdir: pathlib.Path,
-            beat: Callable[[], None]) -> None:
-  """A first look while training: samples-<step>.png and TensorBoard."""
+            log: logging.Log, workdir: pathlib.Path, beat: Callable[[], None]) -> None:
+  """Draws a few samples while training, to samples-<step>.png and TensorBoard."""
   at, classes = int(state.step), config.data.num_classes
   count = 1_000 if len(config.data.shape) == 1 else 100
   label = np.arange(count, dtype=np.int32) % max(classes, 1)
   params = train_state.parameters(state, config.sample.params)
   x, *_ = generate.draw(recipe, params, label, seed=config.seed, batch=config.sample.batch, beat=beat)
   if jax.process_index():
-    return   # All have drawn.
+    return   # All processes draw, the first one writes.
   picture = generate.picture(x, label)
   path = workdir / f'samples-{at:07d}.png'
-  generate.images.save_png(path, picture)
-  writer.picture(at, 'samples', picture)
-  progress.say(f'samples at step {at:,}: {path}')
+  images.save_png(path, picture)
+  log.writer.picture(at, 'samples', picture)
+  log.progress.say(f'samples of {train_state.called(config.sample.params)} at step {at:,}: {path}')

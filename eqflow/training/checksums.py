@@ -1,4 +1,4 @@
-"""What a folder holds, file by file: written when it is whole, and compared before it is believed."""
+"""The SHA-256 of every file of a folder: written when it is complete, and compared before it is read."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ NAME = 'manifest.json'
 
 
 def write(folder: pathlib.Path) -> None:
-  """folder/manifest.json, {file: SHA-256}; every file and folder is on disk when it returns."""
+  """Writes folder/manifest.json, {file: SHA-256}; returns when every file and folder is on disk."""
   found = {name: _digest(folder / name) for name in _files(folder)}
   for name in found:
     files.sync(folder / name)
@@ -22,7 +22,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def damages(folder: pathlib.Path) -> list[str]:
-  """What is not as it was written, each named; nothing where all is."""
+  """One line for each file that is missing, added or changed; [] for an undamaged folder."""
   path = folder / NAME
   try:
     text = path.read_text()
@@ -30,16 +30,16 @@ def damages(folder: pathlib.Path) -> list[str]:
   except (OSError, ValueError, TypeError) as error:
     return [f'{NAME} cannot be read ({error})']
   if not expected or text != _text(expected):
-    return [f'{NAME} is not as it was written']
+    return [f'{NAME} has changed']
   found = _files(folder)
   bad = [f'{name} is missing' for name in expected if name not in found]
-  # Network file systems and file managers leave hidden files of their own.
+  # Network file systems and file managers add hidden files of their own.
   bad += [f'{name} does not belong there' for name in found
           if name not in expected and not pathlib.PurePath(name).name.startswith('.')]
   for name in found:
     try:
       if name in expected and _digest(folder / name) != expected[name]:
-        bad.append(f'{name} is not as it was written')
+        bad.append(f'{name} has changed')
     except OSError as error:
       bad.append(f'{name} cannot be read ({error})')
   return bad

@@ -1,5 +1,6 @@
 """Where a run's numbers and pictures go: metrics.jsonl, TensorBoard files, and the terminal."""
 
+from collections.abc import Iterator
 import contextlib
 import json
 import math
@@ -14,14 +15,14 @@ import tqdm
 
 from eqflow import files
 
-_FLUSHED = 10.0   # seconds from one time to the next that TensorBoard's file is brought to the disk
+_FLUSH_SECONDS = 10.0   # between two flushes of TensorBoard's file
 
 
 class Board:
-  """TensorBoard's events in a folder, what came after `step` in older files being void.
+  """TensorBoard's events in a folder; events after `step` in older files no longer count.
 
-  Written here and now: tensorboardX's own thread dies of a full disk, and whoever then has something to
-  write waits for it without end. What cannot be written is left out, and a new file begun for the next.
+  Written synchronously: tensorboardX's own thread dies when the disk is full, and the next write then
+  blocks forever. An event that cannot be written is dropped, and the next one starts a new file.
   """
 
   def __init__(self, folder: pathlib.Path, *, step: int):
@@ -35,18 +36,18 @@ class Board:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = event_file_writer.EventsWriter(str(self.folder / 'events'))
       self.file.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
-      if time.monotonic() - self.flushed > _FLUSHED:
+      if time.monotonic() - self.flushed > _FLUSH_SECONDS:
         self.file.flush()
         self.flushed = time.monotonic()
       self.whole = True
     except OSError as error:
       if self.whole:
-        print(f'{self.folder} cannot be written ({error}): TensorBoard lacks what comes until it can',
+        print(f'{self.folder} cannot be written ({error}): TensorBoard misses events until it can',
               flush=True)
       self.file, self.whole = None, False
 
   def close(self) -> None:
-    """Brings all to the disk that goes there."""
+    """Flushes and closes the file."""
     with contextlib.suppress(OSError):
       if self.file is not None:
         self.file.close()
@@ -55,7 +56,7 @@ class Board:
 class Writer:
   """Writes scalars to metrics.jsonl and TensorBoard, and pictures to TensorBoard.
 
-  Lines of steps after `step` are dropped first: a run that goes on from an older checkpoint makes
+  Lines of steps after `step` are dropped first: a run that resumes from an older checkpoint writes
   them again. Only the first process writes.
   """
 
@@ -76,9 +77,9 @@ class Writer:
       file.write(''.join(kept).encode())
 
   def scalars(self, step: int, values: dict[str, float | int]) -> None:
-    """One line of numbers, at `step`; a mean over no steps, as where all were left out, is none.
+    """One line of numbers at `step`, without those that are NaN: the mean over no steps is one.
 
-    Raises OSError where the line cannot be written.
+    Raises OSError if the line cannot be written.
     """
     if self.active:
       values = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -86,20 +87,20 @@ class Writer:
         self.file.write(json.dumps({'step': step, **values}) + '\n')
         self.file.flush()
       except OSError as error:
-        raise OSError(f'{self.path} cannot be written ({error}): make room, or mend the disk, and run '
-                      'the same command again') from error
+        raise OSError(f'{self.path} cannot be written ({error}): free disk space, or repair the disk, '
+                      'and run the same command again') from error
       for name, value in values.items():
         self.board.add(step, summary=summary.scalar(name, value))
 
   def picture(self, step: int, name: str, picture: Any) -> None:
-    """A uint8 picture [h, w, c], at `step`."""
+    """A uint8 picture [h, w, c] at `step`."""
     if self.active:
       self.board.add(step, summary=summary.image(name, picture, dataformats='HWC'))
 
   def close(self) -> None:
     """Flushes and closes both files."""
     if self.active:
-      # Its last line is there, or its loss was told.
+      # A failed write has been reported already.
       with contextlib.suppress(OSError):
         self.file.close()
       self.board.close()
@@ -109,7 +110,7 @@ def _step_of(line):
   with contextlib.suppress(ValueError, KeyError, TypeError):
     if isinstance(step := json.loads(line)['step'], int):
       return step
-  # Cut short by a crash, or no line of ours: it goes with the lines that are made again.
+  # Truncated by a crash, or written by another program: dropped with the lines after `step`.
   return math.inf
 
 
@@ -129,7 +130,7 @@ class Progress:
     elif self.active:
       left = (self.total - examples) / rate if rate else 0
       print(f'{examples:>12,} of {self.total:,} examples   loss {loss:.4f}   '
-            f'{rate:,.0f} examples/s   {left:.0f} s left', flush=True)
+            f'{rate:,.0f} examples/s   {_duration(left)} left', flush=True)
 
   def say(self, line: str) -> None:
     """A line above the bar."""
@@ -138,5 +139,43 @@ class Progress:
       sys.stdout.flush()
 
   def close(self) -> None:
-    """Leaves the bar as it stands."""
+    """Leaves the bar on the screen as it is."""
     self.bar.close()
+
+
+def _duration(seconds):
+  """'42 s', '12 min', '3.4 h' or '5.6 days'."""
+  for size, unit in ((86_400, 'days'), (3_600, 'h')):
+    if seconds >= size:
+      return f'{seconds / size:.1f} {unit}'
+  return f'{seconds / 60:.0f} min' if seconds >= 120 else f'{seconds:.0f} s'
+
+
+class Log:
+  """The log of one training, which starts at `step`: a Writer, a Progress, and the examples/s of both."""
+
+  def __init__(self, workdir: pathlib.Path, *, step: int, batch: int, num_examples: int,
+               active: bool = True):
+    self.writer = Writer(workdir, step=step, active=active)
+    self.progress = Progress(num_examples, step * batch, active=active)
+    self._batch, self._step, self._clock = batch, step, time.perf_counter()
+
+  def write(self, step: int, values: dict[str, float | int]) -> None:
+    """The means since the last line, which have the `loss`, at `step`."""
+    rate = (step - self._step) * self._batch / (time.perf_counter() - self._clock)
+    examples = step * self._batch
+    self.writer.scalars(step, {'examples': examples, **values, 'examples_per_second': rate})
+    self.progress.show(examples, values['loss'], rate)
+    self._step, self._clock = step, time.perf_counter()
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Time inside does not count in examples/s."""
+    began = time.perf_counter()
+    yield
+    self._clock += time.perf_counter() - began
+
+  def close(self) -> None:
+    """Closes files and bar."""
+    self.writer.close()
+    self.progress.close()

@@ -1,7 +1,7 @@
-"""What becomes of a step whose numbers are not finite, and of the scale that float16 gradients need."""
+"""Steps with NaN or infinity: they are skipped and counted; and the loss scale that float16 needs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -11,38 +11,48 @@ import numpy as np
 
 from eqflow.arrays import Number
 
-# A scale is doubled after so many updates in a row, and halved where an update is left out.
-PATIENCE = 2_000
+# The rule of flax.training.dynamic_scale: the scale is doubled after so many finite steps in a row, and
+# halved by each step that is not finite. Here averages and histogram are skipped with the update too.
+GROWTH_INTERVAL = 2_000
 LARGEST = 2.0**24
 
 
 @flax.struct.dataclass
 class Guard:
-  """What a run remembers of its bad steps: a part of the train state, so that restarts keep count."""
-  scale: Any     # float32, the loss is multiplied by it before the gradient is taken
-  steady: Any    # int32, updates made since the scale changed
-  skipped: Any   # uint32, updates left out so far
-  row: Any       # int32, of them those after the last that was made
+  """Counts of skipped steps and the loss scale: part of the train state, so that restarts keep them."""
+  scale: Any               # float32, the loss is multiplied by it before the gradient is taken
+  fin_steps: Any           # int32, finite steps since the scale changed
+  skipped: Any             # uint32, steps skipped so far
+  skipped_in_a_row: Any    # int32, steps skipped since the last finite one
+
+
+class Health(NamedTuple):
+  """The numbers that say whether a step was finite. All are float32 []."""
+  loss: Any
+  grad_norm: Any
+  params_norm: Any         # of the new parameters
+  skipped_in_a_row: Any
 
 
 def start(scale: Number = 1.0) -> Guard:
-  """Nothing left out yet."""
-  return Guard(scale=jnp.float32(scale), steady=jnp.int32(0), skipped=jnp.uint32(0),
-               row=jnp.int32(0))
+  """The Guard of a new run."""
+  return Guard(scale=jnp.float32(scale), fin_steps=jnp.int32(0), skipped=jnp.uint32(0),
+               skipped_in_a_row=jnp.int32(0))
 
 
 def counted(guard: Guard, finite: Bool[Array, '']) -> Guard:
-  """The guard after one more step, which was finite or is left out."""
+  """The guard after one more step, which is skipped unless `finite`."""
   return guard.replace(skipped=guard.skipped + jnp.uint32(~finite),
-                       row=jnp.where(finite, 0, guard.row + 1))
+                       skipped_in_a_row=jnp.where(finite, 0, guard.skipped_in_a_row + 1))
 
 
 def rescaled(guard: Guard, finite: Bool[Array, '']) -> Guard:
-  """The guard with scale/2 after a step left out, at least 1; 2 scale after PATIENCE good ones."""
-  steady = jnp.where(finite, guard.steady + 1, 0)
-  grown = jnp.where(steady >= PATIENCE, 2 * guard.scale, guard.scale)
+  """`counted`; scale <- scale/2, at least 1, unless finite; 2 scale after GROWTH_INTERVAL finite steps."""
+  fin_steps = jnp.where(finite, guard.fin_steps + 1, 0)
+  grown = jnp.where(fin_steps >= GROWTH_INTERVAL, 2 * guard.scale, guard.scale)
   scale = jnp.where(finite, jnp.minimum(grown, LARGEST), jnp.maximum(guard.scale / 2, 1))
-  return guard.replace(scale=scale, steady=jnp.where(steady >= PATIENCE, 0, steady))
+  return counted(guard, finite).replace(
+      scale=scale, fin_steps=jnp.where(fin_steps >= GROWTH_INTERVAL, 0, fin_steps))
 
 
 def chosen(finite: Bool[Array, ''], new: PyTree, old: PyTree) -> PyTree:
@@ -50,21 +60,20 @@ def chosen(finite: Bool[Array, ''], new: PyTree, old: PyTree) -> PyTree:
   return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
 
-def check_health(health: Any, step: int, most: int, say: Callable) -> None:
-  """Says where loss, gradient or new parameters were not finite, and the step was left out.
+def check(step: int, health: Health, max_skipped: int, say: Callable) -> None:
+  """Reports through `say` that a step was skipped, if its numbers are not finite.
 
-  Raises FloatingPointError where more than `most` were, one after another.
+  Raises FloatingPointError if more than `max_skipped` steps in a row were.
   """
-  if health is None:
+  health = Health(*(np.asarray(number) for number in health))
+  if np.isfinite(health[:3]).all():
     return
-  loss, gradient, params, row = np.asarray(health)[:4]
-  if np.isfinite([loss, gradient, params]).all():
-    return
-  found = f'step {step}: loss {loss}, gradient norm {gradient}, parameter norm {params}'
-  if most and row <= most:
-    say(f'{found}: left out, {row:.0f} in a row of at most {most}')
+  found = (f'step {step:,}: loss {health.loss}, gradient norm {health.grad_norm}, parameter norm '
+           f'{health.params_norm}')
+  row = int(health.skipped_in_a_row)
+  if max_skipped and row <= max_skipped:
+    say(f'{found}: skipped, {row} in a row of at most {max_skipped}')
     return
   raise FloatingPointError(
       f'{found}. Nothing after the last checkpoint was written; lower config.optimizer.rate, set '
-      f'config.optimizer.clip, compute in float32, or leave out more than '
-      f'config.train.max_skipped={most} such steps in a row')
+      f'config.optimizer.clip, compute in float32, or raise config.train.max_skipped={max_skipped}')

@@ -17,20 +17,20 @@ from eqflow.training import nonfinite, sharding
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a run is: what a checkpoint holds, and nothing else is needed to go on."""
+  """Everything that a run needs to resume, and that a checkpoint holds."""
   seed: Any        # uint32; every key is folded from it, so none is stored
-  step: Any        # int32, updates made
-  examples: Any    # uint32, examples seen: the place in the data
+  step: Any        # int32, steps made, skipped ones included
+  examples: Any    # uint32, examples seen: the position in the data
   params: Any
   opt_state: Any
   emas: Any        # {name: tree like params}
-  histogram: Any = ()   # what an adaptive density has measured
-  guard: Any = ()       # updates left out, and the scale of the gradient
+  histogram: Any = ()   # of losses, for an adaptive density
+  guard: Any = ()       # nonfinite.Guard: skipped steps and the loss scale
 
 
 @flax.struct.dataclass
 class TrainMetrics(clu_metrics.Collection):
-  """Means over the steps since the last line of the log."""
+  """Means over the steps since the last line of the log, without skipped steps."""
   loss: clu_metrics.Average.from_output('loss')
   error: clu_metrics.Average.from_output('error')
   grad_norm: clu_metrics.Average.from_output('grad_norm')
@@ -39,10 +39,10 @@ class TrainMetrics(clu_metrics.Collection):
 def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, seed: int,
            mesh: Mesh, *, rules: sharding.Rules = (), histogram: Any = (), scale: Number = 1.0,
            abstract: bool = False) -> TrainState:
-  """A fresh state, made on the devices: params = init(key(seed)), averages equal to them.
+  """A new state, created on the devices: params = init(key(seed)), and EMAs called `names` equal to them.
 
-  Every leaf is cut over the mesh as the rules say. `scale` is what the first losses are multiplied by
-  before their gradients are taken. Only shapes, and where they would be, if abstract.
+  Every leaf is sharded over the mesh by the rules. `scale` is the initial loss scale. If abstract, only
+  shapes and shardings.
   """
   def make(seed):
     params = init(jax.random.key(seed))
@@ -58,10 +58,15 @@ def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, 
 
 
 def empty_metrics(mesh: Mesh) -> TrainMetrics:
-  """Metrics of no steps, placed like those that a step returns."""
+  """Metrics of no steps, sharded like those that a step returns."""
   return jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(mesh))()
 
 
 def parameters(state: TrainState, name: str) -> Any:
-  """The parameters called `name`: 'params', the last ones, or an average."""
+  """The parameters called `name`: 'params', the raw ones, or an EMA."""
   return state.params if name == 'params' else state.emas[name]
+
+
+def called(name: str) -> str:
+  """How the parameters called `name` are printed: 'params', or 'ema 0.999' for an EMA of decay 0.999."""
+  return name if name == 'params' else f'ema {name}'

@@ -1,4 +1,4 @@
-"""The one compiled training step."""
+"""The one compiled training step: a gradient, an update, and what becomes of a step that is not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,89 +13,87 @@ from eqflow.training import nonfinite, sharding
 from eqflow.training.train_state import TrainMetrics
 
 
-def make_step(loss: Callable, optimizer: optax.GradientTransformation, share: Callable, mesh: Mesh,
-              *, places: Any = None, accumulate: int = 1, measure: Callable | None = None,
-              prepare: Callable | None = None, skip: bool = False, scaled: bool = False) -> Callable:
-  """(state, metrics, batch) -> (state, metrics, health), compiled.
+def gradient_of(loss: Callable, *, accumulate: int = 1, scaled: bool = False) -> Callable:
+  """(params, histogram, scale, keys, batch) -> ((loss [], error []), gradient, (t [b], losses [b])).
 
-  health is [loss, norm of the gradient, norm of the new parameters, steps left out in a row]. The
-  first three are finite, or the new state is none to keep; with `skip` it is the old one then, but
-  for its place in the data and its count of such steps. `scaled` multiplies the loss before its
-  gradient is taken, by what keeps float16's in range; it needs `skip`. A batch with 'asked' [devices],
-  which processes fill with whether each is to stop, adds to health whether any is.
-
-  `places` are the shardings of the state, as in the state that it is given; None: whole everywhere.
-
-  loss(keys, params, batch, histogram) -> ([b], aux); share(step, examples, added) -> {name: share} of
-  the new parameters in each average, examples counting those of this step. prepare(params) -> params
-  comes before the gradient: the averages take what the optimizer makes of it, as it is.
-  measure(histogram, t, losses) -> histogram, of the whole batch, where the density adapts. The
-  gradient is the mean over `accumulate` microbatches, each spread over all devices.
+  loss(keys, params, batch, histogram) -> (losses [b], aux). The gradient is that of their mean, computed
+  as the mean over `accumulate` microbatches, each spread over all devices. With `scaled` the loss is
+  multiplied by `scale` before its gradient is taken, which is then divided by it.
   """
-  if scaled and not skip:
-    raise ValueError('scaled=True without skip=True: a scale is found by leaving out what overflows')
-
   def mean_loss(params, histogram, scale, keys, batch):
     losses, aux = loss(keys, params, batch, histogram)
-    value, seen = losses.mean(), (aux['t'], losses) if measure else ()
-    return value * scale if scaled else value, (value, aux['error'].mean(), seen)
+    value = losses.mean()
+    return value * scale if scaled else value, (value, aux['error'].mean(), (aux.get('t'), losses))
 
-  def gradient(params, histogram, scale, *given):
+  def gradient(params, histogram, scale, keys, batch):
     (_, (value, error, seen)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-        params, histogram, scale, *given)
+        params, histogram, scale, keys, batch)
     if scaled:
       grads = jax.tree.map(lambda g: g / scale, grads)
-    return ((value, error), grads), seen
+    return (value, error), grads, seen
 
   def accumulated(params, histogram, scale, keys, batch):
-    given = params, histogram, scale
-    if accumulate == 1:
-      return gradient(*given, keys, batch)
     # Microbatch j takes rows j, j + accumulate, ...: every device keeps its own rows.
     split = lambda a: jnp.moveaxis(a.reshape((-1, accumulate) + a.shape[1:]), 1, 0)
     join = lambda a: jnp.moveaxis(a, 0, 1).reshape(-1)
     def add(total, micro):
-      means, seen = gradient(*given, *micro)
+      *means, seen = gradient(params, histogram, scale, *micro)
       return jax.tree.map(jnp.add, total, means), seen
     micros = jax.tree.map(split, (keys, batch))
-    like, _ = jax.eval_shape(gradient, *given, *jax.tree.map(lambda a: a[0], micros))
+    *like, _ = jax.eval_shape(gradient, params, histogram, scale, *jax.tree.map(lambda a: a[0], micros))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     total, seen = jax.lax.scan(add, zeros, micros)
-    return jax.tree.map(lambda a: a / accumulate, total), jax.tree.map(join, seen)
+    means, grads = jax.tree.map(lambda a: a / accumulate, total)
+    return means, grads, jax.tree.map(join, seen)
 
-  def step(state, metrics, batch):
-    # What layers hold their activations to.
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return updated(state, metrics, batch)
+  return gradient if accumulate == 1 else accumulated
 
-  def updated(state, metrics, batch):
-    asked = [batch['asked'].max()] if 'asked' in batch else []
-    batch = {name: rows for name, rows in batch.items() if name != 'asked'}
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
-    params = prepare(state.params) if prepare else state.params
-    ((value, error), grads), seen = accumulated(params, state.histogram, state.guard.scale, keys, batch)
-    norm = optax.tree.norm(grads)
+
+def make_step(gradient: Callable, optimizer: optax.GradientTransformation, rates: Callable, mesh: Mesh,
+              *, places: Any = None, measure: Callable | None = None, prepare: Callable | None = None,
+              skip: Callable | None = None) -> Callable:
+  """(state, metrics, batch) -> (state, metrics, Health), compiled; its first two arguments are donated.
+
+  gradient: as `gradient_of` makes it. rates(step, examples, added) -> {name: EMA rate}, the weight of the
+  new parameters in each average; examples counts those of this step. places: the shardings of the state;
+  None: replicated. measure(histogram, t, losses) -> histogram updates an adaptive density.
+  prepare(params) -> params is applied before the gradient; the averages track the parameters after the
+  optimizer step, without it. skip(guard, finite) -> guard: `nonfinite.counted`, or `nonfinite.rescaled` for
+  a scaled gradient. With it, a step that is not finite keeps the old state but for its position in the data
+  and the guard; without it (None) such a state must be discarded.
+  """
+  def update(state, grads, params, seen, added):
+    """The state after one optimizer step from `params`, which saw `added` examples."""
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
-    added = jnp.uint32(len(batch['index']))
     examples = state.examples + added
-    new = state.replace(
+    # Examples of skipped steps count with the next finite one, as if averages moved less often.
+    moved = added * jnp.uint32(1 + state.guard.skipped_in_a_row) if skip else added
+    return state.replace(
         step=state.step + 1, examples=examples, params=params, opt_state=opt_state,
-        # Examples of steps left out count with the next that is made, as where averages move rarely.
-        emas=ema.move(state.emas, params, share(
-            state.step, examples, added * jnp.uint32(1 + state.guard.row) if skip else added)),
+        emas=ema.move(state.emas, params, rates(state.step, examples, moved)),
         histogram=measure(state.histogram, *seen) if measure else state.histogram)
-    means = TrainMetrics.single_from_model_output(loss=value, error=error, grad_norm=norm)
-    met, health = metrics.merge(means), jnp.stack([value, norm, optax.tree.norm(params)])
-    if skip:
-      finite = jnp.isfinite(health).all()
-      guard = nonfinite.counted(state.guard, finite)
-      kept = nonfinite.chosen(finite, (new, met), (state, metrics))
-      new, met = kept[0].replace(step=new.step, examples=examples, guard=(
-          nonfinite.rescaled(guard, finite) if scaled else guard)), kept[1]
-    return new, met, jnp.stack([*health, new.guard.row, *asked])
 
-  # The old state's buffers become the new one's: it must not be read after the call.
+  def step(state, metrics, batch):
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
+    params = prepare(state.params) if prepare else state.params
+    (loss, error), grads, seen = gradient(params, state.histogram, state.guard.scale, keys, batch)
+    grad_norm = optax.tree.norm(grads)
+    new = update(state, grads, params, seen, jnp.uint32(len(batch['index'])))
+    means = TrainMetrics.single_from_model_output(loss=loss, error=error, grad_norm=grad_norm)
+    new_metrics, numbers = metrics.merge(means), (loss, grad_norm, optax.tree.norm(new.params))
+    if skip:
+      finite = jnp.isfinite(jnp.stack(numbers)).all()
+      kept, new_metrics = nonfinite.chosen(finite, (new, new_metrics), (state, metrics))
+      new = kept.replace(step=new.step, examples=new.examples, guard=skip(state.guard, finite))
+    row = jnp.float32(new.guard.skipped_in_a_row)
+    return new, new_metrics, nonfinite.Health(*numbers, row)
+
+  def on_mesh(state, metrics, batch):
+    # Layers constrain their activations to this mesh.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return step(state, metrics, batch)
+
   everywhere = sharding.replicated(mesh)
-  return jax.jit(step, donate_argnums=(0, 1),
+  return jax.jit(on_mesh, donate_argnums=(0, 1),
                  out_shardings=(everywhere if places is None else places, everywhere, everywhere))

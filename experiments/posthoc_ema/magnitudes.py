@@ -76,7 +76,7 @@ def trained(parts: str, examples: int) -> dict:
   config.sample.params = 'params'
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
   state = train_state.create(recipe.init, recipe.optimizer, [], config.seed, mesh)
-  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh,
+  step = train_step.make_step(train_step.gradient_of(recipe.loss), recipe.optimizer, recipe.share, mesh,
                          prepare=recipe.prepare if parts == 'all' else None)
   measure = measured(recipes.model(config.model, config.data.num_classes), config)
   batches = pipeline.batches(

@@ -26,8 +26,8 @@ def prepared(variant, stds):
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
   state = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh,
                        histogram=recipe.histogram)
-  return train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, measure=recipe.measure,
-                         prepare=recipe.prepare), state
+  return train_step.make_step(train_step.gradient_of(recipe.loss), recipe.optimizer, recipe.share, mesh,
+                              measure=recipe.measure, prepare=recipe.prepare), state
 
 
 def main():

@@ -26,21 +26,22 @@ from eqflow import grids, outputs, processes, samplers
 from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.data import pipeline
-from eqflow.runs import dataset
-from eqflow.training import sharding, train_state, train_step
+from eqflow.runs import dataset, program
+from eqflow.training import checkpoint, sharding, train_state
+from eqflow.training.runtime import ledger, preemption
 from experiments import ROOT
 from experiments.speed.pairs import clock, pairs
 
 
 def loop_against_step(count=7, num_steps=300):
-  """train.fit, with data, log and averages, against the compiled step on one batch."""
+  """The training loop, with data, log and averages, against the compiled step on one batch."""
   config = digits.get_config()
   config.train.update(dict(sample_examples=10**9, checkpoint_examples=10**9))
   config.lock()
   recipe, mesh = recipes.recipe(config), sharding.device_mesh()
   source, b = dataset.open_source(config), config.train.batch
-  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
-  fresh = lambda: train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh)
+  step = program.compiled(config, recipe, mesh)
+  fresh = lambda: program.first_state(config, recipe, mesh)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=b)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
 
@@ -52,8 +53,10 @@ def loop_against_step(count=7, num_steps=300):
 
   def loop():
     with tempfile.TemporaryDirectory() as folder:
-      train.fit(config, recipe, source, step, fresh(), pathlib.Path(folder),
-                   until=num_steps, save=lambda state: None)
+      folder, book = pathlib.Path(folder), ledger.Ledger()
+      with checkpoint.open_checkpoints(folder, keep=1) as checkpoints:
+        train.trained(config, recipe, mesh, folder, source, fresh(), step, num_steps, checkpoints,
+                      preemption.Stop(), book)
 
   bare_seconds, loop_seconds = pairs(bare, loop, count)
   ratios = bare_seconds / loop_seconds

@@ -240,8 +240,9 @@ def test_a_step_starts_from_the_prepared_parameters_and_averages_what_the_optimi
   mesh = sharding.device_mesh()
   loss = lambda keys, params, batch, histogram: (
       params['w'] * batch['x'], {'error': batch['x'], 't': batch['x']})
-  step = train_step.make_step(loss, optax.sgd(0.5), lambda step, examples, added: {'mean': 0.25}, mesh,
-                         prepare=lambda params: jax.tree.map(lambda a: 10 * a, params))
+  step = train_step.make_step(train_step.gradient_of(loss), optax.sgd(0.5),
+                              lambda step, examples, added: {'mean': 0.25}, mesh,
+                              prepare=lambda params: jax.tree.map(lambda a: 10 * a, params))
   state = train_state.create(lambda key: {'w': jnp.float32(2)}, optax.sgd(0.5), ['mean'], 0, mesh)
   batch = {'index': np.arange(8, dtype=np.uint32), 'x': np.full(8, 4, np.float32)}
   state, *_ = step(state, train_state.empty_metrics(mesh), sharding.place_batch(batch, mesh))

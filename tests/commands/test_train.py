@@ -1,11 +1,10 @@
-"""The run: it falls, resumes bit for bit, stops at what is not finite, and keeps its books."""
+"""A run: its loss falls, it resumes bit for bit, it stops at a step that is not finite, and it logs."""
 
 import json
 
 import jax
 from jax import numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from PIL import Image
 import pytest
 
@@ -57,17 +56,17 @@ class Interrupted(Exception):
 
 
 def interrupt(monkeypatch, at):
-  """The run breaks when it asks for its batch number `at`."""
+  """Raises Interrupted when the run asks for batch number `at`."""
   place, calls = sharding.place_batch, []
   def broken(*args):
     calls.append(1)
     if len(calls) > at:
       raise Interrupted
     return place(*args)
-  monkeypatch.setattr(train.sharding, 'place_batch', broken)
+  monkeypatch.setattr(sharding, 'place_batch', broken)
 
 
-def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_one_does(
+def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path, monkeypatch, capsys):
   config = tiny(tmp_path)
   whole = train.train(config, tmp_path / 'whole')
@@ -76,13 +75,13 @@ def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_
     with pytest.raises(Interrupted):
       train.train(config, tmp_path / 'broken')
   resumed = train.train(config, tmp_path / 'broken')
-  assert 'going on from step 8' in capsys.readouterr().out
+  assert 'resuming from step 8' in capsys.readouterr().out
   assert int(whole.step) == 24 and int(whole.examples) == 384
   assert_bitwise_equal(whole, resumed)
   with checkpoint.open_checkpoints(tmp_path / 'broken', keep=2) as checkpoints:
     assert_bitwise_equal(checkpoints.restore(whole), whole)
 
-  # The books: the same lines of the same numbers, those of the lost steps written once.
+  # The log has the same lines and numbers, and each step once.
   read = lambda name: [json.loads(line) for line in
                        (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
   steps_of = lambda name: [(row['step'], row['loss']) for row in read(name)]
@@ -91,7 +90,7 @@ def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_
   assert json.loads((tmp_path / 'whole/config.json').read_text())['train']['batch'] == 16
   assert list((tmp_path / 'whole/tensorboard').glob('events.*'))
 
-  # A finished run has nothing left to do, and is evaluated as it stands.
+  # A finished run does nothing more, and can be evaluated.
   assert_bitwise_equal(train.train(config, tmp_path / 'whole'), whole)
   rows = evaluate(config, tmp_path / 'whole')
   assert set(rows) == {'whole, step 24', 'two halves of the data', 'bootstrap of the data',
@@ -100,17 +99,17 @@ def test_a_run_broken_off_and_taken_up_again_ends_bit_for_bit_where_an_unbroken_
   found = json.loads((tmp_path / 'whole/evaluation.json').read_text())
   assert found['rows'] == rows and found['num_samples'] == 40
 
-  # Where they are gone, as with a disk that is not mounted, nothing is begun anew or written over.
+  # If they are gone, as when a disk is not mounted, it does not start from scratch or overwrite anything.
   before = (tmp_path / 'whole/metrics.jsonl').read_text()
   (tmp_path / 'whole/checkpoints').rename(tmp_path / 'elsewhere')
-  with pytest.raises(ValueError, match='holds no checkpoint, but its ledger.jsonl or snapshots'):
+  with pytest.raises(ValueError, match='checkpoints has no checkpoint'):
     train.train(config, tmp_path / 'whole')
   assert (tmp_path / 'whole/metrics.jsonl').read_text() == before
   with np.load(tmp_path / 'whole/samples.npz') as file:
     assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
 
 
-def test_what_an_adaptive_density_has_measured_is_part_of_the_state(tmp_path, monkeypatch):
+def test_the_histogram_of_an_adaptive_density_resumes_bit_for_bit(tmp_path, monkeypatch):
   whole = train.train(adaptive(), tmp_path / 'whole')
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
@@ -118,25 +117,11 @@ def test_what_an_adaptive_density_has_measured_is_part_of_the_state(tmp_path, mo
       train.train(adaptive(), tmp_path / 'broken')
   assert_bitwise_equal(train.train(adaptive(), tmp_path / 'broken'), whole)
   loss, count = whole.histogram
-  # 1,536 examples over 100 bins, of which few are forgotten.
+  # 1,536 examples in 100 bins, of which the moving average has forgotten few.
   assert loss.shape == (100,) and 0.97 * 1536 < count.sum() < 1536 and (loss[count > 1] > 0).all()
 
 
-def test_a_checkpoint_from_before_densities_adapted_and_manifests_is_read(tmp_path):
-  recipe = recipes.recipe(load('toy').get_config())
-  state = train_state.create(recipe.init, recipe.optimizer, ['0.999'], 7, sharding.device_mesh())
-  old = {name: getattr(state, name) for name in (
-      'seed', 'step', 'examples', 'params', 'opt_state', 'emas')}
-  # As they were written then: no manifest, no guard, and orbax's own name for its part.
-  with ocp.CheckpointManager(tmp_path / 'run/checkpoints') as manager:
-    manager.save(0, args=ocp.args.StandardSave(old))
-  with checkpoint.open_checkpoints(tmp_path / 'run', keep=2) as checkpoints:
-    found = checkpoints.restore(jax.tree.map(jnp.zeros_like, state).replace(guard=state.guard))
-  assert found.histogram == () and int(found.seed) == 7
-  assert_bitwise_equal(found, state)
-
-
-def test_a_toy_run_learns(tmp_path, capsys):
+def test_a_short_toy_training_learns(tmp_path, capsys):
   config = load('toy').get_config()
   config.train.update(dict(num_examples=76_800, sample_examples=38_400))
   state = train.train(config.lock(), tmp_path / 'moons')
@@ -148,8 +133,8 @@ def test_a_toy_run_learns(tmp_path, capsys):
                      batch=504)
   data = dataset.open_source(config).records.x[:2000]
   nearest = np.sqrt(((x[:, None] - data) ** 2).sum(-1).min(1)).mean()
-  # Points of the plane at random are 0.5 away; the data among itself 0.02.
-  assert nearest < 0.15, f'samples are {nearest:.3f} from their nearest datum'
+  # Random points of the plane are 0.5 away, other records 0.02.
+  assert nearest < 0.15, f'samples are {nearest:.3f} from their nearest record'
 
 
 def test_a_folder_of_images_trains_with_no_preparation(tmp_path):
@@ -165,30 +150,29 @@ def test_a_folder_of_images_trains_with_no_preparation(tmp_path):
   config.train.num_examples = 64
   state = train.train(config, tmp_path / 'run')
   assert int(state.examples) == 64
-  assert len(dataset.open_source(config)) == 19, 'the damaged picture is left out'
+  assert len(dataset.open_source(config)) == 19, 'the damaged image must be skipped'
 
 
 @pytest.mark.parametrize('rate', [1e30, 1e39])
-def test_an_update_that_is_not_finite_stops_the_run_and_leaves_no_bad_state(tmp_path, rate):
+def test_a_step_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, rate):
   config = tiny(tmp_path)
   config.optimizer.update(dict(rate=rate, warmup_examples=0))
   config.train.checkpoint_examples = 16
-  with pytest.raises(FloatingPointError, match=r'step \d+: loss .* lower config.optimizer.rate'):
+  with pytest.raises(FloatingPointError, match=r'step \d+: loss .*config.optimizer.rate'):
     train.train(config, tmp_path / 'run')
   with checkpoint.open_checkpoints(tmp_path / 'run', keep=2) as checkpoints:
     assert checkpoints.steps() == [0], 'a state after the failure was written'
 
 
-def test_a_folder_that_holds_another_run_is_refused_before_anything_compiles(tmp_path, monkeypatch):
+def test_the_folder_of_another_run_is_rejected_before_compiling(tmp_path, monkeypatch):
   config = tiny(tmp_path)
   with claim.claimed(config, tmp_path / 'run', dataset.open_source(config)):
-    with pytest.raises(ValueError, match='another process is training in'):
+    with pytest.raises(ValueError, match='/run'):
       train.train(config, tmp_path / 'run')
-  monkeypatch.setattr(train_state, 'create', lambda *a: pytest.fail('compiled before refusing'))
+  monkeypatch.setattr(train_state, 'create', lambda *a: pytest.fail('compiled before rejecting'))
   other = tiny(tmp_path)
   other.optimizer.rate = 0.5
-  with pytest.raises(ValueError, match=r'holds a run of another config \(config.optimizer.rate: '
-                                       r'0.003 there, 0.5 given\): give another --workdir'):
+  with pytest.raises(ValueError, match=r'config.optimizer.rate.*0\.003.*0\.5'):
     train.train(other, tmp_path / 'run')
   for key, value in (('sample.num_steps', 99), ('train.keep_checkpoints', 5)):
     free = tiny(tmp_path)
@@ -198,28 +182,28 @@ def test_a_folder_that_holds_another_run_is_refused_before_anything_compiles(tmp
 
 
 @pytest.mark.parametrize('change,message', [
-    (dict(batch=12), r'config.train.batch=12 does not divide by 8 device\(s\) x .*multiple of 8'),
-    (dict(accumulate=4), r'batch=16 does not divide by 8 device\(s\) x config.train.accumulate=4'),
-    (dict(num_examples=0), r'config.train.num_examples=0 .* 1 '),
-    (dict(log_examples=-1), r'config.train.log_examples=-1 .* 1 '),
+    (dict(batch=12), r'config.train.batch=12\b.* 8\b'),
+    (dict(accumulate=4), r'config.train.batch=16\b.*config.train.accumulate=4\b'),
+    (dict(num_examples=0), 'config.train.num_examples=0'),
+    (dict(log_examples=-1), 'config.train.log_examples=-1'),
 ])
-def test_sizes_that_cannot_be_are_refused_before_anything_compiles(
+def test_sizes_that_do_not_divide_are_rejected_before_compiling(
     tmp_path, monkeypatch, change, message):
   config = tiny(tmp_path)
   config.train.update(change)
-  monkeypatch.setattr(train_state, 'create', lambda *a: pytest.fail('compiled before refusing'))
+  monkeypatch.setattr(train_state, 'create', lambda *a: pytest.fail('compiled before rejecting'))
   with pytest.raises(ValueError, match=message):
     train.train(config, tmp_path / 'run')
-  assert not (tmp_path / 'run').exists(), 'a refused run must leave nothing behind'
+  assert not (tmp_path / 'run').exists(), 'a rejected run must create nothing'
 
 
 @pytest.mark.parametrize('key,value,message', [
-    ('shape', (8, 8, 3), r'config.data.shape=\(8, 8, 3\) .*\(8, 8, 1\)'),
-    ('num_classes', 12, r'config.data.num_classes=12 .* 10'),
-    ('name', 'digitz', r"digitz.*not prepared|not prepared.*digitz"),
-    ('split', 'test', r"no split 'test': choose from"),
+    ('shape', (8, 8, 3), r'config.data.shape=\(8, 8, 3\).*\(8, 8, 1\)'),
+    ('num_classes', 12, r'config.data.num_classes=12\b.*\b10\b'),
+    ('name', 'digitz', 'digitz'),
+    ('split', 'test', "'test'"),
 ])
-def test_data_that_is_not_what_the_config_says_is_refused(tmp_path, key, value, message):
+def test_data_unlike_the_config_is_rejected(tmp_path, key, value, message):
   config = tiny(tmp_path)
   config.data[key] = value
   with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -230,8 +214,8 @@ def _updated(config, mesh, *, accumulate=1):
   recipe = recipes.recipe(config)
   state = train_state.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh,
                        histogram=recipe.histogram)
-  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh, accumulate=accumulate,
-                         measure=recipe.measure)
+  gradient = train_step.gradient_of(recipe.loss, accumulate=accumulate)
+  step = train_step.make_step(gradient, recipe.optimizer, recipe.share, mesh, measure=recipe.measure)
   rng = np.random.default_rng(0)
   metrics = train_state.empty_metrics(mesh)
   for i in range(4):
@@ -249,21 +233,21 @@ def one_device(tmp_path_factory):
 
 
 @pytest.mark.parametrize('devices,accumulate', [(8, 1), (1, 4), (8, 2)])
-def test_devices_and_accumulation_do_not_change_what_is_computed(one_device, devices, accumulate):
+def test_devices_and_accumulation_do_not_change_the_update(one_device, devices, accumulate):
   config, expected, health = one_device
   state, found = _updated(config, sharding.device_mesh(jax.devices()[:devices]),
                           accumulate=accumulate)
   np.testing.assert_allclose(found, health, rtol=1e-5)
-  # Adam divides by the gradient's size, so what is rounding in one can be a step in the other.
+  # Adam divides by the size of the gradient, which makes rounding errors of it larger.
   for name, leaf in leaves(state.params).items():
     np.testing.assert_allclose(leaf, leaves(expected.params)[name], atol=2e-5, err_msg=name)
 
 
-def test_devices_and_accumulation_do_not_change_what_is_measured():
+def test_devices_and_accumulation_do_not_change_the_histogram():
   (one, _), (many, _) = (
       _updated(adaptive(), sharding.device_mesh(jax.devices()[:devices]), accumulate=accumulate)
       for devices, accumulate in ((1, 1), (8, 2)))
-  # Four batches of 32, hardly forgotten.
+  # Four batches of 32, of which the moving average has forgotten little.
   assert 120 < one.histogram[1].sum() < 128
   np.testing.assert_array_equal(many.histogram[1], one.histogram[1])
   np.testing.assert_allclose(many.histogram[0], one.histogram[0], rtol=1e-3)
@@ -274,13 +258,13 @@ def test_fixed_tables_are_neither_trained_nor_given_optimizer_state(one_device):
   start = recipes.recipe(config).init(jax.random.key(0))
   np.testing.assert_array_equal(state.params['fixed_positions'], start['fixed_positions'])
   held = [name for name in leaves(state.opt_state) if 'fixed' in name.split('[')[-1]]
-  assert not held, f'the optimizer keeps {held}'
+  assert not held, f'the optimizer has {held}'
   moved = [name for name in leaves(state.opt_state) if 'final' in name]
-  assert moved, 'the optimizer should keep moments of what is trained'
+  assert moved, 'the optimizer must have moments of trained parameters'
 
 
 @pytest.mark.parametrize('kind', ['cosine', 'constant', 'inverse_square_root'])
-def test_the_rate_follows_the_examples_seen(tmp_path, kind):
+def test_the_learning_rate_follows_the_examples_seen(tmp_path, kind):
   from eqflow.training import optimizers
   shape = {'cosine': lambda e: optimizers.cosine(e, num_examples=1000),
            'constant': lambda e: optimizers.constant(e, num_examples=1000),
@@ -294,7 +278,7 @@ def test_the_rate_follows_the_examples_seen(tmp_path, kind):
     np.testing.assert_allclose(ramp, (40 + batch) / 100, rtol=1e-6)
 
 
-def test_a_sample_that_stops_does_not_depend_on_its_slot_or_device(tmp_path):
+def test_a_converged_sample_does_not_depend_on_its_slot_or_device(tmp_path):
   config = tiny(tmp_path)
   with config.unlocked():
     config.sample.solver = dict(name='langevin', step_size=0.05, temperature=1e-3)
@@ -306,15 +290,15 @@ def test_a_sample_that_stops_does_not_depend_on_its_slot_or_device(tmp_path):
   given = lambda batch: generate.draw(recipes.recipe(config), params, labels, seed=3, batch=batch)
   config.sample.threshold = float(np.median(given(24)[2]))
   batched, steps, norms = given(24)
-  assert len(set(steps)) > 1, f'the samples should differ in their steps: {steps}'
-  # One slot on each of 8 devices, where two or three samples wait for it.
+  assert len(set(steps)) > 1, f'samples must differ in their number of steps: {steps}'
+  # One slot on each of 8 devices, with a queue of two or three samples.
   queued, queued_steps, queued_norms = given(8)
   np.testing.assert_array_equal(queued_steps, steps)
   np.testing.assert_allclose(queued, batched, atol=1e-4)
   np.testing.assert_allclose(queued_norms, norms, rtol=1e-4)
 
 
-def test_a_sample_is_a_function_of_seed_and_index_alone(tmp_path):
+def test_a_sample_depends_on_seed_and_index_alone(tmp_path):
   recipe = recipes.recipe(tiny(tmp_path))
   params = jax.tree.map(lambda p: p + 0.02, recipe.init(jax.random.key(0)))
   labels = generate.labels_of(3, 20, 10)
@@ -327,5 +311,5 @@ def test_a_sample_is_a_function_of_seed_and_index_alone(tmp_path):
   assert abs(other - many).max() > 0.1, 'another seed must give other samples'
   noise = [np.asarray(jax.random.key_data(generate.key_of(3, i))) for i in range(3)]
   assert len({n.tobytes() for n in noise}) == 3
-  with pytest.raises(ValueError, match='config.sample.batch=12 does not divide by 8'):
+  with pytest.raises(ValueError, match=r'config.sample.batch=12\b.* 8\b'):
     generate.draw(recipe, params, labels, seed=3, batch=12)

@@ -37,7 +37,7 @@ def main():
   config.train.batch = given.batch
   recipe, mesh = recipes.recipe(config), sharding.device_mesh()
   state = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh)
-  step = train_step.make_step(recipe.loss, recipe.optimizer, recipe.share, mesh)
+  step = train_step.make_step(train_step.gradient_of(recipe.loss), recipe.optimizer, recipe.share, mesh)
   source = dataset.open_source(config)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=given.batch)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
@@ -47,7 +47,7 @@ def main():
   with tempfile.TemporaryDirectory(dir=given.folder) as name:
     folder, longest, saves = pathlib.Path(name), 0.0, 0
     with ledger.booked(folder) as book, checkpoint.open_checkpoints(folder, keep=2) as checkpoints:
-      book.turn('step')
+      book.switch('step')
       began = last = time.monotonic()
       while time.monotonic() - began < 60 * given.minutes:
         state, running, fresh = step(state, running, batch)

@@ -12,6 +12,7 @@ import time
 from unittest import mock
 
 from eqflow.commands import train
+from eqflow.training import train_state, train_step
 from tests import ROOT
 from tests.faults import mutations
 
@@ -27,8 +28,8 @@ def _accept(*given, **named):
 @contextlib.contextmanager
 def nothing_compiled() -> Iterator[None]:
   """Within, a training that goes on to make its state or its step raises Accepted."""
-  with (mock.patch.object(train.train_state, 'create', _accept),
-        mock.patch.object(train.train_step, 'make_step', _accept)):
+  with (mock.patch.object(train_state, 'create', _accept),
+        mock.patch.object(train_step, 'make_step', _accept)):
     yield
 
 

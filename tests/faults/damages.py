@@ -56,6 +56,6 @@ def damaged(folder: pathlib.Path, whole: pathlib.Path, state: Any, kind: str,
   KINDS[kind](chance.choice(files), chance)
   with (contextlib.redirect_stdout(io.StringIO()),
         checkpoint.open_checkpoints(workdir, keep=None) as checkpoints):
-    taken = int(checkpoints.restore(state, mend=True).step)
+    taken = int(checkpoints.restore(state, repair=True).step)
   shutil.rmtree(workdir)
   return dict(cases=1, older=int(taken == older), silent=int(taken != older))

@@ -84,7 +84,7 @@ def hurt(folder: pathlib.Path, expected: str, kind: str) -> dict[str, int]:
     stand = states.steps(workdir)
     refused = process.returncode == 2 and len(told) == 1 and (
         told[0].startswith('eqflow: a checkpoint could not be written')
-        and f'the newest that stands is {stand[-1]};' in told[0]
+        and f'the newest checkpoint is {stand[-1]};' in told[0]
         or own == '' and 'metrics.jsonl cannot be written' in told[0])
     intact = not checksums.damages(checkpoints / str(stand[-1]))
     mend(place)

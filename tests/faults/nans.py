@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 
 from eqflow.commands import train
 from eqflow.config import recipes
-from eqflow.training import checkpoint, sharding, train_state, train_step
-from eqflow.training.runtime import preemption
+from eqflow.runs import program
+from eqflow.training import checkpoint, nonfinite, sharding, train_step
+from eqflow.training.runtime import ledger, preemption
 from tests import config_file
 
 KINDS = 'batch', 'loss', 'gradient'
@@ -63,8 +64,9 @@ def injected(config: ConfigDict) -> tuple[recipes.Recipe, Callable, int]:
     losses, aux = recipe.loss(keys, jax.tree.unflatten(tree, leaves), batch, histogram)
     return losses * batch['loss'], aux
 
-  step = train_step.make_step(loss, recipe.optimizer, recipe.share, sharding.device_mesh(),
-                         prepare=recipe.prepare, skip=config.train.max_skipped > 0)
+  step = train_step.make_step(
+      train_step.gradient_of(loss), recipe.optimizer, recipe.share, sharding.device_mesh(),
+      prepare=recipe.prepare, skip=nonfinite.counted if config.train.max_skipped else None)
   return recipe, step, len(shapes)
 
 
@@ -93,9 +95,9 @@ def run(config: ConfigDict, recipe: recipes.Recipe, step: Callable, leaves: int,
 
   seen(number, state before, state after), each on the host, is told of every spoiled step.
   """
-  state = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), config.seed,
-                       sharding.device_mesh(), histogram=recipe.histogram)
-  place, number = train.sharding.place_batch, iter(range(STEPS))
+  mesh = sharding.device_mesh()
+  state = program.first_state(config, recipe, mesh)
+  place, number = sharding.place_batch, iter(range(STEPS))
 
   def broken(batch, mesh):
     i = next(number)
@@ -109,11 +111,11 @@ def run(config: ConfigDict, recipe: recipes.Recipe, step: Callable, leaves: int,
       seen(i, before, _host(out[0]))
     return out
 
-  with (mock.patch.object(train.sharding, 'place_batch', broken),
+  with (mock.patch.object(sharding, 'place_batch', broken),
         checkpoint.open_checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints):
     checkpoints.save(state)
-    return train.fit(config, recipe, source, watched, state, workdir, until=STEPS,
-                        checkpoints=checkpoints, stop=preemption.Stop())
+    return train.trained(config, recipe, mesh, workdir, source, state, watched, STEPS, checkpoints,
+                         preemption.Stop(), ledger.Ledger())
 
 
 def _host(tree):
@@ -176,7 +178,7 @@ def _skipped(config, recipe, step, leaves, workdir, source, kind, chance):
   at = chance.randrange(STEPS - count + 1)
   same = []
   given = dict(kind=kind, at=range(at, at + count), chance=chance, seen=lambda i, before, after: (
-      same.append(untouched(before, after) and int(after.guard.row) == len(same) + 1)))
+      same.append(untouched(before, after) and int(after.guard.skipped_in_a_row) == len(same) + 1)))
   try:
     state = run(config, recipe, step, leaves, workdir, source, **given)
   except FloatingPointError as error:

@@ -30,12 +30,13 @@ def run(workdir: pathlib.Path, process: int, port: int, seconds: float, hang: bo
   import jax
 
   from eqflow.commands import train
+  from eqflow.training import sharding
   from eqflow.training.runtime import ledger, multihost, watchdog
   from tests.faults import victim
   multihost.join(f'localhost:{port}', 2, process)
   config = victim.config_of().unlock()
   config.train.update(dict(num_examples=10**9, sample_examples=10**9, stuck_seconds=0.0))
-  place, calls, book = train.sharding.place_batch, [], ledger.Ledger()
+  place, calls, book = sharding.place_batch, [], ledger.Ledger()
   watching = contextlib.ExitStack()
 
   def placed(*given):
@@ -50,7 +51,7 @@ def run(workdir: pathlib.Path, process: int, port: int, seconds: float, hang: bo
         jax.block_until_ready(jax.jit(lambda: jax.experimental.io_callback(wait, None))())
     return place(*given)
 
-  train.sharding.place_batch = placed
+  sharding.place_batch = placed
   train.train(config.lock(), workdir, book=book)
 
 

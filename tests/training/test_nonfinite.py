@@ -1,4 +1,4 @@
-"""Steps whose numbers are not finite: left out, counted, told; and the scale of float16's gradients."""
+"""Steps that are not finite are skipped, counted and reported; and the loss scale of float16."""
 
 import json
 
@@ -19,7 +19,7 @@ from tests.rejected import rejected
 
 
 def regression(dtype=jnp.float32, size=1.0):
-  """params -> losses of w x - y in `dtype`, the gradient's share of each example `size` times x."""
+  """params -> losses size (w x - y)^2, computed in `dtype`."""
   def loss(keys, params, batch, histogram):
     made = batch['x'].astype(dtype) @ params['w'].astype(dtype)
     losses = size * (made[:, 0].astype(jnp.float32) - batch['y']) ** 2
@@ -33,8 +33,9 @@ def started(*, skip=True, scale=1.0, loss=None, accumulate=1):
   init = lambda key: {'w': jax.random.normal(key, (3, 1))}
   share = lambda step, examples, added: {'mean': 0.25}
   state = train_state.create(init, adam, ['mean'], 0, mesh, scale=scale)
-  step = train_step.make_step(loss or regression(), adam, share, mesh, accumulate=accumulate, skip=skip,
-                         scaled=scale != 1)
+  gradient = train_step.gradient_of(loss or regression(), accumulate=accumulate, scaled=scale != 1)
+  rule = nonfinite.rescaled if scale != 1 else nonfinite.counted
+  step = train_step.make_step(gradient, adam, share, mesh, skip=rule if skip else None)
   return state, step, train_state.empty_metrics(mesh)
 
 
@@ -50,32 +51,32 @@ def host(tree):
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('bad', [np.nan, np.inf, 1e30], ids=str)
-def test_a_step_that_is_not_finite_leaves_all_but_the_place_in_the_data_as_it_was(bad, accumulate):
+def test_a_step_that_is_not_finite_only_advances_the_position_in_the_data(bad, accumulate):
   state, step, metrics = started(accumulate=accumulate)
   x = batch(1)['x']
   x[3, 1] = bad
   state, metrics, _ = step(state, metrics, batch(0))
   before, met = host(state), host(metrics)
   state, metrics, health = step(state, metrics, batch(1, x=x))
-  assert not np.isfinite(np.asarray(health[:2])).all() and int(health[3]) == 1
+  assert not np.isfinite(np.asarray(health[:2])).all() and int(health.skipped_in_a_row) == 1
   for name in ('params', 'opt_state', 'emas', 'histogram', 'seed'):
     jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
   jax.tree.map(np.testing.assert_array_equal, host(metrics), met)
   assert (int(state.step), int(state.examples), int(state.guard.skipped)) == (2, 16, 1)
 
-  # What follows is what would have followed had the bad batch never been.
+  # The next steps are as if the bad batch had never been.
   state, metrics, health = step(state, metrics, batch(2))
   other, step, metrics = started(accumulate=accumulate)
   for i in (0, 2):
     other, metrics, _ = step(other, metrics, batch(i))
   jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
   jax.tree.map(np.testing.assert_array_equal, state.emas, other.emas)
-  assert (int(health[3]), int(state.guard.skipped)) == (0, 1)
+  assert (int(health.skipped_in_a_row), int(state.guard.skipped)) == (0, 1)
 
 
-def test_averages_count_the_time_of_steps_that_are_left_out():
-  # w counts the updates. An average of std .05 lies about as far back as its profile says, though the
-  # run stood still for a while: as if it had been moved once in that while.
+def test_averages_count_the_examples_of_skipped_steps():
+  # w counts the updates. An average of std .05 has its profile although some steps were skipped, as if
+  # it had been moved once in their place.
   power = float(ema.power_from_std(0.05))
   share = lambda step, examples, added: {'mean': ema.power_share(power, examples, added)}
   def loss(keys, params, batch, histogram):
@@ -83,7 +84,7 @@ def test_averages_count_the_time_of_steps_that_are_left_out():
     return losses, {'error': losses}
   mesh, sgd = sharding.device_mesh(jax.devices()[:1]), optax.sgd(1.0)
   state = train_state.create(lambda key: {'w': jnp.float32(0)}, sgd, ['mean'], 0, mesh)
-  step = train_step.make_step(loss, sgd, share, mesh, skip=True)
+  step = train_step.make_step(train_step.gradient_of(loss), sgd, share, mesh, skip=nonfinite.counted)
   metrics, weights, at = train_state.empty_metrics(mesh), [], []
   for i in range(60):
     bad = 40 <= i < 52
@@ -95,7 +96,7 @@ def test_averages_count_the_time_of_steps_that_are_left_out():
   np.testing.assert_allclose(float(state.emas['mean']['w']), np.diff(edges) @ weights, rtol=1e-5)
 
 
-def test_one_leaf_of_the_gradient_is_enough_to_leave_a_step_out():
+def test_nan_in_one_leaf_of_the_gradient_skips_the_step():
   @jax.custom_vjp
   def broken(w):
     return w
@@ -106,57 +107,57 @@ def test_one_leaf_of_the_gradient_is_enough_to_leave_a_step_out():
   state, step, metrics = started(loss=loss)
   before = host(state)
   state, _, health = step(state, metrics, batch(0))
-  assert np.isfinite(health[0]) and np.isnan(health[1]), 'the loss is finite, its gradient is not'
+  assert np.isfinite(health.loss) and np.isnan(health.grad_norm), 'the loss is finite, its gradient is not'
   jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
 
 
-def test_a_finite_step_is_the_same_whether_bad_ones_are_left_out_or_not():
+def test_skipping_does_not_change_finite_steps():
   (a, step_a, met_a), (b, step_b, met_b) = started(skip=True), started(skip=False)
   for i in range(3):
     a, met_a, health_a = step_a(a, met_a, batch(i))
     b, met_b, health_b = step_b(b, met_b, batch(i))
   jax.tree.map(np.testing.assert_array_equal, (a.params, a.emas), (b.params, b.emas))
-  np.testing.assert_array_equal(health_a, health_b)
+  np.testing.assert_array_equal(np.asarray(health_a), np.asarray(health_b))
 
 
-def test_float16_gradients_that_would_round_to_zero_are_scaled_into_range():
+def test_the_loss_scale_keeps_float16_gradients_from_underflow():
   # An error of size 1 leaves 2 size/8 as what flows back, below 2^-24 for size 2^-24.
   small = regression(jnp.float16, 2.0**-24)
   grown = {}
   for scale in (1.0, 2.0**16):
     state, step, metrics = started(scale=scale, loss=small)
     _, _, health = step(state, metrics, batch(0))
-    grown[scale] = float(health[1])
+    grown[scale] = float(health.grad_norm)
   state, step, metrics = started(loss=regression(jnp.float32, 2.0**-24))
   _, _, health = step(state, metrics, batch(0))
-  np.testing.assert_allclose(grown[2.0**16], float(health[1]), rtol=2e-3)
-  assert grown[1.0] < 0.9 * float(health[1]), f'without a scale nothing was lost: {grown}'
+  np.testing.assert_allclose(grown[2.0**16], float(health.grad_norm), rtol=2e-3)
+  assert grown[1.0] < 0.9 * float(health.grad_norm), f'nothing underflows without a scale: {grown}'
 
 
-def test_a_scale_too_large_is_halved_until_the_gradient_is_finite():
+def test_the_loss_scale_is_halved_until_the_gradient_is_finite():
   state, step, metrics = started(scale=2.0**20, loss=regression(jnp.float16))
   first = host(state.params)
   rows = []
   while not rows or rows[-1]:
     jax.tree.map(np.testing.assert_array_equal, state.params, first)
     state, metrics, health = step(state, metrics, batch(0))
-    rows.append(int(health[3]))
+    rows.append(int(health.skipped_in_a_row))
     assert len(rows) < 20, f'no scale was small enough: {float(state.guard.scale)}'
   assert len(rows) > 1 and rows == [*range(1, len(rows)), 0]
   assert float(state.guard.scale) == 2.0 ** (21 - len(rows))
-  assert abs(np.asarray(state.params['w']) - first['w']).max() > 0.01, 'it never got to an update'
+  assert abs(np.asarray(state.params['w']) - first['w']).max() > 0.01, 'no step was made'
 
 
-def test_a_scale_grows_after_many_good_steps_and_stays_within_its_bounds():
+def test_the_loss_scale_grows_after_many_finite_steps_and_has_bounds():
   good, bad = jnp.array(True), jnp.array(False)
   held = nonfinite.start(2.0)
   for finite, steady, scale in (
-      (good, nonfinite.PATIENCE - 2, 2.0), (good, nonfinite.PATIENCE - 1, 4.0), (bad, 5, 1.0)):
-    found = nonfinite.rescaled(held.replace(steady=jnp.int32(steady)), finite)
+      (good, nonfinite.GROWTH_INTERVAL - 2, 2.0), (good, nonfinite.GROWTH_INTERVAL - 1, 4.0), (bad, 5, 1.0)):
+    found = nonfinite.rescaled(held.replace(fin_steps=jnp.int32(steady)), finite)
     assert float(found.scale) == scale
-    assert int(found.steady) == (steady + 1) % nonfinite.PATIENCE * int(finite)
+    assert int(found.fin_steps) == (steady + 1) % nonfinite.GROWTH_INTERVAL * int(finite)
   assert float(nonfinite.rescaled(nonfinite.start(1.0), bad).scale) == 1
-  top = nonfinite.start(nonfinite.LARGEST).replace(steady=jnp.int32(nonfinite.PATIENCE))
+  top = nonfinite.start(nonfinite.LARGEST).replace(fin_steps=jnp.int32(nonfinite.GROWTH_INTERVAL))
   assert float(nonfinite.rescaled(top, good).scale) == nonfinite.LARGEST
 
 
@@ -169,41 +170,41 @@ def toy(most):
 
 
 def poisoned(monkeypatch, at):
-  """The batches of those numbers hold a NaN."""
+  """Puts NaN into the batches with these numbers."""
   place, calls = sharding.place_batch, []
   def broken(batch, mesh):
     calls.append(1)
     if len(calls) - 1 in at:
       batch = batch | {'x': np.full_like(batch['x'], np.nan)}
     return place(batch, mesh)
-  monkeypatch.setattr(train.sharding, 'place_batch', broken)
+  monkeypatch.setattr(sharding, 'place_batch', broken)
 
 
-def test_a_run_tells_and_counts_what_it_leaves_out_and_ends_where_it_would(
+def test_a_run_reports_and_counts_skipped_steps(
     tmp_path, monkeypatch, capsys):
   poisoned(monkeypatch, {2, 6, 7})
   state = train.train(toy(2), tmp_path / 'run')
   said = capsys.readouterr().out
-  assert said.count('left out') == 3, said
+  assert said.count('skipped, ') == 3, said
   assert 'step 8: loss nan' in said and '2 in a row of at most 2' in said
   assert (int(state.step), int(state.guard.skipped)) == (12, 3)
   rows = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
   assert [row['skipped'] for row in rows] == [1, 3, 3] and np.isfinite([r['loss'] for r in rows]).all()
 
 
-def test_more_bad_steps_in_a_row_than_allowed_end_the_run_on_a_clean_checkpoint(
+def test_too_many_skipped_steps_end_the_run_with_a_finite_checkpoint(
     tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     poisoned(patch, {5, 6, 7})
     with pytest.raises(FloatingPointError, match=r'step 8: loss nan.*config.train.max_skipped=2'):
       train.train(toy(2), tmp_path / 'run')
-  # More may be left out when the run goes on: the key is free. It goes on from step 4.
+  # max_skipped may change when a run resumes. It resumes from step 4.
   state = train.train(toy(3), tmp_path / 'run')
   whole = train.train(toy(2), tmp_path / 'whole')
   jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
 
 
-def test_float16_is_refused_where_no_update_may_be_left_out():
+def test_float16_needs_max_skipped():
   config = load('digits').get_config()
   config.model.dtype = 'float16'
   with rejected('model.dtype', 'float16', 'max_skipped'):
@@ -212,7 +213,7 @@ def test_float16_is_refused_where_no_update_may_be_left_out():
   assert recipes.recipe(config).scale == 2.0**16
 
 
-def test_a_network_in_float16_has_the_gradient_that_it_has_in_float32():
+def test_float16_and_float32_agree_on_the_gradient():
   mesh, found = sharding.device_mesh(jax.devices()[:1]), {}
   rng = np.random.default_rng(0)
   given = {'x': rng.normal(size=(64, 2)).astype(np.float32), 'label': np.zeros(64, np.int32),
@@ -223,25 +224,25 @@ def test_a_network_in_float16_has_the_gradient_that_it_has_in_float32():
       config.model.update(dict(dtype=dtype, final_scale=1.0))
     recipe = recipes.recipe(config)
     state = train_state.create(recipe.init, recipe.optimizer, [], 0, mesh, scale=recipe.scale)
-    step = train_step.make_step(recipe.loss, recipe.optimizer, lambda *a: {}, mesh, skip=True,
-                           scaled=recipe.scale != 1)
+    gradient = train_step.gradient_of(recipe.loss, scaled=recipe.scale != 1)
+    step = train_step.make_step(gradient, recipe.optimizer, lambda *a: {}, mesh,
+                                skip=nonfinite.rescaled)
     metrics, row = train_state.empty_metrics(mesh), 1
     while row:
       state, metrics, health = step(state, metrics, given)
-      row = int(health[3])
+      row = int(health.skipped_in_a_row)
     found[dtype] = np.asarray(health)
   np.testing.assert_allclose(found['float16'], found['float32'], rtol=5e-3)
 
 
-def test_a_mean_over_no_steps_is_left_out_of_the_log(tmp_path):
+def test_nan_is_not_written_to_the_log(tmp_path):
   writer = logging.Writer(tmp_path)
   writer.scalars(3, {'loss': float('nan'), 'skipped': 2})
   writer.close()
   assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3, "skipped": 2}\n', 'NaN is no JSON'
 
 
-def test_tensorboard_on_a_full_disk_holds_nothing_up_and_goes_on_when_there_is_room(tmp_path, capsys,
-                                                                                    monkeypatch):
+def test_a_full_disk_does_not_block_tensorboard(tmp_path, capsys, monkeypatch):
   writer, write = logging.Writer(tmp_path), event_file_writer.EventsWriter.write_event
 
   def full(*given):
@@ -250,7 +251,7 @@ def test_tensorboard_on_a_full_disk_holds_nothing_up_and_goes_on_when_there_is_r
   for step in range(30):
     writer.scalars(step, {'loss': 1.0, 'error': 2.0})
   writer.picture(30, 'samples', np.zeros((8, 8, 3), np.uint8))
-  assert capsys.readouterr().out.count('TensorBoard lacks what comes until it can') == 1
+  assert capsys.readouterr().out.count('TensorBoard misses events') == 1
   assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 30
   monkeypatch.setattr(event_file_writer.EventsWriter, 'write_event', write)
   before = {path: path.stat().st_size for path in tmp_path.glob('tensorboard/*')}
@@ -260,7 +261,7 @@ def test_tensorboard_on_a_full_disk_holds_nothing_up_and_goes_on_when_there_is_r
   assert any(size > before.get(path, 0) for path, size in after.items()), 'nothing more was written'
 
 
-def test_what_tensorboard_reads_is_what_was_logged(tmp_path):
+def test_tensorboard_reads_what_was_logged(tmp_path):
   writer = logging.Writer(tmp_path, step=4)
   writer.scalars(5, {'loss': 0.25})
   writer.picture(6, 'samples', np.zeros((8, 8, 3), np.uint8))
@@ -271,14 +272,14 @@ def test_what_tensorboard_reads_is_what_was_logged(tmp_path):
     found.append(event_pb2.Event.FromString(data[12:12 + size]))
     data = data[16 + size:]
   assert [event.step for event in found[1:]] == [5, 5, 6]
-  # What older files have from step 5 on is void.
+  # Events of older files from step 5 on do not count.
   assert found[1].session_log.status == event_pb2.SessionLog.START
   assert (found[2].summary.value[0].tag, found[2].summary.value[0].simple_value) == ('loss', 0.25)
   assert found[3].summary.value[0].image.width == 8
 
 
 @pytest.mark.parametrize('line', ['{"step": "x"}', 'null', '{"step": 2, "lo', '\xff'])
-def test_lines_that_are_none_go_with_those_that_are_made_again(tmp_path, line):
+def test_unreadable_lines_are_dropped_on_resume(tmp_path, line):
   (tmp_path / 'metrics.jsonl').write_bytes(f'{{"step": 1}}\n{line}\n'.encode('latin-1'))
   logging.Writer(tmp_path, step=3).close()
   assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 1}\n'

@@ -1,4 +1,4 @@
-"""Meshes: who holds which part, and that nothing a run computes depends on it."""
+"""Meshes: which device has which shard, and that nothing a run computes depends on it."""
 
 import math
 
@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.models import partitioning
+from eqflow.runs import program
 from eqflow.runs.dataset import open_source
 from eqflow.training import checkpoint, sharding, train_state
 from tests import config_file as load
@@ -32,56 +32,56 @@ WHOLE = dict(data=8, fsdp=1, tensor=1)
     (P(('data', 'fsdp')), (4, 3), dict(data=2, fsdp=4, tensor=1), P('data'), ['fsdp']),
     ((), (4, 3), dict(data=2, fsdp=4, tensor=1), P(), []),
 ])
-def test_an_array_is_cut_where_it_divides(spec, shape, sizes, expected, lost):
+def test_an_array_is_sharded_along_axes_that_divide_it(spec, shape, sizes, expected, lost):
   assert partitioning.fitted(spec, shape, sizes) == (expected, lost)
 
 
-def test_a_mesh_is_of_all_devices_or_refused():
+def test_a_mesh_must_use_every_device():
   devices = jax.devices()
   assert sharding.device_mesh().shape == WHOLE
   assert sharding.device_mesh(devices, data=2, fsdp=-1).shape == dict(data=2, fsdp=4, tensor=1)
   assert sharding.device_mesh(devices[:4], fsdp=2, tensor=2).shape == dict(data=1, fsdp=2, tensor=2)
   for wrong in (dict(data=3), dict(data=-1, fsdp=-1), dict(fsdp=3), dict(data=0), dict(tensor=-2),
                 dict(data=16)):
-    with pytest.raises(ValueError, match=r'on 8 device\(s\): give sizes whose product is that number'):
+    with pytest.raises(ValueError, match=r'on 8 device'):
       sharding.device_mesh(devices, **wrong)
 
 
-def test_what_a_process_says_lies_once_on_each_of_its_devices_and_is_no_copy_of_anothers():
-  # Were it one, XLA would take what any device has for what all have.
+def test_the_value_of_a_process_is_on_each_of_its_devices_and_is_not_replicated():
+  # XLA would read a replicated array from any one device.
   for sizes in (dict(data=8), dict(data=1, tensor=8), dict(data=2, fsdp=2, tensor=2)):
     said = sharding.of_each(1.0, sharding.device_mesh(**sizes))
     assert said.shape == (8,) and len({str(shard.index) for shard in said.addressable_shards}) == 8
 
 
 @pytest.mark.parametrize('file,variant,sizes,share', [
-    # Tables of positions and frequencies, biases, and what is left of 1,001 classes stay whole.
+    # Tables of positions and frequencies, biases and the 1,001 classes are replicated.
     ('imagenet512', 's', dict(data=1, fsdp=8), 1.02 / 8),
     ('imagenet512', 's', dict(data=1, fsdp=4, tensor=2), 1.02 / 8),
     ('imagenet64', 'xs', dict(data=2, fsdp=4), 1.02 / 4),
     ('digits', 'flow', dict(data=1, fsdp=8), 1.4 / 8),
 ])
-def test_everything_large_of_a_state_is_cut_the_moments_and_averages_as_the_parameters(
+def test_moments_and_averages_are_sharded_like_the_parameters(
     file, variant, sizes, share):
   config, mesh = load(file).get_config(variant), sharding.device_mesh(**sizes)
-  state = train.create(config, recipes.recipe(config), mesh, abstract=True)
+  state = program.first_state(config, recipes.recipe(config), mesh, abstract=True)
   held = lambda tree: sum(math.prod(a.sharding.shard_shape(a.shape)) for a in jax.tree.leaves(tree))
   size = lambda tree: sum(a.size for a in jax.tree.leaves(tree))
-  assert held(state) <= share * size(state), f'a device holds {held(state) / size(state):.3f} of all'
+  assert held(state) <= share * size(state), f'{held(state) / size(state):.3f} of the state on each device'
   for tree in (*state.emas.values(), *(found for found in optax.tree.get_all_with_path(
       state.opt_state, 'mu'))):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
       name = jax.tree_util.keystr(path)
       like = {jax.tree_util.keystr(p): a for p, a in jax.tree_util.tree_leaves_with_path(state.params)}
       matching = [a for p, a in like.items() if name.endswith(p)]
-      assert all(leaf.sharding == a.sharding for a in matching), f'{name} is cut in its own way'
+      assert all(leaf.sharding == a.sharding for a in matching), f'{name} is not sharded like its parameter'
 
 
-def test_what_does_not_divide_is_said():
+def test_undivided_names_what_cannot_be_sharded():
   config = load('digits').get_config('flow')
   config.model.update(dict(width=36, heads=4))
   recipe = recipes.recipe(config)
-  state = train.create(config, recipe, sharding.device_mesh(data=1, fsdp=8), abstract=True)
+  state = program.first_state(config, recipe, sharding.device_mesh(data=1, fsdp=8), abstract=True)
   found = sharding.undivided(state.params, recipe.rules, sharding.device_mesh(data=1, fsdp=8))
   # 36, 108 and 216 by 8: only the last, and four times 36, and 256 frequencies.
   assert found['block_0/qkv/kernel'] == ['fsdp'] and 'block_0/modulation/kernel' not in found
@@ -103,16 +103,16 @@ def _config(file, variant, batch):
 def _losses(config, mesh, state=None, count=50, first=0):
   """(the state before the first of these steps, their losses, the state after), on a mesh."""
   recipe = recipes.recipe(config)
-  like = train.create(config, recipe, mesh)
+  like = program.first_state(config, recipe, mesh)
   state = state or like
   start = jax.tree.map(np.asarray, state)
-  step, metrics = train.make_step(config, recipe, mesh, like), train_state.empty_metrics(mesh)
+  step, metrics = program.make_step(config, recipe, mesh, like), train_state.empty_metrics(mesh)
   batches = pipeline.batches(open_source(config), seed=config.seed, batch=config.train.batch,
                              start=first * config.train.batch)
   found = []
   for _ in range(count):
     state, metrics, health = step(state, metrics, sharding.place_batch(next(batches), mesh))
-    found.append(float(health[0]))
+    found.append(float(health.loss))
   batches.close()
   return start, np.array(found), state
 
@@ -127,7 +127,7 @@ ELASTIC = {
 
 @pytest.mark.parametrize('name', [
     'mlp', 'dit', pytest.param('edm2', marks=pytest.mark.long)])
-def test_a_state_goes_on_alike_on_whatever_mesh_it_is_restored(name, tmp_path):
+def test_training_continues_alike_on_any_mesh(name, tmp_path):
   file, variant, meshes = ELASTIC[name]
   config = _config(file, variant, 64)
   alone = sharding.device_mesh(jax.devices()[:1])
@@ -137,19 +137,19 @@ def test_a_state_goes_on_alike_on_whatever_mesh_it_is_restored(name, tmp_path):
   start, expected, end = _losses(config, alone, state, first=5)
   for devices, sizes in meshes:
     mesh = sharding.device_mesh(jax.devices()[:devices], **dict(data=1) | sizes)
-    like = train.create(config, recipes.recipe(config), mesh)
+    like = program.first_state(config, recipes.recipe(config), mesh)
     with checkpoint.open_checkpoints(tmp_path, keep=None) as checkpoints:
       restored = checkpoints.restore(like)
     jax.tree.map(np.testing.assert_array_equal, start, jax.tree.map(np.asarray, restored))
     assert [a.sharding for a in jax.tree.leaves(restored)] == [
         a.sharding for a in jax.tree.leaves(like)]
     _, found, other = _losses(config, mesh, restored, first=5)
-    # While a gain is small, losses do not tell of wrong gradients of what it multiplies.
+    # While a gain is small, losses do not show wrong gradients of what it multiplies.
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(end.opt_state),
                             jax.tree.leaves(other.opt_state)):
       a, b = np.asarray(a), np.asarray(b)
       assert abs(a - b).max(initial=0) <= 1e-2 * abs(a).max(initial=0), (
-          f'on {sizes} {jax.tree_util.keystr(path)} is another')
+          f'on {sizes} {jax.tree_util.keystr(path)} differs')
     worst = abs(found / expected - 1).max()
     print(name, sizes, f'{worst:.1e}')
     assert worst < 1e-6, f'on {sizes} the losses of 50 steps differ by {worst:.1e}'

@@ -1,14 +1,14 @@
-"""Where a run's wall time went: at every moment exactly one account is open, so that they sum to it.
+"""Splits a run's wall time into accounts, one of them open at a time, so that they sum to it.
 
   python -m eqflow.training.runtime.ledger runs/digits
 
 workdir/ledger.jsonl is only ever appended to. A line holds what was booked since the line before it,
-{"session": which start of the process, "seconds": {account: seconds}}; with "step", all before it is in
-the checkpoint of that step; with "from", its session goes on from the checkpoint of that step, or from
-none. What is lost is found when the lines are read: whatever a training had booked after the checkpoint
-that the next one went on from. A killed process loses what came after its last line: half a percent of
-its time or a tenth of a second, and never more than 10 s. What the interpreter takes to end, half a
-second, is in no account.
+{"session": which start of the process, "seconds": {account: seconds}}. With "step", everything before
+the line is in the checkpoint of that step. With "from", its session resumes from the checkpoint of that
+step, or starts from scratch (null). Time is lost that a training booked after the checkpoint that the
+next training resumes from; this is computed when the lines are read. A killed process loses what it
+booked after its last line: 0.5 % of its time or 0.1 s, at most 10 s. The interpreter's own exit, half a
+second, is not booked.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,9 +22,9 @@ import threading
 import time
 from typing import Any
 
-# start: until the first step but for what follows; step: the loop, also waiting for devices; data:
-# waiting for a batch while no device computes; save: while a save holds the loop up, and no longer;
-# evaluate: pictures and distances, with the samples they are of; lost: trained, and trained again.
+# start: everything before the first step that has no account of its own; step: the loop, also while it
+# waits for devices; data: waiting for a batch while no device computes; save: while a save blocks the
+# loop; evaluate: samples, pictures and distances; lost: trained, and trained again after a restart.
 ACCOUNTS = ('start', 'compile', 'data', 'step', 'save', 'evaluate', 'restore', 'lost')
 _COMPILING = {f'/jax/core/compile/{name}_duration' for name in (
     'jaxpr_trace', 'jaxpr_to_mlir_module', 'backend_compile')}
@@ -32,9 +32,9 @@ _IMPORTED = time.monotonic()
 
 
 class Ledger:
-  """The accounts of this process, `start` being open from the time `since` of `clock` on, or from now.
+  """The accounts of this process. `start` is open from `since` on, a time of `clock`; by default, now.
 
-  Nothing is written before `write_to`; what cannot be written then is kept for the next line.
+  Nothing is written before `write_to`; what cannot be written is kept for the next line.
   """
 
   def __init__(self, *, since: float | None = None, clock: Callable[[], float] = time.monotonic,
@@ -42,42 +42,65 @@ class Ledger:
     self.account, self.beats, self.step = 'start', 0, 0
     self._seconds = dict.fromkeys(ACCOUNTS, 0.0)
     self._clock, self._began = clock, clock() if since is None else since
-    self._turned = self._began
+    self._switched = self._began
     self._session, self._owner = f'{time.time():.3f}-{os.getpid()}', threading.get_ident()
     self._file, self._every, self._whole = None, every, True
-    # Booking never waits for a disk: writing has a lock of its own.
+    # Two locks, so that booking never waits for a disk.
     self._booking, self._writing, self._closed = threading.Lock(), threading.Lock(), threading.Event()
 
   @contextlib.contextmanager
-  def on(self, account: str, *, beside: Any = None) -> Iterator[None]:
-    """Within, `account` is open, and the one that was is not.
+  def on(self, account: str, *, unless: Any = None) -> Iterator[None]:
+    """Books the time inside to `account`, and switches back to the open account at the end.
 
-    Where the array `beside` is still being computed at the end, the block has held nothing up: its time
-    is booked where the clock was before.
+    If the array `unless` is still being computed then, the block has delayed nothing: its time is booked
+    to the account outside.
     """
-    outer = self.turn(account)
-    began = self._turned
+    outer = self.switch(account)
+    began = self._switched
     try:
       yield
     finally:
-      self.turn(outer)
-      if beside is not None and not beside.is_ready():
-        self._move(account, outer, self._turned - began)
+      self.switch(outer)
+      if unless is not None and not unless.is_ready():
+        self._move(account, outer, self._switched - began)
 
-  def turn(self, account: str) -> str:
-    """The account that was open: from here on `account` is."""
+  def timed(self, account: str, function: Callable) -> Callable:
+    """`function`, its calls booked to `account`."""
+    def booked_call(*args, **kwargs):
+      with self.on(account):
+        return function(*args, **kwargs)
+    return booked_call
+
+  def timed_loop(self, batches: Iterator, step: Callable) -> tuple[Iterator, Callable]:
+    """(batches, step), booked: waiting for a batch is `data`, unless the devices were busy meanwhile."""
+    running = None
+
+    def timed_next():
+      with self.on('data', unless=running):
+        return next(batches)
+
+    def timed_step(*given):
+      nonlocal running
+      *out, health = step(*given)
+      running, self.step, self.beats = health.loss, self.step + 1, self.beats + 1
+      return *out, health
+
+    return iter(timed_next, None), timed_step
+
+  def switch(self, account: str) -> str:
+    """Opens `account`; returns the one that was open."""
     with self._booking:
       now, outer = self._clock(), self.account
-      self._seconds[outer] += now - self._turned
-      self.account, self._turned, self.beats = account, now, self.beats + 1
+      self._seconds[outer] += now - self._switched
+      self.account, self._switched, self.beats = account, now, self.beats + 1
       return outer
 
   def beat(self) -> None:
-    """Says that the account that is open gets on."""
+    """Reports progress to the watchdog."""
     self.beats += 1
 
   def pulse(self) -> tuple[int, str, int]:
-    """(beats, account, step): beats is another number whenever the main loop has moved."""
+    """(beats, account, step): beats changes whenever the main loop has made progress."""
     return self.beats, self.account, self.step
 
   def _move(self, account, other, seconds):
@@ -86,36 +109,36 @@ class Ledger:
       self._seconds[other] += seconds
 
   def compiled(self, seconds: float) -> None:
-    """Moves the last `seconds` of this thread to compile, from whichever account is open."""
+    """Moves the last `seconds` of the thread that owns the ledger from the open account to compile."""
     if threading.get_ident() == self._owner:
       self._move(self.account, 'compile', seconds)
 
   def write_to(self, path: pathlib.Path) -> None:
-    """Lines go to `path` from here on: of `begin`, of `cut`, and one every 10 s at least."""
+    """From here on appends lines to `path`: those of `begin` and `saved`, and one every 10 s or sooner."""
     if self._file is not None:
       return
     self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     size = os.fstat(self._file).st_size
-    # A line that a crash has cut short stays a line of its own.
+    # A line that a crash has truncated must stay a line of its own.
     self._whole = not size or os.pread(self._file, 1, size - 1) == b'\n'
     threading.Thread(target=self._keep_writing, daemon=True).start()
 
   def _keep_writing(self):
     age = lambda: self._clock() - self._began
-    # A line costs a millisecond at most; of a run of months there are not too many to read.
+    # A line costs up to a millisecond, and a run of months should not have too many to read.
     while not self._closed.wait(min(self._every, max(0.1, age() / 200))):
       self._write()
 
   def begin(self, step: int | None) -> None:
-    """Training goes on from the checkpoint of `step`; from none where it is None."""
+    """Training resumes from the checkpoint of `step`, or starts from scratch (None)."""
     self._write({'from': step})
 
-  def cut(self, step: int) -> None:
-    """All until here is in the checkpoint of `step`, or comes after it and need not be done again."""
+  def saved(self, step: int) -> None:
+    """Everything so far is in the checkpoint of `step`, or is evaluation, which is not done again."""
     self._write({'step': step})
 
   def close(self) -> None:
-    """The last line. Nothing is booked after it."""
+    """Writes the last line. Nothing is booked after it."""
     if self._closed.is_set():
       return
     self._closed.set()
@@ -131,31 +154,31 @@ class Ledger:
         return
       with self._booking:
         now = self._clock()
-        self._seconds[self.account] += now - self._turned
-        self._turned = now
-        told = {name: round(seconds, 6) for name, seconds in self._seconds.items()}
-        told = {name: seconds for name, seconds in told.items() if seconds}
-      line = json.dumps({'session': self._session, **(more or {}), 'seconds': told}) + '\n'
+        self._seconds[self.account] += now - self._switched
+        self._switched = now
+        booked = {name: round(seconds, 6) for name, seconds in self._seconds.items()}
+        booked = {name: seconds for name, seconds in booked.items() if seconds}
+      line = json.dumps({'session': self._session, **(more or {}), 'seconds': booked}) + '\n'
       data = ('' if self._whole else '\n').encode() + line.encode()
       try:
         self._whole = os.write(self._file, data) == len(data)
       except OSError:
-        # A full disk ends no run that can still be saved.
+        # A full disk must not end a run that can still be saved.
         self._whole = False
       if self._whole:
         with self._booking:
-          for name, seconds in told.items():
+          for name, seconds in booked.items():
             self._seconds[name] -= seconds
 
 
 @contextlib.contextmanager
 def booked(workdir: pathlib.Path, book: Ledger | None = None, *,
            active: bool = True) -> Iterator[Ledger]:
-  """`book`, or a ledger of this block alone; where active it writes to workdir/ledger.jsonl.
+  """`book`, or a new ledger for this block; if `active`, it writes to workdir/ledger.jsonl.
 
-  Within, whatever JAX compiles in this thread is booked as compile.
+  Inside, the time that JAX compiles in this thread is booked as compile.
   """
-  # Who only reads a ledger need not wait for JAX to be imported.
+  # Imported here: reading a ledger should not import JAX.
   from jax import monitoring
   found = book or Ledger()
   def compiled(name, seconds, **_):
@@ -173,7 +196,7 @@ def booked(workdir: pathlib.Path, book: Ledger | None = None, *,
 
 
 def created() -> float:
-  """The time.monotonic() at which this process was made; of this file's import where none tells."""
+  """The time.monotonic() at which this process was created, or this file was imported if unknown."""
   try:
     started = int(pathlib.Path('/proc/self/stat').read_text().rpartition(')')[2].split()[19])
     ago = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf('SC_CLK_TCK')
@@ -183,7 +206,7 @@ def created() -> float:
 
 
 def reached(path: pathlib.Path) -> int:
-  """The last step that a checkpoint was written of, 0 where none was."""
+  """The last step of which a checkpoint was written, or 0."""
   return max((line.get('step', 0) for line in _lines(path)), default=0) if path.exists() else 0
 
 
@@ -200,14 +223,14 @@ def totals(path: pathlib.Path) -> dict[str, float]:
   return found
 
 
-def _lost(lines, begun):
-  """The numbers of the lines whose work is not in the checkpoint that `begun` goes on from."""
-  trainings = {line['session'] for line in lines if 'from' in line} - {begun['session']}
-  step, lost = -1 if begun['from'] is None else begun['from'], set()
+def _lost(lines, resumed):
+  """The indices of earlier lines whose work is not in the checkpoint that `resumed` starts from."""
+  trainings = {line['session'] for line in lines if 'from' in line} - {resumed['session']}
+  step, lost = -1 if resumed['from'] is None else resumed['from'], set()
   for i in reversed(range(len(lines))):
     session = lines[i]['session']
     if lines[i].get('step', math.inf) <= step:
-      trainings.discard(session)   # What it did before stands.
+      trainings.discard(session)   # What it did before this line is in the checkpoint.
     if session in trainings:
       lost.add(i)
   return lost
@@ -215,7 +238,7 @@ def _lost(lines, begun):
 
 def _lines(path):
   for text in path.read_text(errors='replace').splitlines():
-    # A line cut short by a crash is none, and neither is one of another program.
+    # Skips lines that a crash has truncated, and lines of other programs.
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
       line = json.loads(text)
       numbers = [*line['seconds'].values(), line.get('step', 0), line.get('from') or 0]
@@ -225,7 +248,7 @@ def _lines(path):
 
 
 def table(path: pathlib.Path) -> str:
-  """`totals` with their shares as lines to print, and goodput: the share of steps that stand."""
+  """`totals` and their percentages as lines to print; goodput is the percentage of steps not lost."""
   found = totals(path)
   total = sum(found.values()) or math.inf
   rows = ''.join(f'{name:<10}{seconds:12,.1f} s{seconds / total:8.1%}\n'

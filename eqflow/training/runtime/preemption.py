@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: noticed in every phase of a run, and answered where nothing would be lost.
+"""SIGTERM and SIGINT: noticed in every phase of a run, and answered as soon as nothing would be lost.
 
-Python runs a handler only between two instructions of its own, so not within a compilation of minutes.
-The signal's number is therefore read by a thread, from a descriptor that C writes to.
+Python runs a signal handler only between two bytecode instructions of the main thread, so not during a
+compilation that takes minutes. Here a thread reads the signal's number from a pipe that C writes to.
 """
 
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ import sys
 import threading
 from typing import NoReturn
 
-# os.EX_TEMPFAIL: the same command, run again, goes on.
+# os.EX_TEMPFAIL: run the same command again to resume.
 EXIT_CODE = 75
 SIGNALS = signal.SIGTERM, signal.SIGINT
-_PATIENCE = 5.0   # seconds for the last words
+_PATIENCE = 5.0   # seconds that printing the last line may take
 
 
 class Stopped(Exception):
-  """The run was asked to stop, and all that it was is saved."""
+  """A signal stopped the run; its state is saved."""
 
 
 class Stop:
-  """Whether a signal has asked for an end, and whether the run has anything that would be lost now."""
+  """Whether a signal has asked the run to stop, and whether it has unsaved work."""
 
   def __init__(self):
     self.asked = None     # the signal
@@ -33,17 +33,17 @@ class Stop:
 
   @contextlib.contextmanager
   def busy(self) -> Iterator[None]:
-    """Within, the process is not ended: the run looks at `asked`, saves, and raises Stopped.
+    """Inside, a signal only sets `asked`: the run looks at it, saves, and raises Stopped.
 
-    So does the end of the block, for a signal that came after the last look.
+    The end of the block raises Stopped for a signal that came after the last look.
     """
     with self._changed(1):
       yield
     self.leave()
 
   @contextlib.contextmanager
-  def free(self) -> Iterator[None]:
-    """Within, a signal ends the process at once, as it does outside `busy`: all is saved."""
+  def interruptible(self) -> Iterator[None]:
+    """Inside, a signal exits immediately, as it does outside `busy`; everything is already saved."""
     with self._changed(-1):
       self.leave()
       yield
@@ -58,67 +58,72 @@ class Stop:
       with self._lock:
         self._busy -= by
 
-  def leave(self, *, told: bool = False) -> None:
-    """Raises Stopped where a signal has asked for the end, here or, as one is told, elsewhere."""
-    if self.asked or told:
-      raise Stopped(signal.Signals(self.asked).name if self.asked else 'a signal to another process')
+  def agreed(self) -> bool:
+    """Whether to stop after this step. Several processes agree through `multihost.Agreement`."""
+    return self.asked is not None
 
-  def _heard(self, number):
+  def leave(self) -> None:
+    """Raises Stopped if a signal has asked for it."""
+    if self.asked is not None:
+      raise Stopped(signal.Signals(self.asked).name)
+
+  def heard(self, number: int) -> None:
+    """A signal has arrived: exits here and now unless the run is busy."""
     self.asked = number
     with self._lock:
       if self._busy > 0:
         return
-      # The main thread may be within C++ for minutes: it is not waited for.
+      # Does not wait for the main thread, which may be inside C++ for minutes.
       end(signal.Signals(number).name)
 
 
 def end(name: str) -> None:
-  """Ends this process and those it has started, with EXIT_CODE and a line that says why."""
-  # Nobody may be reading a pipe that is full; Ctrl-C may have ended who did.
-  late = threading.Timer(_PATIENCE, leave, (EXIT_CODE,))
+  """Exits with EXIT_CODE, after a line that names the signal; kills child processes."""
+  # The line may block on a full pipe that nobody reads: Ctrl-C may have ended the reader.
+  late = threading.Timer(_PATIENCE, exit_now, (EXIT_CODE,))
   late.daemon = True
   late.start()
   with contextlib.suppress(OSError, ValueError):
-    print(f'eqflow: stopped by {name}; the same command goes on from the last checkpoint',
+    print(f'eqflow: stopped by {name}; run the same command again to resume from the last checkpoint',
           file=sys.stderr, flush=True)
   with contextlib.suppress(OSError, ValueError):
     sys.stdout.flush()
-  leave(EXIT_CODE)
+  exit_now(EXIT_CODE)
 
 
-def leave(code: int) -> NoReturn:
-  """Ends this process and those it has started at once, with exit code `code`."""
+def exit_now(code: int) -> NoReturn:
+  """Exits with `code` without any cleanup; kills child processes."""
   for child in multiprocessing.active_children():
     child.kill()
   os._exit(code)
 
 
 def answer() -> None:
-  """From here on a signal ends the process with EXIT_CODE: nothing is begun that could be lost."""
+  """From here on a signal exits with EXIT_CODE. For the start of a program, which has no work to lose."""
   for number in SIGNALS:
     signal.signal(number, lambda number, _: end(signal.Signals(number).name))
 
 
 def unanswered() -> None:
-  """Signals do again what they do in any Python program."""
+  """Restores Python's own handlers."""
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[Stop]:
-  """A Stop that hears SIGTERM and SIGINT until the end of the block; for the main thread."""
+  """A Stop that receives SIGTERM and SIGINT until the end of the block; call it in the main thread."""
   stop = Stop()
-  ours, theirs = os.pipe()
-  os.set_blocking(theirs, False)
-  before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
-  # Without a handler of Python's the descriptor would not be written to.
+  read_end, write_end = os.pipe()
+  os.set_blocking(write_end, False)
+  before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+  # Without a Python handler nothing is written to the pipe.
   handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
 
   def watch():
-    while heard := os.read(ours, 1):
-      if heard[0] in SIGNALS:
-        stop._heard(heard[0])
+    while received := os.read(read_end, 1):
+      if received[0] in SIGNALS:
+        stop.heard(received[0])
 
   thread = threading.Thread(target=watch, daemon=True)
   thread.start()
@@ -128,6 +133,6 @@ def watched() -> Iterator[Stop]:
     signal.set_wakeup_fd(before)
     for number, handler in handlers.items():
       signal.signal(number, handler)
-    os.close(theirs)
+    os.close(write_end)
     thread.join()
-    os.close(ours)
+    os.close(read_end)

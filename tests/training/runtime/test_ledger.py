@@ -53,7 +53,7 @@ def test_inner_accounts_are_not_counted_outside_and_an_exception_closes_them(ope
   session, clock, path = opened
   book = session(since=90.0)
   clock.go(5)   # 15 since the process was made.
-  book.turn('step')
+  book.switch('step')
   clock.go(1)
   with pytest.raises(KeyError), book.on('evaluate'):
     clock.go(2)
@@ -73,9 +73,9 @@ def test_what_a_batch_is_waited_for_while_a_step_is_computed_has_held_nothing_up
       self.is_ready = lambda: ready
   session, clock, path = opened
   book = session()
-  book.turn('step')
-  for beside, seconds in ((Computed(False), 1), (Computed(True), 2), (None, 4)):
-    with book.on('data', beside=beside):
+  book.switch('step')
+  for running, seconds in ((Computed(False), 1), (Computed(True), 2), (None, 4)):
+    with book.on('data', unless=running):
       clock.go(seconds)
   book.close()
   assert sums(path) == {'step': 1, 'data': 6}
@@ -89,11 +89,11 @@ def test_what_a_training_did_after_the_checkpoint_that_the_next_goes_on_from_is_
     book = session()
     clock.go(1)
     book.begin(begin)
-    book.turn('step')
+    book.switch('step')
     for step in saved:
       clock.go(10)
       if step is not None:
-        book.cut(step)
+        book.saved(step)
     book.close()
 
   train(None, 0, 10, 20, None)
@@ -116,10 +116,10 @@ def test_of_a_run_that_ends_whole_nothing_is_lost_and_neither_is_the_time_of_oth
   book.begin(None)
   with book.on('step'):
     clock.go(10)
-  book.cut(10)
+  book.saved(10)
   with book.on('evaluate'):
     clock.go(5)
-  book.cut(10)
+  book.saved(10)
   book.close()
   other = session()
   with other.on('evaluate'):   # --mode=evaluate, which is broken off
@@ -133,7 +133,7 @@ def test_a_line_that_was_cut_short_is_passed_over_and_those_after_it_are_read(op
   session, clock, path = opened
   book = session()
   clock.go(3)
-  book.cut(1)
+  book.saved(1)
   book.close()
   with path.open('a') as file:
     file.write('{"session": "0", "seconds": {"step": 12')
@@ -159,7 +159,7 @@ def test_a_line_that_cannot_be_written_is_told_with_the_next(opened, monkeypatch
       raise OSError(28, 'No space left on device')
     patch.setattr(ledger.os, 'write', full)
     clock.go(2)
-    book.cut(3)
+    book.saved(3)
     assert sums(path) == {}
   clock.go(4)
   book.close()
@@ -204,7 +204,7 @@ saved = path / 'saved'
 with book.on('restore'):
   at = int(saved.read_text()) if saved.exists() else 0
 book.begin(at if saved.exists() else None)
-book.turn('step')
+book.switch('step')
 while at < 60:
   with book.on('data'):
     time.sleep(0.01)
@@ -215,7 +215,7 @@ while at < 60:
       partial = path / 'partial'
       partial.write_text(str(at))
       partial.replace(saved)
-    book.cut(at)
+    book.saved(at)
 book.close()
 """
 
@@ -256,8 +256,8 @@ def test_what_has_held_nothing_up_leaves_its_account_at_nothing():
   ticks = itertools.count()
   # Every look at the clock takes a second.
   book = ledger.Ledger(clock=lambda: float(next(ticks)))
-  book.turn('step')
+  book.switch('step')
   for _ in range(3):
-    with book.on('data', beside=Computing()):
+    with book.on('data', unless=Computing()):
       pass
   assert book._seconds['data'] == 0, 'more was taken from the account than it was given'

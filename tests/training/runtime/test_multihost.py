@@ -82,7 +82,7 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(tmp_path, al
   assert codes == [75, 75], '\n'.join(said)
   assert 'stopped by a signal to another process' in said[0] and 'stopped by SIGTERM' in said[1]
   said, codes = ended(started(tmp_path, 1, 4))
-  assert codes == [0] and 'going on from step' in said[0], said
+  assert codes == [0] and 'resuming from step' in said[0], said
   assert abs(losses(tmp_path) / losses(alone) - 1).max() < 1e-6
 
 

@@ -1,4 +1,4 @@
-"""What stands when a run is stopped, killed or damaged: its last whole checkpoint, which is read."""
+"""Checkpoints survive kills and damage, and signals are answered in every phase."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from tests import ROOT
 
 
 def state(step, size=400):
-  """A state of a few leaves, another at every step."""
+  """A state of a few leaves, different for each step."""
   random = np.random.default_rng(step)
   leaf = lambda *shape: jnp.asarray(random.normal(size=shape).astype(np.float32))
   params = {'a': {'weight': leaf(size, 3)}, 'b': leaf(7)}
@@ -69,7 +69,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize('kind', DAMAGES)
-def test_whatever_is_done_to_any_file_the_checkpoint_before_it_is_taken(tmp_path, kind, capsys):
+def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_restored(tmp_path, kind, capsys):
   folder, random = written(tmp_path / 'whole', 1, 2), np.random.default_rng(0)
   names = sorted(path.relative_to(folder / '2') for path in (folder / '2').rglob('*') if path.is_file()
                  and (path.stat().st_size or kind in ('deleted', 'added to')))
@@ -77,14 +77,14 @@ def test_whatever_is_done_to_any_file_the_checkpoint_before_it_is_taken(tmp_path
   for i, name in enumerate(names):
     shutil.copytree(tmp_path / 'whole', tmp_path / str(i))
     DAMAGES[kind](tmp_path / str(i) / 'checkpoints/2' / name, random)
-    assert_is(read(tmp_path / str(i), mend=True), 1)
+    assert_is(read(tmp_path / str(i), repair=True), 1)
     said = capsys.readouterr().out
     assert 'checkpoints/2 is damaged' in said
     assert sorted(path.name for path in (tmp_path / str(i) / 'checkpoints').iterdir()) == [
-        '1', '2.damaged'], 'a damaged one is kept aside'
+        '1', '2.damaged'], 'a damaged checkpoint is renamed'
 
 
-def test_files_of_two_checkpoints_that_are_exchanged_are_found(tmp_path):
+def test_files_exchanged_between_two_checkpoints_are_found(tmp_path):
   folder = written(tmp_path, 1, 2, 3)
   data = {step: next(path for path in sorted((folder / step / 'state').rglob('d/*')) if path.is_file())
           for step in '23'}
@@ -95,26 +95,26 @@ def test_files_of_two_checkpoints_that_are_exchanged_are_found(tmp_path):
   assert_is(read(tmp_path), 1)
 
 
-def test_folders_that_are_exchanged_are_refused(tmp_path):
+def test_exchanged_folders_are_rejected(tmp_path):
   folder = written(tmp_path, 1, 2)
   (folder / '1').rename(folder / 'x')
   (folder / '2').rename(folder / '1')
   (folder / 'x').rename(folder / '2')
-  with pytest.raises(ValueError, match=r'checkpoints/2 holds step 1: folders were exchanged'):
+  with pytest.raises(ValueError, match='checkpoints/2 holds step 1'):
     read(tmp_path)
 
 
-def test_nothing_is_started_anew_where_all_checkpoints_are_damaged(tmp_path):
+def test_a_run_does_not_start_from_scratch_if_all_checkpoints_are_damaged(tmp_path):
   folder = written(tmp_path, 1, 2)
   for step in '12':
     (folder / step / checksums.NAME).unlink()
   for _ in range(2):
-    with pytest.raises(ValueError, match=r'every checkpoint of .* is damaged \(1, 2\)'):
-      read(tmp_path, mend=True)
+    with pytest.raises(ValueError, match=r'checkpoints .*1, 2'):
+      read(tmp_path, repair=True)
   assert read(tmp_path / 'elsewhere') is None
 
 
-def test_what_a_save_left_behind_is_no_checkpoint_and_in_nobodys_way(tmp_path):
+def test_interrupted_saves_are_ignored_and_cleaned_up(tmp_path):
   folder = written(tmp_path, 1, 2)
   shutil.copytree(folder / '2', folder / '3.partial')
   shutil.copytree(folder / '1', folder / '0.deleted')
@@ -123,11 +123,11 @@ def test_what_a_save_left_behind_is_no_checkpoint_and_in_nobodys_way(tmp_path):
   written(tmp_path, 3)
   assert_is(read(tmp_path), 3)
   shutil.copytree(folder / '2', folder / '4.partial')
-  assert_is(read(tmp_path, mend=True), 3)
+  assert_is(read(tmp_path, repair=True), 3)
   assert sorted(path.name for path in folder.iterdir()) == ['007', '1', '2', '3']
 
 
-def test_hidden_files_of_a_file_system_are_no_damage_and_an_empty_manifest_is(tmp_path):
+def test_hidden_files_are_no_damage_but_an_empty_manifest_is(tmp_path):
   folder = written(tmp_path, 1, 2)
   (folder / '2/state/.nfs0001').write_text('held open elsewhere')
   assert_is(read(tmp_path), 2)
@@ -136,22 +136,23 @@ def test_hidden_files_of_a_file_system_are_no_damage_and_an_empty_manifest_is(tm
   assert_is(read(tmp_path), 1)
 
 
-def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path):
+def test_a_checkpoint_of_another_run_is_rejected(tmp_path):
   for run, step in (('ours', 1), ('theirs', 2)):
     with checkpoint.open_checkpoints(tmp_path, keep=None, run=run) as checkpoints:
       checkpoints.save(state(step))
   with checkpoint.open_checkpoints(tmp_path, keep=None, run='ours') as checkpoints:
-    with pytest.raises(ValueError, match="checkpoints/2 is whole, but of run 'theirs', .* of 'ours'"):
-      checkpoints.restore(state(0), mend=True)
+    with pytest.raises(ValueError, match="checkpoints/2 is of run 'theirs'.*'ours'"):
+      checkpoints.restore(state(0), repair=True)
   assert_is(read(tmp_path), 2)
   shutil.rmtree(tmp_path / 'checkpoints/2')
   with checkpoint.open_checkpoints(tmp_path, keep=None, run='ours') as checkpoints:
     assert_is(checkpoints.restore(state(0)), 1)
 
 
-@pytest.mark.parametrize('moment', ['_damages', '_read'])
-def test_who_reads_beside_a_training_takes_what_stands_by_then(tmp_path, monkeypatch, moment):
-  folder, function, seen = written(tmp_path, 1), getattr(checkpoint, moment), []
+@pytest.mark.parametrize('moment', ['damages', '_read'])
+def test_reading_a_run_that_prunes_meanwhile_takes_the_newer_checkpoint(tmp_path, monkeypatch, moment):
+  owner = checkpoint if moment == '_read' else checksums
+  folder, function, seen = written(tmp_path, 1), getattr(owner, moment), []
 
   def pruned(path, *like):
     if not seen:
@@ -159,20 +160,20 @@ def test_who_reads_beside_a_training_takes_what_stands_by_then(tmp_path, monkeyp
       written(tmp_path, 2)
       shutil.rmtree(folder / '1')
     return function(path, *like)
-  monkeypatch.setattr(checkpoint, moment, pruned)
+  monkeypatch.setattr(owner, moment, pruned)
   assert_is(read(tmp_path), 2)
   assert seen == [folder / '1']
 
 
-def test_a_state_of_another_network_is_refused_and_nothing_renamed(tmp_path):
+def test_the_state_of_another_network_is_rejected_and_nothing_renamed(tmp_path):
   folder = written(tmp_path, 1)
   with checkpoint.open_checkpoints(tmp_path, keep=None) as checkpoints:
-    with pytest.raises(ValueError, match='is whole, but is no state of this config'):
-      checkpoints.restore(state(0, size=9), mend=True)
+    with pytest.raises(ValueError, match='checkpoints/1 has another structure'):
+      checkpoints.restore(state(0, size=9), repair=True)
   assert (folder / '1').is_dir()
 
 
-def test_a_save_that_fails_is_told_at_the_next_look_is_not_listed_and_can_be_made_again(
+def test_a_failed_save_is_reported_at_the_next_check_and_can_be_repeated(
     tmp_path, monkeypatch):
   written(tmp_path, 1)
   with checkpoint.open_checkpoints(tmp_path, keep=1) as checkpoints:
@@ -181,7 +182,7 @@ def test_a_save_that_fails_is_told_at_the_next_look_is_not_listed_and_can_be_mad
         raise OSError(28, 'No space left on device')
       patch.setattr(checksums, 'sync', full)
       checkpoints.save(state(2))
-      with pytest.raises(OSError, match='could not be written .*No space left.* that stands is 1;'):
+      with pytest.raises(OSError, match='No space left.* newest checkpoint is 1;'):
         checkpoints.wait()
     assert checkpoints.steps() == [1]
     checkpoints.check()
@@ -191,11 +192,11 @@ def test_a_save_that_fails_is_told_at_the_next_look_is_not_listed_and_can_be_mad
   assert_is(read(tmp_path), 2)
 
 
-def test_a_place_that_cannot_be_written_to_is_told_at_once_and_leaves_what_stands(tmp_path):
+def test_a_save_that_cannot_start_is_reported_at_once_and_deletes_nothing(tmp_path):
   folder = written(tmp_path, 1)
   (folder / '2.partial').write_text('in the way')
   with checkpoint.open_checkpoints(tmp_path, keep=1) as checkpoints:
-    with pytest.raises(OSError, match='could not be written .*the newest that stands is 1; make room'):
+    with pytest.raises(OSError, match='newest checkpoint is 1;'):
       checkpoints.save(state(2))
     (folder / '2.partial').unlink()
     checkpoints.save(state(2))
@@ -203,17 +204,17 @@ def test_a_place_that_cannot_be_written_to_is_told_at_once_and_leaves_what_stand
 
 
 def stopping(phase):
-  """A program that is `phase` ('busy' or 'free') for a minute, in C, and says when it is."""
+  """A program that is `phase` ('busy' or 'interruptible') for a minute, in C, and prints when it is."""
   return f"""
 import time, threading
 from eqflow.training.runtime import preemption
 with preemption.watched() as stop:
   with stop.busy():
     try:
-      if {phase == 'free'}:
-        with stop.free():
+      if {phase == 'interruptible'}:
+        with stop.interruptible():
           print('ready', flush=True)
-          time.sleep(60)   # Resumed after a signal: a handler of Python's alone would not end it.
+          time.sleep(60)   # Python resumes it after a signal handler.
       print('ready', flush=True)
       while not stop.asked:
         time.sleep(0.01)
@@ -225,8 +226,8 @@ with preemption.watched() as stop:
 
 
 @pytest.mark.parametrize('number', preemption.SIGNALS, ids=lambda n: n.name)
-@pytest.mark.parametrize('phase', ['busy', 'free'])
-def test_a_signal_ends_a_run_at_once_where_all_is_saved_and_after_saving_where_not(phase, number):
+@pytest.mark.parametrize('phase', ['busy', 'interruptible'])
+def test_a_signal_exits_at_once_if_all_is_saved_and_otherwise_after_saving(phase, number):
   process = subprocess.Popen([sys.executable, '-c', stopping(phase)], cwd=ROOT, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   assert process.stdout.readline() == 'ready\n'
@@ -238,9 +239,9 @@ def test_a_signal_ends_a_run_at_once_where_all_is_saved_and_after_saving_where_n
   assert out == ('saved\n' if phase == 'busy' else '')
 
 
-def test_a_signal_is_answered_where_nobody_hears_what_is_said():
-  # As where Ctrl-C has ended tee, too.
-  process = subprocess.Popen([sys.executable, '-c', stopping('free')], cwd=ROOT, text=True,
+def test_a_signal_is_answered_if_stderr_is_closed():
+  # As if Ctrl-C has also ended `tee`.
+  process = subprocess.Popen([sys.executable, '-c', stopping('interruptible')], cwd=ROOT, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   assert process.stdout.readline() == 'ready\n'
   process.stderr.close()
@@ -249,16 +250,16 @@ def test_a_signal_is_answered_where_nobody_hears_what_is_said():
   process.stdout.close()
 
 
-def test_a_signal_after_the_last_look_is_answered_where_the_run_is_no_longer_busy():
+def test_a_signal_after_the_last_look_is_answered_at_the_end_of_busy():
   stop = preemption.Stop()
   with pytest.raises(preemption.Stopped, match='SIGTERM'):
     with stop.busy():
-      stop._heard(signal.SIGTERM)
-  with pytest.raises(preemption.Stopped), stop.free():
-    pytest.fail('nothing is begun that a signal has asked not to')
+      stop.heard(signal.SIGTERM)
+  with pytest.raises(preemption.Stopped), stop.interruptible():
+    pytest.fail('must not begin after a signal')
 
 
-def test_a_handler_that_was_there_is_there_again():
+def test_signal_handlers_are_restored():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with preemption.watched() as stop:
     assert stop.asked is None
@@ -267,7 +268,7 @@ def test_a_handler_that_was_there_is_there_again():
 
 @pytest.mark.parametrize('number', preemption.SIGNALS)
 def test_a_signal_is_answered_while_the_program_is_still_being_imported(number):
-  # JAX takes a second; a handler of its own waits for it in a module that is imported before.
+  # Blocks the import of JAX, which takes a second, in a way that a handler of Python can interrupt.
   program = """
 import runpy, sys, types
 def imported(name, *given, **named):
@@ -290,7 +291,7 @@ runpy.run_module('eqflow.main', run_name='__main__')
   assert process.returncode == preemption.EXIT_CODE and f'stopped by {number.name}' in said
 
 
-def test_last_words_that_nobody_reads_keep_no_process(tmp_path):
+def test_a_full_stderr_does_not_block_the_exit(tmp_path):
   program = """
 import os, signal, sys
 from eqflow.training.runtime import preemption

@@ -1,0 +1,51 @@
+"""The program of a run: its first state, its training step, and the shapes that it is compiled for."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from eqflow.config import recipes
+from eqflow.training import nonfinite, sharding, train_state, train_step
+
+
+def first_state(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, *,
+                abstract: bool = False) -> train_state.TrainState:
+  """The state that a run starts from, sharded over the mesh; if abstract, only shapes and shardings."""
+  return train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), config.seed, mesh,
+                            rules=recipe.rules, histogram=recipe.histogram, scale=recipe.scale,
+                            abstract=abstract)
+
+
+def make_step(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh,
+              state: train_state.TrainState) -> Callable:
+  """The jitted training step, for states that are sharded like this one."""
+  scaled = recipe.scale != 1
+  gradient = train_step.gradient_of(recipe.loss, accumulate=config.train.accumulate, scaled=scaled)
+  return train_step.make_step(
+      gradient, recipe.optimizer, recipe.share, mesh,
+      places=jax.tree.map(lambda a: a.sharding, state), measure=recipe.measure, prepare=recipe.prepare,
+      skip=(nonfinite.rescaled if scaled else nonfinite.counted) if config.train.max_skipped else None)
+
+
+def blueprint(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> tuple[Callable, tuple]:
+  """(step, (state, metrics, batch)): what training compiles, as shapes and shardings."""
+  state, b = first_state(config, recipe, mesh, abstract=True), config.train.batch
+  metrics = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh)),
+      jax.eval_shape(train_state.TrainMetrics.empty))
+  rows = {'x': ((b, *config.data.shape), np.float32), 'label': ((b,), np.int32),
+          'index': ((b,), np.uint32)}
+  if recipe.couple or config.data.name == 'pairs':
+    rows['eps'] = rows['x']
+  batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.by_example(mesh))
+           for name, (shape, dtype) in rows.items()}
+  return make_step(config, recipe, mesh, state), (state, metrics, batch)
+
+
+def compiled(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> Callable:
+  """The training step, compiled without any data."""
+  step, shapes = blueprint(config, recipe, mesh)
+  return step.lower(*shapes).compile()

@@ -1,0 +1,69 @@
+"""The training loop."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from eqflow.training.runtime import multihost, preemption
+from eqflow.training.train_state import TrainState
+
+
+class Due(NamedTuple):
+  """What is to be done after one step."""
+  log: bool
+  snapshot: bool
+  save: bool
+  preview: bool
+
+
+class Cadence(NamedTuple):
+  """After every how many steps to log, to write a snapshot of the EMAs, to save, to preview; 0: never."""
+  log: int
+  snapshot: int
+  save: int
+  preview: int
+
+  def at(self, n: int, *, last: bool) -> Due:
+    """What is due after step n. The last step is logged and saved, and a preview comes after a save."""
+    log, snapshot, save, preview = (bool(every) and n % every == 0 for every in self)
+    return Due(log=log or last, snapshot=snapshot or (last and self.snapshot > 0),
+               save=save or preview or last, preview=preview and not last)
+
+
+class Actions(NamedTuple):
+  """What the loop does between steps."""
+  metrics: Callable    # () -> the metrics of no steps
+  check: Callable      # ((n, health) or None) -> None; raises for step n, or for a save that failed
+  log: Callable        # (n, state, metrics)
+  snapshot: Callable   # (state)
+  save: Callable       # (state, wait); with wait it returns when the checkpoint is on disk
+  preview: Callable    # (state)
+
+
+def fit(state: TrainState, step: Callable, batches: Iterator[dict[str, Any]], until: int,
+        cadence: Cadence, actions: Actions,
+        stop: preemption.Stop | multihost.Agreement) -> TrainState:
+  """Trains from state.step to `until` steps; state is donated.
+
+  No state is written whose last update was not finite. A signal is answered after the step in which it
+  came: the state is saved, and Stopped raised. Raises what `actions.check` does.
+  """
+  metrics, pending = actions.metrics(), None
+  for n in range(int(state.step) + 1, until + 1):
+    state, metrics, health = step(state, metrics, next(batches))
+    actions.check(pending)              # One step late: the device never waits for the host.
+    pending = n, health
+    due, stopping = cadence.at(n, last=n == until), stop.agreed()
+    if any(due) or stopping:
+      pending = actions.check(pending)  # Now: the state may be written.
+    if due.log:
+      actions.log(n, state, metrics)
+      metrics = actions.metrics()
+    if due.snapshot:                    # Before the checkpoint: a resumed run would not write it again.
+      actions.snapshot(state)
+    if due.save or stopping:
+      actions.save(state, wait=stopping or n == until)
+    if stopping:
+      stop.leave()
+    if due.preview:
+      actions.preview(state)
+  return state
