@@ -1,7 +1,6 @@
 """Noise is dealt out to data as the theory of transport says, and a run with it resumes and shards."""
 
 import itertools
-import json
 
 import jax
 from jax import numpy as jnp
@@ -13,7 +12,6 @@ from eqflow import arrays, couplings, densities, losses, outputs, processes
 from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.data import pipeline, records
-from eqflow.runs import identity
 from eqflow.training import sharding, train_state, train_step
 from tests import config_file as load
 from tests.commands.test_train import Interrupted, assert_bitwise_equal, interrupt

@@ -17,7 +17,7 @@ from eqflow.arrays import Number
 from eqflow.commands.train import check_averages, check_parts
 from eqflow.config import recipes
 from eqflow.planning import chips, collectives, flops, hlo, report, topologies
-from eqflow.runs import program, run
+from eqflow.runs import blueprint, run
 from eqflow.training import sharding
 
 # Kernels that are chosen by trying them on a device are not chosen where there is none.
@@ -61,7 +61,7 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   check_parts(config, mesh, recipe.rules)
   # A training asks it of the samples that evaluation will draw.
   sharding.check_rows(config.sample.batch, mesh)
-  step, given = program.blueprint(config, recipe, mesh)
+  step, given = blueprint.step_and_shapes(config, recipe, mesh)
   found = dict(
       topology=target.name, devices=len(target.devices), mesh=dict(mesh.shape),
       batch=config.train.batch, accumulate=config.train.accumulate,
@@ -182,8 +182,8 @@ def tried(config: ConfigDict, target: topologies.Topology, found: dict[str, Any]
   tensor = found['mesh']['tensor']
   for fsdp in _more(found['mesh']['fsdp'], len(target.devices) // tensor):
     changed = with_changes(config, mesh=dict(data=-1, fsdp=fsdp, tensor=tensor))
-    _, (state_then, *_) = program.blueprint(changed, recipe, run.mesh_of(changed, target.devices))
-    size = sum(state_bytes(state_then).values())
+    mesh = run.mesh_of(changed, target.devices)
+    size = sum(state_bytes(blueprint.first_state(changed, recipe, mesh, abstract=True)).values())
     if total - state + size <= limit or fsdp * tensor == len(target.devices):
       add(f'config.mesh.fsdp={fsdp}', total - state + size, 'arithmetic')
       break

@@ -14,7 +14,7 @@ from eqflow.config import recipes
 from eqflow.config.errors import ConfigError, naming
 from eqflow.data import pipeline, sources
 from eqflow.evaluation import images
-from eqflow.runs import claim, dataset, generate, identity, program, restore, run
+from eqflow.runs import blueprint, claim, dataset, generate, identity, restore, run
 from eqflow.training import (
     checkpoint, logging, loop, nonfinite, overview, sharding, snapshots, train_state)
 from eqflow.training.runtime import ledger, multihost, preemption, watchdog
@@ -23,13 +23,13 @@ from eqflow.training.runtime import ledger, multihost, preemption, watchdog
 def train(config: ConfigDict, workdir: pathlib.Path,
           stop: preemption.Stop | None = None,
           book: ledger.Ledger | None = None) -> train_state.TrainState:
-  """Trains until config.train.num_examples, from the newest whole checkpoint in workdir if there is one.
+  """Trains until config.train.num_examples, from the newest undamaged checkpoint in workdir, if any.
 
-  Writes config.json, data.json, parameters.txt, metrics.jsonl, ledger.jsonl, tensorboard/, samples-*.png,
-  checkpoints/ and snapshots/ there. Wall time is booked in `book`, or in a ledger of this call alone.
-  Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError for a step
-  whose loss, gradient or parameters are not finite: no such state is written; OSError for a checkpoint
-  that cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
+  Writes config.json, data.json, parameters.txt, metrics.jsonl, ledger.jsonl, tensorboard/,
+  samples-*.png, checkpoints/ and snapshots/ there. Wall time is booked in `book`, or in a new ledger.
+  Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError for a
+  step whose loss, gradient or parameters are not finite, which is not saved; OSError if a checkpoint
+  cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
   """
   recipe, mesh = recipes.recipe(config), run.mesh_of(config)
   check_averages(config)
@@ -39,10 +39,11 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   source = dataset.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = dataset.open_source(config)
-  process, count = jax.process_index(), jax.process_count()
+  process = jax.process_index()
   with (claim.claimed(config, workdir, source),
         ledger.booked(workdir, book, active=process == 0) as book,
-        watchdog.watching(workdir, config.train.stuck_seconds, book.pulse, process=process, count=count),
+        watchdog.watching(workdir, config.train.stuck_seconds, book.pulse, process=process,
+                          count=jax.process_count()),
         checkpoint.open_checkpoints(workdir, keep=config.train.keep_checkpoints,
                                     run=identity.identity(config)) as checkpoints):
     if process == 0 and source.damaged:
@@ -54,7 +55,7 @@ def train(config: ConfigDict, workdir: pathlib.Path,
       return state
     # Outside `stop.busy`: a signal exits immediately, since the state is saved.
     with book.on('compile'):
-      step = program.compiled(config, recipe, mesh)
+      step = blueprint.compiled(config, recipe, mesh)
     return trained(config, recipe, mesh, workdir, source, state, step, until, checkpoints,
                    stop or preemption.Stop(), book)
 
@@ -65,11 +66,12 @@ def started(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pat
 
   Raises ValueError where workdir had checkpoints and has none now.
   """
+  like = blueprint.first_state(config, recipe, mesh, abstract=True)
   with book.on('restore'):
-    restored = checkpoints.restore(program.first_state(config, recipe, mesh, abstract=True), repair=True)
+    restored = checkpoints.restore(like, repair=True)
   if restored is None:
     multihost.broadcast(lambda: _check_new(workdir))
-  state = restored or program.first_state(config, recipe, mesh)
+  state = restored or blueprint.first_state(config, recipe, mesh)
   book.step = int(state.step)
   book.begin(book.step if restored else None)
   with book.on('save'):
@@ -77,7 +79,7 @@ def started(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pat
     checkpoints.wait()
   if jax.process_index() == 0:
     print(overview.describe(state.params, mesh, recipe.rules, workdir / 'parameters.txt'))
-    print(f'resuming from step {int(state.step):,}' if restored else 'starting from scratch', flush=True)
+    print(f'resuming from step {book.step:,}' if restored else 'starting from scratch', flush=True)
   return state
 
 

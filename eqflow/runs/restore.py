@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from eqflow import ema
 from eqflow.config import recipes, samplings
-from eqflow.runs import compatibility, program
+from eqflow.runs import blueprint, compatibility
 from eqflow.runs.identity import check_config, identity
 from eqflow.runs.run import mesh_of
 from eqflow.training import checkpoint, sharding, snapshots, train_state
@@ -36,7 +36,7 @@ def _kept(config, recipe, workdir):
     raise FileNotFoundError(f'{workdir} holds no checkpoint: train first, with --mode=train and the '
                             'same --config and --workdir')
   # Abstract shapes: allocate nothing that restore would overwrite.
-  state = program.first_state(config, recipe, mesh_of(config), abstract=True)
+  state = blueprint.first_state(config, recipe, mesh_of(config), abstract=True)
   with checkpoint.open_checkpoints(workdir, keep=None, run=identity(config)) as checkpoints:
     restored = checkpoints.restore(state)
   return int(restored.step), train_state.parameters(restored, config.sample.params)

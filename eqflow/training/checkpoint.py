@@ -1,8 +1,8 @@
 """Saving and restoring the whole train state through orbax: a checkpoint is complete or does not exist.
 
 checkpoints/<step>/state is written by orbax, checkpoints/<step>/run is the identity of the run, and
-checkpoints/<step>/manifest.json has the SHA-256 of every file. The folder is called <step>.partial until
-all of that is on disk, and is then renamed atomically.
+checkpoints/<step>/manifest.json has the SHA-256 of every file. The folder is called <step>.partial
+until all of that is on disk, and is then renamed atomically.
 """
 
 from collections.abc import Iterator
@@ -43,8 +43,8 @@ class Checkpoints:
   def save(self, state: Any) -> None:
     """Starts to write the state of a step that has no checkpoint yet.
 
-    Returns as soon as the state's buffers may be donated. Raises OSError if this save cannot start, or the
-    one before it has failed.
+    Returns as soon as the state's buffers may be donated. Raises OSError if this save cannot start, or
+    the one before it has failed.
     """
     self.wait()
     step = int(state.step)
@@ -99,7 +99,7 @@ class Checkpoints:
     self.check()
 
   def restore(self, like: Any, *, repair: bool = False) -> Any | None:
-    """The newest state whose files match their checksums, sharded like `like`; None without checkpoints.
+    """The newest state whose files match their checksums, sharded like `like`; None if there is none.
 
     Damaged checkpoints are reported and passed over; `repair` also renames them to <step>.damaged and
     deletes what interrupted saves have left. Raises ValueError if all are damaged, or if the newest
@@ -133,7 +133,7 @@ class Checkpoints:
     return None
 
   def _repair(self, damaged):
-    # Only once an undamaged one was read: otherwise the next start would find none, and train from scratch.
+    # Only after an undamaged one was read: else the next start would find none, and train from scratch.
     for step in damaged:
       aside = self.folder / f'{step}.damaged'
       shutil.rmtree(aside, ignore_errors=True)
@@ -153,7 +153,7 @@ def open_checkpoints(workdir: pathlib.Path, *, keep: int | None,
                      run: str = '') -> Iterator[Checkpoints]:
   """The checkpoints in workdir/checkpoints, of which the newest `keep` (None: all) are kept.
 
-  `run` is the identity of the run; if given, a checkpoint of another run is not restored. The end of the
+  `run` is the identity of the run; if given, a checkpoint of another run is rejected. The end of the
   block waits for the last save, and raises OSError if that has failed.
   """
   checkpoints = Checkpoints(workdir / 'checkpoints', keep, run)
@@ -195,7 +195,7 @@ def _newest(steps):
 def _check_run(folder, run):
   theirs = (folder / 'run').read_text()
   if run and theirs != run:
-    raise ValueError(f'the checkpoint {folder} is of run {theirs!r}, and this config is of run {run!r}: '
+    raise ValueError(f'the checkpoint {folder} is of run {theirs!r}, this config is of run {run!r}: '
                      'restore its own checkpoints from a copy, or choose another --workdir')
 
 

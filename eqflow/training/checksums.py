@@ -1,4 +1,4 @@
-"""The SHA-256 of every file of a folder: written when it is complete, and compared before it is read."""
+"""The SHA-256 of every file of a folder: written when it is complete, compared before it is read."""
 
 import hashlib
 import json

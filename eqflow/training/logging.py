@@ -152,7 +152,7 @@ def _duration(seconds):
 
 
 class Log:
-  """The log of one training, which starts at `step`: a Writer, a Progress, and the examples/s of both."""
+  """The log of a training that starts at `step`: a Writer, a Progress, and the examples/s of both."""
 
   def __init__(self, workdir: pathlib.Path, *, step: int, batch: int, num_examples: int,
                active: bool = True):

@@ -16,7 +16,7 @@ class Due(NamedTuple):
 
 
 class Cadence(NamedTuple):
-  """After every how many steps to log, to write a snapshot of the EMAs, to save, to preview; 0: never."""
+  """Numbers of steps between two logs, snapshots of the EMAs, saves and previews; 0: never."""
   log: int
   snapshot: int
   save: int

@@ -47,7 +47,7 @@ def counted(guard: Guard, finite: Bool[Array, '']) -> Guard:
 
 
 def rescaled(guard: Guard, finite: Bool[Array, '']) -> Guard:
-  """`counted`; scale <- scale/2, at least 1, unless finite; 2 scale after GROWTH_INTERVAL finite steps."""
+  """`counted`; the scale is halved unless finite, and doubled after GROWTH_INTERVAL finite steps."""
   fin_steps = jnp.where(finite, guard.fin_steps + 1, 0)
   grown = jnp.where(fin_steps >= GROWTH_INTERVAL, 2 * guard.scale, guard.scale)
   scale = jnp.where(finite, jnp.minimum(grown, LARGEST), jnp.maximum(guard.scale / 2, 1))

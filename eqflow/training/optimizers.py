@@ -1,4 +1,4 @@
-"""Learning rates as functions of examples seen, and the optimizer that follows them."""
+"""Learning rate schedules as functions of the examples seen, and the optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from eqflow.models import embed
 
 
 def constant(examples: Any, *, num_examples: int) -> Any:
-  """1: the rate stays where warm-up brought it."""
+  """1: a constant rate after the warm-up."""
   return jnp.ones_like(examples)
 
 
@@ -26,19 +26,19 @@ def inverse_square_root(examples: Any, *, num_examples: int, decay_examples: Num
                         rampup_examples: Number = 0.0) -> Any:
   """min(1, examples/rampup)/sqrt(max(1, examples/decay)) [Karras+ 2312.02696, section 2.3].
 
-  With a ramp the first update has rate 0, unlike after `warmup_examples`, which are to be 0 then.
-  Raises ValueError where decay_examples is not above 0, or rampup_examples below.
+  With rampup_examples the first update has rate 0, unlike with `warmup_examples`; use one of the two.
+  Raises ValueError unless decay_examples > 0 and rampup_examples >= 0.
   """
   if decay_examples <= 0 or rampup_examples < 0:
-    raise ValueError(f'decay_examples={decay_examples}, rampup_examples={rampup_examples}: both are '
-                     'counts of examples, the first above 0')
+    raise ValueError(f'decay_examples={decay_examples}, rampup_examples={rampup_examples}: give a '
+                     'number of examples above 0, and one of at least 0')
   ramp = jnp.minimum(1.0, examples / rampup_examples) if rampup_examples else 1.0
   return ramp / jnp.sqrt(jnp.maximum(1.0, examples / decay_examples))
 
 
 def learning_rate(*, rate: Number, shape: Callable, warmup_examples: int,
                   batch: int) -> optax.Schedule:
-  """count -> rate shape(count batch) min(1, examples/warmup_examples), count the updates made."""
+  """count -> rate shape(count batch) min(1, examples/warmup_examples), with count updates made."""
   def schedule(count):
     examples = count * float(batch)
     return rate * shape(examples) * jnp.minimum(1.0, (examples + batch) / max(warmup_examples, batch))
@@ -47,9 +47,9 @@ def learning_rate(*, rate: Number, shape: Callable, warmup_examples: int,
 
 def adamw(schedule: optax.Schedule, *, b1: Number, b2: Number, eps: Number, weight_decay: Number,
           clip: Number) -> optax.GradientTransformation:
-  """AdamW on the trainable parameters, after clipping the gradient to the global norm `clip`.
+  """AdamW on the trainable parameters, after clipping the gradient to the global norm `clip` (0: not).
 
-  clip = 0 does not clip. Fixed tables are left alone and have no optimizer state.
+  Fixed tables are not updated and have no optimizer state.
   """
   steps = [optax.clip_by_global_norm(clip)] if clip else []
   steps.append(optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay))

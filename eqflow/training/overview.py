@@ -13,7 +13,7 @@ from eqflow.training import sharding
 
 
 def table(params: PyTree) -> str:
-  """One row for each module of the network: its name and number of parameters; blocks alike share a row."""
+  """One row a module of the network, with its number of parameters; blocks of one size share a row."""
   alike = {}
   for name, tree in params.items():
     kind, number = re.fullmatch(r'(.*?)(\d*)', name).groups()

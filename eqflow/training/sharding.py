@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices, of all processes, with the axes of `placement`."""
+"""Shardings: one mesh over the devices of all processes, with the axes of `partitioning`."""
 
 import collections
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 
 
 def device_mesh(devices: Any = None, *, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """A mesh of these sizes over `devices`, or all there are; one size may be -1, the rest.
+  """A mesh of these sizes over `devices`, by default all; one size may be -1 and takes the rest.
 
-  Raises ValueError where the sizes do not make the number of devices.
+  Raises ValueError unless the product of the sizes is the number of devices.
   """
   devices = np.asarray(jax.devices() if devices is None else devices)
   sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
@@ -34,7 +34,7 @@ def device_mesh(devices: Any = None, *, data: int = -1, fsdp: int = 1, tensor: i
                      'sizes whose product is that number, one of them -1 for the rest')
   shape, row = tuple(sizes.values()), devices.reshape(-1)
   if row[0].platform == 'tpu':
-    # Neighbours along an axis are to be wired together; some axes lie within one of the torus.
+    # Neighbours along an axis should be wired together; it may be part of an axis of the torus.
     placed = mesh_utils.create_device_mesh(shape, list(row), allow_split_physical_axes=True)
   else:
     placed = row.reshape(shape)   # By hosts: the last axes stay within one, where links are fast.
@@ -42,32 +42,31 @@ def device_mesh(devices: Any = None, *, data: int = -1, fsdp: int = 1, tensor: i
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Every device has the whole array."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def by_example(mesh: Mesh) -> NamedSharding:
-  """The leading axis is cut over data and fsdp; devices along tensor hold the same rows."""
+  """The leading axis is sharded over data and fsdp; devices along tensor have the same rows."""
   return NamedSharding(mesh, PartitionSpec(partitioning.EXAMPLES))
 
 
 def parts(mesh: Mesh) -> int:
-  """In how many parts a batch is cut."""
+  """The number of shards of a batch."""
   return mesh.shape[partitioning.DATA] * mesh.shape[partitioning.FSDP]
 
 
 def of(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree[NamedSharding]:
-  """The sharding of every leaf: of the first rule whose pattern ends the leaf's path, else whole.
+  """The sharding of every leaf: by the first rule whose pattern ends the leaf's path, else replicated.
 
-  An optimizer's moments and averages of parameters have paths that end as the parameters' do, and so
-  are cut like them.
+  The paths of moments and EMAs end like those of their parameters, so they are sharded alike.
   """
   place = lambda path, leaf: NamedSharding(mesh, _fitted(path, leaf, rules, mesh)[0])
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def undivided(tree: PyTree, rules: Rules, mesh: Mesh) -> dict[str, list[str]]:
-  """{path of a leaf: axes of the mesh that a rule cuts it along, and that divide none of its sizes}."""
+  """{path of a leaf: mesh axes of its rule that divide none of its sizes}."""
   lost = {_name(path): _fitted(path, leaf, rules, mesh)[1]
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   return {name: axes for name, axes in lost.items() if axes}
@@ -84,17 +83,17 @@ def _name(path):
 
 
 def mesh_of(tree: PyTree) -> Mesh:
-  """The mesh that arrays are placed on; one of all devices along data where they are on none."""
+  """The mesh of sharded arrays; for others, a mesh of all devices along data."""
   places = (getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(tree))
   return next((place.mesh for place in places if isinstance(place, NamedSharding)
                and place.mesh.axis_names == partitioning.AXES), None) or device_mesh()
 
 
 def own_rows(mesh: Mesh) -> tuple[int, int]:
-  """(i, n): this process reads rows i::n of each batch; those that share their rows have the same i.
+  """(i, n): this process reads rows i::n of each batch; processes with the same rows have the same i.
 
-  Of a mesh that this process has no part in, as where it is planned for, i is 0. Raises ValueError
-  where some rows would be on some devices of one process and some of another.
+  On a mesh without devices of this process, as in planning, i is 0. Raises ValueError if two processes
+  would share a part of their rows.
   """
   where = np.arange(parts(mesh)).repeat(mesh.shape[partitioning.TENSOR]).reshape(mesh.devices.shape)
   held = {}
@@ -102,30 +101,30 @@ def own_rows(mesh: Mesh) -> tuple[int, int]:
     held.setdefault(device.process_index, set()).add(int(part))
   groups = sorted({tuple(sorted(rows)) for rows in held.values()})
   if sum(map(len, groups)) != parts(mesh) or len(set(map(len, groups))) > 1:
-    # Of those that are planned for, none need be here.
+    # In planning, no device of the mesh may be here.
     most = max(collections.Counter(device.process_index for device in mesh.devices.flat).values())
-    raise ValueError(f'a mesh of {dict(mesh.shape)} cuts batches across processes of '
-                     f'{most} device(s): choose config.mesh.tensor so that it '
-                     'divides that number, or is a multiple of it')
+    raise ValueError(f'a mesh of {dict(mesh.shape)} splits rows across processes of {most} '
+                     'device(s): choose a config.mesh.tensor that divides this number, or is a '
+                     'multiple of it')
   ours = held.get(jax.process_index())
   return groups.index(tuple(sorted(ours))) if ours else 0, len(groups)
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-  """This process's rows, as `own_rows` counts them, as its part of global arrays over the mesh."""
+  """Global arrays over the mesh, of which this process gives its rows, those of `own_rows`."""
   sharding = by_example(mesh)
   return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
 
 
 def of_each(value: Number, mesh: Mesh) -> Any:
-  """[devices] over the mesh, this process's all `value`: each device has its own, and none a copy."""
+  """[devices], one entry on each device of the mesh: `value` on those of this process."""
   own = np.full(len(mesh.local_devices), value, np.float32)
   place = NamedSharding(mesh, PartitionSpec(partitioning.AXES))
   return jax.make_array_from_process_local_data(place, own, (mesh.size,))
 
 
 def spread(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Arrays that every process holds whole, cut by example."""
+  """Shards by example arrays that every process has whole."""
   sharding = by_example(mesh)
   if jax.process_count() == 1:
     return jax.device_put(tree, sharding)
@@ -134,21 +133,21 @@ def spread(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def fetch(a: Any) -> np.ndarray:
-  """The whole array on the host, of every process where devices of several hold it."""
+  """The whole array as numpy, on every process."""
   if getattr(a, 'is_fully_addressable', True):
     return np.asarray(a)
   return np.asarray(multihost_utils.process_allgather(a, tiled=True))
 
 
 def check_rows(batch: int, mesh: Mesh) -> None:
-  """Raises ValueError unless each device gets the same number of samples."""
+  """Raises ValueError unless the devices divide config.sample.batch."""
   if batch < 1 or batch % parts(mesh):
     raise ValueError(f'config.sample.batch={batch} does not divide by {parts(mesh)} device(s): choose '
                      f'a multiple of {parts(mesh)}')
 
 
 def check_tensor(rules: Rules, mesh: Mesh) -> None:
-  """Raises ValueError where a mesh has more than one device along an axis that no rule cuts along."""
+  """Raises ValueError if the mesh has a tensor axis, and no rule of the network shards over it."""
   cut = {axis for _, spec in rules for axes in spec if axes for axis in np.atleast_1d(axes)}
   if mesh.shape[partitioning.TENSOR] > 1 and partitioning.TENSOR not in cut:
     raise ValueError(f'config.mesh.tensor={mesh.shape[partitioning.TENSOR]}: no layer of this network '
@@ -157,7 +156,7 @@ def check_tensor(rules: Rules, mesh: Mesh) -> None:
 
 
 def check_divides(batch: int, accumulate: int, mesh: Mesh) -> None:
-  """Raises ValueError unless each device gets the same number of rows of each microbatch."""
+  """Raises ValueError unless devices and microbatches divide config.train.batch."""
   share = accumulate * parts(mesh)
   if batch < 1 or accumulate < 1 or batch % share:
     raise ValueError(

@@ -1,8 +1,9 @@
-"""Snapshots of the power averages in workdir/snapshots, and the averages made of them after the run.
+"""Snapshots of the power EMAs in workdir/snapshots, and the EMAs reconstructed from them after the run.
 
-One safetensors file for each time, `{examples:012d}.safetensors`, holds every std's tree as
-'std/path/of/leaf', its header the time, the stds and the run; `index.json` holds each file's sha256
-and size. Nothing here deletes any.
+One safetensors file a snapshot, `{examples:012d}.safetensors`, has the tree of every std as
+'std/path/of/leaf', and in its header the time, the stds and the run. `index.json` has the SHA-256 and
+size of each file. Nothing here deletes a snapshot. The files are written by hand, one leaf at a time,
+since the safetensors library needs the whole tree in memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ _time = lambda name: int(name.split('.')[0])
 
 
 class Snapshot(NamedTuple):
-  """One file: the time it was taken at, the stds it holds by name, the run it is of."""
+  """One file: its time in examples, the names of its stds, and its run."""
   path: pathlib.Path
   examples: int
   stds: tuple[str, ...]
@@ -36,30 +37,30 @@ class Snapshot(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """sum_i coefficients[i] average_i for each target std, and how far each sum is from its target."""
+  """sum_i coefficients[i] average_i for each target std, and the expected error of each sum."""
   terms: list[tuple[pathlib.Path, str]]   # (file, std by name), rising in time
   coefficients: np.ndarray                # float64 [terms, targets]
-  errors: dict[float, float]              # {target std: relative L2 distance of the profiles}
-  examples: int                           # the time that the targets are for
+  errors: dict[float, float]              # {target std: relative L2 distance of its profile}
+  examples: int                           # the time of the targets
 
 
 def write(folder: pathlib.Path, examples: Any, averages: Mapping[str, PyTree], *, run: str,
           dtype: str = 'float32') -> pathlib.Path:
   """folder/{examples:012d}.safetensors <- {std by name: tree}, one leaf on the host at a time.
 
-  Floats are stored in `dtype`, fixed tables and other leaves as they are. Every process calls this;
-  the first one writes. A file of the same time is replaced: a resumed run writes it again. Raises
-  ValueError where dtype is neither float32 nor bfloat16, nothing is trained, or a name is no std.
+  Trainable floats are stored in `dtype`, other leaves in their own. Every process calls this; the first
+  one writes. A file of the same time is replaced, as when a resumed run writes it again. Raises
+  ValueError unless dtype is float32 or bfloat16, examples > 0, and every name is a std.
   """
   if dtype not in DTYPES:
-    raise ValueError(f'dtype={dtype!r}: snapshots are kept in one of {DTYPES}')
+    raise ValueError(f'dtype={dtype!r}: choose from {DTYPES}')
   if int(examples) < 1:
-    raise ValueError(f'examples={examples}: a snapshot is of a training that has seen some')
+    raise ValueError(f'examples={examples}: give the number of examples seen, above 0')
   try:
     ema.power_from_std([float(name) for name in averages])
   except ValueError as error:
-    raise ValueError(f'averages called {sorted(averages)}: a snapshot holds power averages, each '
-                     f'called by its std as text, like "0.05" ({error})') from error
+    raise ValueError(f'averages={sorted(averages)}: name each power EMA by its std, such as "0.05" '
+                     f'({error})') from error
   leaves = dict(sorted((f'{std}/{name}', (leaf, _stored(leaf, path, dtype)))
                        for std, tree in averages.items() for name, path, leaf in _named(tree)))
   head = _head(leaves, {'examples': str(int(examples)), 'stds': json.dumps(sorted(averages, key=float)),
@@ -67,7 +68,7 @@ def write(folder: pathlib.Path, examples: Any, averages: Mapping[str, PyTree], *
   blocks = (_bytes(leaf, kind) for leaf, kind in leaves.values())
   path = pathlib.Path(folder) / f'{int(examples):012d}.safetensors'
   if jax.process_index():
-    # A leaf that is spread over processes comes to the first only where all take part.
+    # Gathering a leaf that is sharded over processes needs all of them.
     for _ in blocks:
       pass
     return path
@@ -92,7 +93,7 @@ def _named(tree):
 
 
 def _stored(leaf, path, dtype):
-  """The dtype a leaf is stored in: a table of frequencies rounded to bfloat16 is another table."""
+  """The dtype a leaf is stored in; fixed tables, such as frequencies, are not rounded."""
   lossy = jnp.issubdtype(leaf.dtype, jnp.floating) and not embed.is_fixed(path)
   return jnp.dtype(dtype if lossy else leaf.dtype)
 
@@ -110,12 +111,12 @@ def _head(leaves, metadata):
 
 
 def _kind(dtype):
-  """What safetensors calls a dtype: float32 is F32, bfloat16 BF16, uint8 U8, bool BOOL."""
+  """The name of a dtype in safetensors: F32, BF16, U8, BOOL."""
   return re.sub('(uint|int|float|complex)', lambda m: m[0][0], dtype.name).upper()
 
 
 def _bytes(leaf, dtype):
-  """The leaf's bytes in row order, brought together where no process holds all of it."""
+  """The bytes of a leaf in row-major order, gathered from all processes."""
   if getattr(leaf, 'is_fully_addressable', True):
     leaf = jax.device_get(leaf)
   else:
@@ -124,7 +125,7 @@ def _bytes(leaf, dtype):
 
 
 def _index(folder):
-  """{file: {'sha256', 'bytes'}} of all that was written, {} before the first."""
+  """{file: {'sha256', 'bytes'}} of all snapshots; {} before the first."""
   path = folder / INDEX
   if not path.exists():
     return {}
@@ -132,32 +133,32 @@ def _index(folder):
     return {name: {'sha256': str(entry['sha256']), 'bytes': int(entry['bytes'])}
             for name, entry in json.loads(path.read_text()).items()}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'{path} cannot be read ({error}): restore it from a copy, or take the folder '
-                     'away and train anew') from error
+    raise ValueError(f'{path} cannot be read ({error}): restore it from a copy, or move the folder '
+                     'away and train again') from error
 
 
 def listed(folder: pathlib.Path) -> list[int]:
-  """The times, in examples, of the snapshots that the index names, rising; [] where there are none."""
+  """The times, in examples, of the snapshots in the index, in ascending order."""
   return sorted(map(_time, _index(pathlib.Path(folder))))
 
 
 def check(folder: pathlib.Path, *, like: PyTree, run: str | None = None, until: int | None = None,
           skip_damaged: bool = False) -> list[Snapshot]:
-  """The snapshots in the folder, rising in time, each read to its end and found to be whole.
+  """The undamaged snapshots up to `until` examples, in ascending order, every file read and compared.
 
-  Those later than `until` examples are not looked at. Raises ValueError that names all that are
-  missing, unlisted, damaged, of another run (where one is given), or of a network with other leaves
-  than `like`. With skip_damaged the first three are left out, unless none is left.
+  Raises ValueError that names all that are missing, not in the index, damaged, of another `run` (if
+  given), or of a network with other leaves than `like`. With skip_damaged the first three kinds are
+  skipped, unless no snapshot remains.
   """
   folder = pathlib.Path(folder)
   whole, lost, foreign = [], [], []
   index = _index(folder)
   for name in sorted({*index, *(path.name for path in folder.glob('*.safetensors'))}):
-    # Another program's file may be called anything.
+    # A file of another program may have any name.
     if until is not None and name.split('.')[0].isdecimal() and _time(name) > until:
       continue
     if name not in index:
-      lost.append(f'{name} is not in {INDEX}: a run broken off there writes it anew when it goes on')
+      lost.append(f'{name} is not in {INDEX}: an interrupted run writes it again when it resumes')
       continue
     try:
       snapshot, shapes = _opened(folder / name, index[name])
@@ -170,13 +171,13 @@ def check(folder: pathlib.Path, *, like: PyTree, run: str | None = None, until: 
       foreign.append(f'{name} is of another architecture: {difference}')
     whole.append(snapshot)
   if foreign or lost and not skip_damaged:
-    remedy = ((['give the folder and the config of one run'] if foreign else []) +
-              (['restore what is missing or damaged from a copy, or give skip_damaged=True to go on '
-                'without, at a larger expected error'] if lost else []))
-    raise ValueError(f'snapshots in {folder}: {"; ".join(lost + foreign)}. To go on, '
+    remedy = ((['give the folder and the config of the same run'] if foreign else []) +
+              (['restore missing and damaged files from a copy, or give skip_damaged=True to '
+                'continue without them, at a larger expected error'] if lost else []))
+    raise ValueError(f'snapshots in {folder}: {"; ".join(lost + foreign)}. To continue, '
                      f'{", and ".join(remedy)}')
   if not whole and lost:
-    raise ValueError(f'no whole snapshots in {folder}: {"; ".join(lost)}. Restore them from a copy')
+    raise ValueError(f'no undamaged snapshots in {folder}: {"; ".join(lost)}. Restore them from a copy')
   if not whole:
     raise ValueError(
         f'no snapshot at or before {until} examples in {folder}: the first is at '
@@ -186,7 +187,7 @@ def check(folder: pathlib.Path, *, like: PyTree, run: str | None = None, until: 
 
 
 def _opened(path, entry):
-  """(Snapshot, {leaf: shape}) of a file that is what was written. Raises ValueError where not."""
+  """(Snapshot, {leaf: shape}) of a file. Raises ValueError if it is missing or damaged."""
   if not path.exists():
     raise ValueError('is missing')
   if path.stat().st_size != entry['bytes']:
@@ -204,7 +205,7 @@ def _opened(path, entry):
 
 
 def _difference(shapes, stds, like):
-  """The first leaf in which a file differs from {std: like} for each std, or ''."""
+  """The first leaf in which a file differs from {std: like}, or ''."""
   here = {f'{std}/{name}': tuple(leaf.shape) for std in stds for name, _, leaf in _named(like)}
   for name in sorted(shapes.keys() | here.keys()):
     if shapes.get(name) != here.get(name):
@@ -214,7 +215,7 @@ def _difference(shapes, stds, like):
 
 
 def read(path: pathlib.Path, std: str, like: PyTree) -> PyTree:
-  """One average of one snapshot, as numpy arrays in the file's dtypes, structured as `like`."""
+  """One EMA of one snapshot, as numpy arrays in the dtypes of the file, structured like `like`."""
   with safe_open(path, 'numpy') as file:
     return jax.tree.structure(like).unflatten(
         [file.get_tensor(f'{std}/{name}') for name, _, _ in _named(like)])
@@ -222,9 +223,9 @@ def read(path: pathlib.Path, std: str, like: PyTree) -> PyTree:
 
 def plan(folder: pathlib.Path, out_examples: int | None, out_stds: Any, *, like: PyTree,
          run: str | None = None, skip_damaged: bool = False) -> Plan:
-  """Which snapshots to sum, with which coefficients, for averages of out_stds at out_examples.
+  """Which snapshots to sum, with which coefficients, for EMAs of out_stds at out_examples.
 
-  out_examples None: at the last snapshot. Raises ValueError as `check` and `ema.solve` do.
+  out_examples None: at the last snapshot. Raises ValueError as `check` and `posthoc_ema.solve` do.
   """
   snapshots = check(folder, like=like, run=run, until=out_examples, skip_damaged=skip_damaged)
   out_stds = list(dict.fromkeys(np.atleast_1d(np.asarray(out_stds, np.float64)).tolist()))
@@ -239,10 +240,10 @@ def plan(folder: pathlib.Path, out_examples: int | None, out_stds: Any, *, like:
 
 
 def reconstruct(made: Plan, like: PyTree, *, sharding: Any = None) -> dict[float, PyTree]:
-  """{std: tree} in one pass over the files, one average read at a time.
+  """{std: tree} in one pass over the files, reading one EMA at a time.
 
-  Trees are in the dtypes of `like`; numpy arrays, or placed by `sharding`, one for all leaves or a
-  tree of them. The host holds one tree for each std and one that is read.
+  Trees have the dtypes of `like`; they are numpy arrays, or sharded by `sharding`, one for all leaves
+  or a tree of them. The host needs memory for one tree for each std and one more.
   """
   trees = (read(path, std, like) for path, std in made.terms)
   sums = posthoc_ema.reconstruct(trees, made.coefficients, averaged=embed.trainable(like))
@@ -251,9 +252,9 @@ def reconstruct(made: Plan, like: PyTree, *, sharding: Any = None) -> dict[float
 
 def leaf_by_leaf(made: Plan, like: PyTree, *,
                  sharding: Any = None) -> Iterator[tuple[str, dict[float, Any]]]:
-  """(path of the leaf, {std: leaf}) for each leaf of `like`: for models larger than memory.
+  """(path of the leaf, {std: leaf}) for each leaf of `like`: for models larger than host memory.
 
-  The host holds one leaf for each std and one that is read; each file is opened once for each leaf.
+  Opens each file once for each leaf.
   """
   if sharding is not None and not isinstance(sharding, jax.sharding.Sharding):
     places = jax.tree.structure(like).flatten_up_to(sharding)
@@ -266,19 +267,19 @@ def leaf_by_leaf(made: Plan, like: PyTree, *,
 
 
 def _terms(made, name):
-  """The leaf called `name` of each term of the sum, read as it is asked for."""
+  """The leaf `name` of each term of the sum, read lazily."""
   for path, std in made.terms:
     with safe_open(path, 'numpy') as file:
       yield file.get_tensor(f'{std}/{name}')
 
 
 def placed(tree: PyTree, like: PyTree, sharding: Any = None) -> PyTree:
-  """The host's tree in the dtypes of `like`, cut as `sharding` says: one, a tree of them, or None."""
+  """A numpy tree in the dtypes of `like`, sharded by `sharding`: one, a tree of them, or None."""
   tree = jax.tree.map(lambda a, b: a.astype(b.dtype, copy=False), tree, like)
   if sharding is None:
     return tree
   if isinstance(sharding, jax.sharding.Sharding):
     sharding = jax.tree.map(lambda _: sharding, tree)
-  # Each process gives its own part: none needs devices of the others.
+  # Each process gives its own shards.
   return jax.tree.map(lambda a, place: jax.make_array_from_callback(a.shape, place, lambda i: a[i]),
                       tree, sharding)

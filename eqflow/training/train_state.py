@@ -39,7 +39,7 @@ class TrainMetrics(clu_metrics.Collection):
 def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, seed: int,
            mesh: Mesh, *, rules: sharding.Rules = (), histogram: Any = (), scale: Number = 1.0,
            abstract: bool = False) -> TrainState:
-  """A new state, created on the devices: params = init(key(seed)), and EMAs called `names` equal to them.
+  """A new state, created on the devices: params = init(key(seed)), and the EMAs `names` equal to them.
 
   Every leaf is sharded over the mesh by the rules. `scale` is the initial loss scale. If abstract, only
   shapes and shardings.
@@ -68,5 +68,5 @@ def parameters(state: TrainState, name: str) -> Any:
 
 
 def called(name: str) -> str:
-  """How the parameters called `name` are printed: 'params', or 'ema 0.999' for an EMA of decay 0.999."""
+  """How the parameters called `name` are printed: 'params', or 'ema 0.999' for a decay of 0.999."""
   return name if name == 'params' else f'ema {name}'

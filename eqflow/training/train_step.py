@@ -1,4 +1,4 @@
-"""The one compiled training step: a gradient, an update, and what becomes of a step that is not finite."""
+"""The one compiled training step: a gradient, an update, and the rule for steps that are not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +16,9 @@ from eqflow.training.train_state import TrainMetrics
 def gradient_of(loss: Callable, *, accumulate: int = 1, scaled: bool = False) -> Callable:
   """(params, histogram, scale, keys, batch) -> ((loss [], error []), gradient, (t [b], losses [b])).
 
-  loss(keys, params, batch, histogram) -> (losses [b], aux). The gradient is that of their mean, computed
-  as the mean over `accumulate` microbatches, each spread over all devices. With `scaled` the loss is
-  multiplied by `scale` before its gradient is taken, which is then divided by it.
+  loss(keys, params, batch, histogram) -> (losses [b], aux). Takes the gradient of the mean of losses,
+  in `accumulate` microbatches, each of them sharded over all devices. With `scaled` the loss is
+  multiplied by `scale` before its gradient is taken, and the gradient divided by it.
   """
   def mean_loss(params, histogram, scale, keys, batch):
     losses, aux = loss(keys, params, batch, histogram)
@@ -54,13 +54,15 @@ def make_step(gradient: Callable, optimizer: optax.GradientTransformation, rates
               skip: Callable | None = None) -> Callable:
   """(state, metrics, batch) -> (state, metrics, Health), compiled; its first two arguments are donated.
 
-  gradient: as `gradient_of` makes it. rates(step, examples, added) -> {name: EMA rate}, the weight of the
-  new parameters in each average; examples counts those of this step. places: the shardings of the state;
-  None: replicated. measure(histogram, t, losses) -> histogram updates an adaptive density.
-  prepare(params) -> params is applied before the gradient; the averages track the parameters after the
-  optimizer step, without it. skip(guard, finite) -> guard: `nonfinite.counted`, or `nonfinite.rescaled` for
-  a scaled gradient. With it, a step that is not finite keeps the old state but for its position in the data
-  and the guard; without it (None) such a state must be discarded.
+  gradient: of `gradient_of`
+  rates(step, examples, added) -> {name: EMA rate}; examples counts those of this step
+  places: the shardings of the state; None: replicated
+  measure(histogram, t, losses) -> histogram, for an adaptive density
+  prepare(params) -> params, before the gradient is taken; the EMAs track the parameters after the
+    optimizer step, which are not prepared again
+  skip(guard, finite) -> guard: `nonfinite.counted`, or `nonfinite.rescaled` for a scaled gradient. If
+    any number in Health is not finite, the step only advances the position in the data and the guard.
+    None: such a step returns a state that is not finite, and must be discarded
   """
   def update(state, grads, params, seen, added):
     """The state after one optimizer step from `params`, which saw `added` examples."""

@@ -26,7 +26,7 @@ from eqflow import grids, outputs, processes, samplers
 from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.data import pipeline
-from eqflow.runs import dataset, program
+from eqflow.runs import blueprint, dataset
 from eqflow.training import checkpoint, sharding, train_state
 from eqflow.training.runtime import ledger, preemption
 from experiments import ROOT
@@ -40,8 +40,8 @@ def loop_against_step(count=7, num_steps=300):
   config.lock()
   recipe, mesh = recipes.recipe(config), sharding.device_mesh()
   source, b = dataset.open_source(config), config.train.batch
-  step = program.compiled(config, recipe, mesh)
-  fresh = lambda: program.first_state(config, recipe, mesh)
+  step = blueprint.compiled(config, recipe, mesh)
+  fresh = lambda: blueprint.first_state(config, recipe, mesh)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=b)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
 

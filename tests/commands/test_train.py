@@ -99,7 +99,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
   found = json.loads((tmp_path / 'whole/evaluation.json').read_text())
   assert found['rows'] == rows and found['num_samples'] == 40
 
-  # If they are gone, as when a disk is not mounted, it does not start from scratch or overwrite anything.
+  # Without its checkpoints, as when a disk is not mounted, it does not start from scratch.
   before = (tmp_path / 'whole/metrics.jsonl').read_text()
   (tmp_path / 'whole/checkpoints').rename(tmp_path / 'elsewhere')
   with pytest.raises(ValueError, match='checkpoints has no checkpoint'):

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from eqflow.commands import train
 from eqflow.config import recipes
-from eqflow.runs import program
+from eqflow.runs import blueprint
 from eqflow.training import checkpoint, nonfinite, sharding, train_step
 from eqflow.training.runtime import ledger, preemption
 from tests import config_file
@@ -96,7 +96,7 @@ def run(config: ConfigDict, recipe: recipes.Recipe, step: Callable, leaves: int,
   seen(number, state before, state after), each on the host, is told of every spoiled step.
   """
   mesh = sharding.device_mesh()
-  state = program.first_state(config, recipe, mesh)
+  state = blueprint.first_state(config, recipe, mesh)
   place, number = sharding.place_batch, iter(range(STEPS))
 
   def broken(batch, mesh):

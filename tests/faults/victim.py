@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from eqflow import files
 from eqflow.commands import evaluate, train
-from eqflow.runs import program
+from eqflow.runs import blueprint
 from eqflow.training import checkpoint, checksums
 from eqflow.training.runtime import ledger, preemption
 from tests import config_file
@@ -131,17 +131,17 @@ def _signalled(owner, name, count, seconds):
 
 
 def _step_signalled(count, seconds):
-  """number -> the compiled step is patched so that the signal comes soon after its count-th call begins."""
-  compiled = program.compiled
+  """number -> patches the compiled step: the signal comes soon after its count-th call begins."""
+  compiled = blueprint.compiled
   def patch(number):
-    program.compiled = lambda *given: _before(
+    blueprint.compiled = lambda *given: _before(
         count, compiled(*given), lambda: _later(number, seconds))
   return patch
 
 
 PHASES = {
     'starting': _signalled(train.dataset, 'evaluation_source', 1, 0.0),
-    'compiling': _signalled(program, 'compiled', 1, 0.2),
+    'compiling': _signalled(blueprint, 'compiled', 1, 0.2),
     'stepping': _step_signalled(SIGNALLED, 0.0),
     'saving': _signalled(checksums, 'write', 3, 0.0),
     'sampling': _signalled(train, 'preview', 1, 0.2),

@@ -14,7 +14,7 @@ import pytest
 from eqflow.commands import plan
 from eqflow.config import recipes
 from eqflow.planning import chips, collectives, flops, hlo, report, topologies
-from eqflow.runs import program, run
+from eqflow.runs import blueprint, run
 from eqflow.training import sharding
 from tests import config_file
 from tests import ROOT
@@ -182,7 +182,7 @@ def planned():
 def test_bytes_of_a_plan_are_those_of_the_arrays_on_a_device(planned):
   config, found = planned
   mesh = run.mesh_of(config, jax.devices()[:8])
-  step, shapes = program.blueprint(config, recipes.recipe(config), mesh)
+  step, shapes = blueprint.step_and_shapes(config, recipes.recipe(config), mesh)
   live = jax.tree.map(lambda a: jax.device_put(jnp.zeros(a.shape, a.dtype), a.sharding), shapes)
   given = bytes_of(live)
   state = bytes_of(live[0])
@@ -230,7 +230,7 @@ def test_what_does_not_divide_is_told_once_for_all_blocks():
 def test_what_does_not_fit_is_told_with_what_makes_it_fit(monkeypatch):
   config, target = digits(), topologies.of('cpu:8')
   mesh = run.mesh_of(config, target.devices)
-  _, (state, *_) = program.blueprint(config, recipes.recipe(config), mesh)
+  _, (state, *_) = blueprint.step_and_shapes(config, recipes.recipe(config), mesh)
   sizes = plan.state_bytes(state)
   found = dict(state=sizes, mesh=dict(mesh.shape), bytes=dict(total=sum(sizes.values()) + 10**6))
   asked, told = [], []

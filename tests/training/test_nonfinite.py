@@ -107,7 +107,7 @@ def test_nan_in_one_leaf_of_the_gradient_skips_the_step():
   state, step, metrics = started(loss=loss)
   before = host(state)
   state, _, health = step(state, metrics, batch(0))
-  assert np.isfinite(health.loss) and np.isnan(health.grad_norm), 'the loss is finite, its gradient is not'
+  assert np.isfinite(health.loss) and np.isnan(health.grad_norm), 'the gradient alone must be NaN'
   jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
 
 
@@ -151,8 +151,8 @@ def test_the_loss_scale_is_halved_until_the_gradient_is_finite():
 def test_the_loss_scale_grows_after_many_finite_steps_and_has_bounds():
   good, bad = jnp.array(True), jnp.array(False)
   held = nonfinite.start(2.0)
-  for finite, steady, scale in (
-      (good, nonfinite.GROWTH_INTERVAL - 2, 2.0), (good, nonfinite.GROWTH_INTERVAL - 1, 4.0), (bad, 5, 1.0)):
+  many = nonfinite.GROWTH_INTERVAL
+  for finite, steady, scale in ((good, many - 2, 2.0), (good, many - 1, 4.0), (bad, 5, 1.0)):
     found = nonfinite.rescaled(held.replace(fin_steps=jnp.int32(steady)), finite)
     assert float(found.scale) == scale
     assert int(found.fin_steps) == (steady + 1) % nonfinite.GROWTH_INTERVAL * int(finite)

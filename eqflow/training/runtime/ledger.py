@@ -52,8 +52,8 @@ class Ledger:
   def on(self, account: str, *, unless: Any = None) -> Iterator[None]:
     """Books the time inside to `account`, and switches back to the open account at the end.
 
-    If the array `unless` is still being computed then, the block has delayed nothing: its time is booked
-    to the account outside.
+    If the array `unless` is still being computed then, the block has delayed nothing: its time goes to
+    the account outside.
     """
     outer = self.switch(account)
     began = self._switched
@@ -72,7 +72,7 @@ class Ledger:
     return booked_call
 
   def timed_loop(self, batches: Iterator, step: Callable) -> tuple[Iterator, Callable]:
-    """(batches, step), booked: waiting for a batch is `data`, unless the devices were busy meanwhile."""
+    """(batches, step), booked: waiting for a batch is `data`, unless the devices are busy meanwhile."""
     running = None
 
     def timed_next():
@@ -114,7 +114,7 @@ class Ledger:
       self._move(self.account, 'compile', seconds)
 
   def write_to(self, path: pathlib.Path) -> None:
-    """From here on appends lines to `path`: those of `begin` and `saved`, and one every 10 s or sooner."""
+    """Appends lines to `path` from here on: those of `begin` and `saved`, and one every 10 s."""
     if self._file is not None:
       return
     self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

@@ -99,7 +99,7 @@ def exit_now(code: int) -> NoReturn:
 
 
 def answer() -> None:
-  """From here on a signal exits with EXIT_CODE. For the start of a program, which has no work to lose."""
+  """From here on a signal exits with EXIT_CODE: for the start of a program, with no work to lose."""
   for number in SIGNALS:
     signal.signal(number, lambda number, _: end(signal.Signals(number).name))
 

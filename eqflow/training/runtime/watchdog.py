@@ -1,8 +1,8 @@
-"""A run that no longer moves is found, said where, and ended, instead of being paid for.
+"""Ends a run that makes no progress, and reports which process is stuck and where.
 
-A thread looks, twenty times in the time allowed, whether the main loop has moved. Of several processes
-each writes workdir/heartbeats/<process> as often, and reads those of the others: one that says nothing
-any more is found by them. Times are the reader's own, between two of its looks: no clocks are compared.
+A thread polls, twenty times in the time allowed, whether the main loop has made progress. Each of
+several processes also writes workdir/heartbeats/<process> and reads those of the others, to find one
+that was stopped. Every process measures times between its own polls: clocks are never compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,36 +18,36 @@ import time
 
 from eqflow.training.runtime import preemption
 
-# os.EX_SOFTWARE: the same command goes on, but may come to be stuck again.
+# os.EX_SOFTWARE: the same command resumes the run, but it may get stuck again.
 EXIT_CODE = 70
-# What may take so many times longer without a sign, of which there is none within a compilation.
+# These report no progress while they run, as a compilation, and get ALLOWANCE times the timeout.
 PATIENT, ALLOWANCE = ('start', 'compile', 'save', 'evaluate', 'restore'), 6
 LOOKS = 20
-# Found later than after this share of the time allowed, and before all of it is over.
-_SHARE = 0.85
-_RECORD = 512   # bytes: written over in place, so that a full disk silences nobody
+# The fraction of the time allowed after which a process is reported, so that it ends in time.
+_FRACTION = 0.85
+_RECORD = 512   # bytes, overwritten in place, which works on a full disk too
 
 
 @dataclasses.dataclass
 class _Known:
-  """What was last heard of a process, and for how many seconds that has been so."""
+  """The last heartbeat of a process, and for how many seconds it has not changed."""
   record: dict
-  heard: bool            # and not only found there, as what an earlier session has left is
-  silent: float = 0.0
-  still: float = 0.0     # its main loop
+  heard: bool            # False while the heartbeat may be a file of an earlier session
+  silent: float = 0.0    # since the last heartbeat
+  still: float = 0.0     # since the main loop made progress
 
 
 class Watch:
-  """Who of a run's processes has been silent, or has a main loop that is still, and for how long."""
+  """How long each process of a run has sent no heartbeat, or has made no progress."""
 
   def __init__(self, seconds: float):
-    self.limit, self._known, self._looked = _SHARE * seconds, {}, False
+    self.limit, self._known, self._looked = _FRACTION * seconds, {}, False
 
   def look(self, elapsed: float, found: dict[int, dict]) -> list[str]:
-    """Lines that name the stuck of `found`, {process: record}, `elapsed` s after the look before.
+    """A line for each stuck process of `found`, {process: heartbeat}, `elapsed` s after the last poll.
 
-    A process that is not found has ended; a record of the first look may be of one that has. While one
-    is in what takes long, the others may wait for it.
+    A process without a heartbeat has ended. One found on the first poll may be stale. While any process
+    is in one of PATIENT, all get the longer timeout, since the others may wait for it.
     """
     for process, record in found.items():
       self._hear(process, record, elapsed)
@@ -55,18 +55,18 @@ class Watch:
     heard = [known for known in self._known.values() if known.heard]
     silent = [known for known in heard if known.silent > self.limit]
     if silent:
-      return [f'{_name(known)} has not been heard of for {known.silent:.0f} s' for known in silent]
+      return [f'{_name(known)} has sent no heartbeat for {known.silent:.0f} s' for known in silent]
     if any(known.silent > self.limit / 3 for known in heard):
-      return []   # It may be the one that the others wait for.
+      return []   # The others may be waiting for this one.
     limit = self.limit * max((ALLOWANCE if known.record['doing'] in PATIENT else 1
                               for known in heard), default=1)
-    # Who waits for another is not behind it.
+    # A process that waits is not at an earlier step: report the lowest step first.
     still = sorted((known for known in heard if known.still > limit),
                    key=lambda known: (known.record['step'], -known.still))
-    return [f'{_name(known)} has not moved for {known.still:.0f} s' for known in still]
+    return [f'{_name(known)} has made no progress for {known.still:.0f} s' for known in still]
 
   def unheard(self, count: int) -> list[int]:
-    """Those of `count` processes that have not begun, or have ended."""
+    """The processes, of `count`, that have not started or have ended."""
     return [process for process in range(count)
             if process not in self._known or not self._known[process].heard]
 
@@ -89,11 +89,11 @@ def _name(known):
 @contextlib.contextmanager
 def watching(workdir: pathlib.Path, seconds: float, pulse: Callable[[], tuple[int, str, int]], *,
              process: int = 0, count: int = 1) -> Iterator[None]:
-  """Within, this process is ended where it or another of `count` is stuck for `seconds`; 0: never.
+  """Inside, ends this process if it or another of `count` is stuck for `seconds`; 0: never.
 
-  pulse() is (beats, doing, step): beats another number whenever the main loop has moved, and doing what
-  it does. The end is with EXIT_CODE, after who is stuck and the stacks of all threads here were
-  written to stderr and to workdir/stuck-<process>.txt; it kills the processes started by this one.
+  pulse() returns (beats, doing, step): beats changes whenever the main loop has made progress, doing
+  names what it does. Writes the stuck processes and the stacks of all threads to stderr and to
+  workdir/stuck-<process>.txt, kills child processes and exits with EXIT_CODE.
   """
   if not seconds:
     yield
@@ -107,9 +107,9 @@ def watching(workdir: pathlib.Path, seconds: float, pulse: Callable[[], tuple[in
     yield
   finally:
     closed.set()
-    # Not for ever: it may be writing to a disk that is gone.
+    # With a timeout: the thread may be writing to a disk that is gone.
     thread.join(10)
-  # Left by an exception it stays: the others wait in vain for this one, and name it.
+  # After an exception the file stays: the others wait for this process, and report it.
   if folder:
     (folder / str(process)).unlink(missing_ok=True)
 
@@ -127,7 +127,7 @@ def _watch(workdir, folder, seconds, pulse, process, count, closed):
     if folder:
       _write(folder / str(process), record)
       found |= _read(folder, others)
-    # Whoever was stopped himself does not know how long the others were.
+    # If this process was stopped itself, it does not know how long the others were.
     stuck = watch.look(min(now - last, 3 * every), found)
     last = now
     if stuck and not closed.is_set():
@@ -148,21 +148,21 @@ def _write(path, record):
 def _read(folder, processes):
   found = {}
   for process in processes:
-    # Where there is none, it has not begun or has ended; one that is half written comes again.
+    # No file: not started, or ended. A file that is half written is read again on the next poll.
     with contextlib.suppress(OSError, ValueError):
       found[process] = json.loads((folder / str(process)).read_text())
   return found
 
 
 def _end(stuck, unheard, path, seconds, every):
-  # Whatever is stuck may hold stderr, or the disk: the end waits for neither.
+  # stderr or the disk may block too: exit without them if need be.
   last = threading.Timer(30 + 4 * every, os._exit, (EXIT_CODE,))
   last.daemon = True
   last.start()
-  lines = [f'eqflow: stuck, and ended (config.train.stuck_seconds={seconds:g}): {stuck[0]}',
+  lines = [f'eqflow: stuck, exiting (config.train.stuck_seconds={seconds:g}): {stuck[0]}',
            *(f'eqflow: also {line}' for line in stuck[1:]),
-           *(f'eqflow: process {process} has not begun, or has ended' for process in unheard),
-           f'eqflow: the same command goes on from the last checkpoint; stacks, also in {path}:', '']
+           *(f'eqflow: process {process} has not started, or has ended' for process in unheard),
+           f'eqflow: run the same command again to resume; stacks of all threads, also in {path}:', '']
   text = '\n'.join(lines).encode()
   with contextlib.suppress(OSError), path.open('wb') as file:
     file.write(text)
@@ -170,6 +170,6 @@ def _end(stuck, unheard, path, seconds, every):
     faulthandler.dump_traceback(file)
   os.write(2, text)
   faulthandler.dump_traceback(2)
-  # The others find the same, and say where they are, before this end ends them.
+  # The others detect the same and write their stacks, before JAX ends them with this process.
   time.sleep(2 * every)
-  preemption.leave(EXIT_CODE)
+  preemption.exit_now(EXIT_CODE)

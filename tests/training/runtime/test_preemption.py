@@ -12,6 +12,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
+from eqflow import files
 from eqflow.training import checkpoint, checksums
 from eqflow.training.nonfinite import start
 from eqflow.training.runtime import preemption
@@ -180,7 +181,7 @@ def test_a_failed_save_is_reported_at_the_next_check_and_can_be_repeated(
     with monkeypatch.context() as patch:
       def full(path):
         raise OSError(28, 'No space left on device')
-      patch.setattr(checksums, 'sync', full)
+      patch.setattr(files, 'sync', full)
       checkpoints.save(state(2))
       with pytest.raises(OSError, match='No space left.* newest checkpoint is 1;'):
         checkpoints.wait()

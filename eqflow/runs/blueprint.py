@@ -1,4 +1,4 @@
-"""The program of a run: its first state, its training step, and the shapes that it is compiled for."""
+"""What a run compiles: its first state, its training step, and the shapes that this step takes."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def make_step(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh,
       skip=(nonfinite.rescaled if scaled else nonfinite.counted) if config.train.max_skipped else None)
 
 
-def blueprint(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> tuple[Callable, tuple]:
+def step_and_shapes(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> tuple[Callable, tuple]:
   """(step, (state, metrics, batch)): what training compiles, as shapes and shardings."""
   state, b = first_state(config, recipe, mesh, abstract=True), config.train.batch
   metrics = jax.tree.map(
@@ -47,5 +47,5 @@ def blueprint(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> tuple[C
 
 def compiled(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> Callable:
   """The training step, compiled without any data."""
-  step, shapes = blueprint(config, recipe, mesh)
+  step, shapes = step_and_shapes(config, recipe, mesh)
   return step.lower(*shapes).compile()
