@@ -1,4 +1,4 @@
-"""Accounts sum to the wall time, whatever ends a run; what is lost is told from what stands."""
+"""Accounts sum to the wall time, however a run ends, and lost time is computed correctly."""
 
 import itertools
 import os
@@ -16,7 +16,7 @@ from tests import ROOT
 
 
 class Clock:
-  """A clock that stands still but where it is told to go on."""
+  """A clock that advances only by `go`."""
 
   def __init__(self, now=100.0):
     self.now = now
@@ -30,12 +30,12 @@ class Clock:
 
 @pytest.fixture
 def opened(tmp_path):
-  """(start a session, the clock, the file): sessions write to one file, and are closed in the end."""
+  """(start a session, the clock, the file): sessions write to one file, and are closed at the end."""
   clock, path, books = Clock(), tmp_path / 'ledger.jsonl', []
 
   def session(**given):
     book = ledger.Ledger(clock=clock, **given)
-    book._session = f'{len(books)}'   # All begin within a millisecond of this process.
+    book._session = f'{len(books)}'   # All start in the same millisecond and process.
     book.write_to(path)
     books.append(book)
     return book
@@ -45,14 +45,14 @@ def opened(tmp_path):
 
 
 def sums(path):
-  """{account: seconds} of those that are not 0."""
+  """{account: seconds} without those of 0 s."""
   return {name: seconds for name, seconds in ledger.totals(path).items() if seconds}
 
 
-def test_inner_accounts_are_not_counted_outside_and_an_exception_closes_them(opened):
+def test_nested_accounts_are_not_counted_twice_also_after_an_exception(opened):
   session, clock, path = opened
   book = session(since=90.0)
-  clock.go(5)   # 15 since the process was made.
+  clock.go(5)   # 15 since the process was created.
   book.switch('step')
   clock.go(1)
   with pytest.raises(KeyError), book.on('evaluate'):
@@ -67,7 +67,7 @@ def test_inner_accounts_are_not_counted_outside_and_an_exception_closes_them(ope
   assert list(ledger.totals(path)) == list(ledger.ACCOUNTS)
 
 
-def test_what_a_batch_is_waited_for_while_a_step_is_computed_has_held_nothing_up(opened):
+def test_waiting_for_a_batch_while_a_step_is_computed_is_not_booked_as_data(opened):
   class Computed:
     def __init__(self, ready):
       self.is_ready = lambda: ready
@@ -81,11 +81,11 @@ def test_what_a_batch_is_waited_for_while_a_step_is_computed_has_held_nothing_up
   assert sums(path) == {'step': 1, 'data': 6}
 
 
-def test_what_a_training_did_after_the_checkpoint_that_the_next_goes_on_from_is_lost(opened):
+def test_time_after_the_checkpoint_that_the_next_training_resumes_from_is_lost(opened):
   session, clock, path = opened
 
   def train(begin, *saved):
-    """A second of start, 10 of steps before each save, of which the last is left without one."""
+    """1 s of start and 10 s of steps before each save; None: no save after these steps."""
     book = session()
     clock.go(1)
     book.begin(begin)
@@ -100,17 +100,17 @@ def test_what_a_training_did_after_the_checkpoint_that_the_next_goes_on_from_is_
   assert sums(path) == {'start': 1, 'step': 40}
   train(20, 30, None)            # Ten seconds of the first are lost.
   assert sums(path) == {'start': 2, 'step': 50, 'lost': 10}
-  train(30, None)                # Ten of the second; and the third will have led to nothing.
+  train(30, None)                # 10 s of the second. The third will be lost too.
   assert sums(path) == {'start': 3, 'step': 50, 'lost': 20}
-  train(20, 30, 40)              # 30 was damaged: the second led to nothing either.
+  train(20, 30, 40)              # Checkpoint 30 was damaged: the second is lost too.
   assert sums(path) == {'start': 2, 'step': 50, 'lost': 1 + 20 + 11 + 10}
-  train(40)                      # All was done.
+  train(40)                      # Nothing was left to do.
   assert sums(path) == {'start': 3, 'step': 50, 'lost': 42}
-  train(None)                    # From nothing, with checkpoints deleted.
+  train(None)                    # From scratch: the checkpoints were deleted.
   assert sums(path) == {'start': 1, 'lost': 3 + 50 + 42}
 
 
-def test_of_a_run_that_ends_whole_nothing_is_lost_and_neither_is_the_time_of_other_commands(opened):
+def test_a_finished_run_and_other_commands_lose_nothing(opened):
   session, clock, path = opened
   book = session()
   book.begin(None)
@@ -122,14 +122,14 @@ def test_of_a_run_that_ends_whole_nothing_is_lost_and_neither_is_the_time_of_oth
   book.saved(10)
   book.close()
   other = session()
-  with other.on('evaluate'):   # --mode=evaluate, which is broken off
+  with other.on('evaluate'):   # --mode=evaluate, interrupted
     clock.go(3)
   other.close()
   session().begin(10)
   assert sums(path) == {'step': 10, 'evaluate': 5 + 3}
 
 
-def test_a_line_that_was_cut_short_is_passed_over_and_those_after_it_are_read(opened):
+def test_truncated_lines_are_skipped(opened):
   session, clock, path = opened
   book = session()
   clock.go(3)
@@ -150,7 +150,7 @@ def test_a_line_that_was_cut_short_is_passed_over_and_those_after_it_are_read(op
   assert sums(path) == {'start': 7}
 
 
-def test_a_line_that_cannot_be_written_is_told_with_the_next(opened, monkeypatch):
+def test_a_line_that_cannot_be_written_is_part_of_the_next(opened, monkeypatch):
   session, clock, path = opened
   book, write = session(), os.write
   with monkeypatch.context() as patch:
@@ -166,16 +166,16 @@ def test_a_line_that_cannot_be_written_is_told_with_the_next(opened, monkeypatch
   assert sums(path) == {'start': 6}
 
 
-def test_lines_are_written_while_nothing_is_booked(tmp_path):
+def test_lines_are_written_while_one_account_stays_open(tmp_path):
   book = ledger.Ledger(every=0.05)
   book.write_to(tmp_path / 'ledger.jsonl')
   with book.on('compile'):
     time.sleep(0.5)
-    assert ledger.totals(tmp_path / 'ledger.jsonl')['compile'] > 0.3, 'a kill would lose all of it'
+    assert ledger.totals(tmp_path / 'ledger.jsonl')['compile'] > 0.3, 'a kill would lose it'
   book.close()
 
 
-def test_what_jax_compiles_is_booked_as_that_wherever_it_comes_to_be(tmp_path):
+def test_compilation_is_booked_as_compile_inside_any_account(tmp_path):
   with ledger.booked(tmp_path) as book:
     with book.on('evaluate'):
       clock = time.perf_counter()
@@ -186,12 +186,12 @@ def test_what_jax_compiles_is_booked_as_that_wherever_it_comes_to_be(tmp_path):
   assert abs(found['compile'] + found['evaluate'] - took) < 0.05
 
 
-def test_the_process_was_made_before_anything_was_imported():
+def test_created_is_before_the_first_import():
   code = ('import time; began = time.monotonic(); from eqflow.training.runtime import ledger; '
           'print(began - ledger.created())')
   out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
                        check=True)
-  assert 0 < float(out.stdout) < 5, 'an interpreter takes some hundredths of a second to start'
+  assert 0 < float(out.stdout) < 5, 'an interpreter starts in some hundredths of a second'
 
 
 VICTIM = """
@@ -220,7 +220,7 @@ book.close()
 """
 
 
-def test_the_accounts_of_a_run_that_is_killed_three_times_sum_to_its_wall_time(tmp_path):
+def test_the_accounts_of_a_run_killed_three_times_sum_to_its_wall_time(tmp_path):
   wall, chances = 0.0, 3
   while True:
     clock = time.monotonic()
@@ -249,7 +249,7 @@ def test_the_accounts_of_a_run_that_is_killed_three_times_sum_to_its_wall_time(t
   assert 'in 4 session(s), goodput' in told
 
 
-def test_what_has_held_nothing_up_leaves_its_account_at_nothing():
+def test_data_that_delayed_nothing_leaves_its_account_at_0():
   class Computing:
     def is_ready(self):
       return False
@@ -260,4 +260,4 @@ def test_what_has_held_nothing_up_leaves_its_account_at_nothing():
   for _ in range(3):
     with book.on('data', unless=Computing()):
       pass
-  assert book._seconds['data'] == 0, 'more was taken from the account than it was given'
+  assert book._seconds['data'] == 0, 'more was moved from the account than was booked'

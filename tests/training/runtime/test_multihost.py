@@ -1,4 +1,4 @@
-"""Several processes are one run: they compute as one, stop as one, and may be fewer the next time."""
+"""Several processes of one run compute the same, stop together, and can resume in fewer processes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ FLAGS = [
 
 
 def started(workdir, processes, devices, *more):
-  """`processes` that are one run, with as many devices each."""
+  """Starts the processes of one run, each with `devices`."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
@@ -39,7 +39,7 @@ def started(workdir, processes, devices, *more):
 
 
 def ended(processes):
-  """What each has said, and its exit code."""
+  """(what each printed, their exit codes)."""
   said = [process.communicate(timeout=400)[0] for process in processes]
   return said, [process.returncode for process in processes]
 
@@ -51,7 +51,7 @@ def losses(workdir):
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
-  """One process of eight devices, left in peace."""
+  """The workdir of a run in one process of eight devices."""
   workdir = tmp_path_factory.mktemp('alone')
   said, codes = ended(started(workdir, 1, 8))
   assert codes == [0], said
@@ -59,7 +59,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize('mesh', ['data', 'fsdp'])
-def test_two_processes_of_four_devices_compute_as_one_of_eight(tmp_path, alone, mesh):
+def test_two_processes_of_four_devices_compute_like_one_of_eight(tmp_path, alone, mesh):
   said, codes = ended(started(tmp_path, 2, 4, *(
       ['--config.mesh.data=1', '--config.mesh.fsdp=8'] if mesh == 'fsdp' else [])))
   assert codes == [0, 0], said
@@ -68,11 +68,11 @@ def test_two_processes_of_four_devices_compute_as_one_of_eight(tmp_path, alone, 
   assert len(losses(alone)) == 50 and worst < 1e-6, f'50 losses differ by {worst:.1e}'
   with np.load(tmp_path / 'samples.npz') as ours, np.load(alone / 'samples.npz') as theirs:
     assert abs(ours['samples'] - theirs['samples']).max() < 1e-4
-  assert 'of 3,200 examples' in said[0] and 'of 3,200 examples' not in said[1], 'one tells of the run'
+  assert 'of 3,200 examples' in said[0] and 'of 3,200 examples' not in said[1], 'two logs'
   assert len(list((tmp_path / 'snapshots').glob('*.safetensors'))) == 5
 
 
-def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(tmp_path, alone):
+def test_a_signal_to_one_process_stops_both_and_the_run_resumes_in_one(tmp_path, alone):
   processes = started(tmp_path, 2, 4)
   while not (tmp_path / 'checkpoints/10').exists():
     time.sleep(0.05)
@@ -86,7 +86,7 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(tmp_path, al
   assert abs(losses(tmp_path) / losses(alone) - 1).max() < 1e-6
 
 
-def test_what_processes_need_is_asked_for(tmp_path):
+def test_flags_of_several_processes_are_checked(tmp_path):
   command = [sys.executable, '-m', 'eqflow.main', f'--workdir={tmp_path}', *FLAGS]
   for flags, message in (
       (['--num_processes=2'], '--num_processes is for one of several processes: add --distributed'),
@@ -97,7 +97,7 @@ def test_what_processes_need_is_asked_for(tmp_path):
     assert found.returncode == 2 and message in found.stderr, found.stderr
 
 
-def test_what_the_first_process_is_refused_ends_them_all(tmp_path):
+def test_an_error_of_process_0_ends_all_processes(tmp_path):
   with claim.locked(tmp_path, 'training in', '--workdir'):
     clock = time.monotonic()
     said, codes = ended(started(tmp_path, 2, 4))

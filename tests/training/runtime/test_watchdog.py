@@ -1,4 +1,4 @@
-"""Who is stuck is named in the time allowed, and nobody else: by a clock that is told, and for real."""
+"""The watchdog reports stuck processes in time and no others: with a simulated clock, and for real."""
 
 import json
 import os
@@ -21,7 +21,7 @@ LIMIT, EVERY = 100.0, 5.0
 
 
 class Run:
-  """Processes that beat or not, and a Watch of the first of them that looks every 5 s."""
+  """Simulated processes, and a Watch that polls them every 5 s."""
 
   def __init__(self, count=2):
     self.watch, self.found, self.seconds = watchdog.Watch(LIMIT), {}, 0.0
@@ -30,53 +30,53 @@ class Run:
                                  doing='step', step=7)
 
   def go(self, seconds, *, silent=(), still=()):
-    """(seconds until someone is named, the lines), or None."""
+    """(seconds until a process is reported, the lines), or None."""
     for i in range(int(seconds / EVERY)):
       for process, record in self.found.items():
         if process not in silent:
           record = self.found[process] = record | dict(looks=record['looks'] + 1)
           if process not in still:
             self.found[process] = record | dict(beats=record['beats'] + 1)
-      told = self.watch.look(EVERY, dict(self.found))
-      if told:
-        return (i + 1) * EVERY, told
+      lines = self.watch.look(EVERY, dict(self.found))
+      if lines:
+        return (i + 1) * EVERY, lines
     return None
 
 
-def test_who_beats_is_never_named():
+def test_a_process_that_makes_progress_is_never_reported():
   assert Run().go(50 * LIMIT) is None
 
 
 @pytest.mark.parametrize('silent', [0, 1])
-def test_a_process_that_is_stopped_is_named_by_the_others_who_wait_for_it(silent):
+def test_a_stopped_process_is_reported_and_those_that_wait_for_it_are_not(silent):
   run = Run(3)
   run.go(20)
-  # Whoever waits moves no more than the one that is stopped.
+  # The processes that wait make no progress either.
   seconds, told = run.go(2 * LIMIT, silent=[silent], still=[0, 1, 2])
   assert 0.8 * LIMIT < seconds <= LIMIT
-  named = f"process {silent} (host h{silent}, pid {silent}), in 'step' at step 7, has not been heard of"
+  named = f"process {silent} (host h{silent}, pid {silent}), in 'step' at step 7, has sent no heartbeat"
   assert len(told) == 1 and told[0].startswith(named)
 
 
-def test_who_has_waited_longer_than_the_other_is_silent_is_not_named_for_it():
+def test_a_process_that_waited_before_the_other_was_stopped_is_not_reported():
   run = Run()
   run.go(20)
-  assert run.go(30, still=[0]) is None   # Process 1 takes its time, and is stopped.
+  assert run.go(30, still=[0]) is None   # Process 1 is slow, and then stopped.
   seconds, told = run.go(2 * LIMIT, silent=[1], still=[0])
   assert seconds <= LIMIT and len(told) == 1 and told[0].startswith('process 1')
 
 
-def test_a_main_loop_that_hangs_is_named_before_those_that_wait_for_it():
+def test_a_hanging_main_loop_is_reported_before_those_that_wait_for_it():
   run = Run()
   run.go(20)
   run.found[0]['step'] = 8
   seconds, told = run.go(2 * LIMIT, still=[0, 1])
   assert 0.8 * LIMIT < seconds <= LIMIT
-  assert [line[:9] for line in told] == ['process 1', 'process 0'] and 'has not moved' in told[0]
+  assert [line[:9] for line in told] == ['process 1', 'process 0'] and 'has made no progress' in told[0]
 
 
 @pytest.mark.parametrize('doing', watchdog.PATIENT)
-def test_what_takes_long_is_waited_for_also_by_the_others(doing):
+def test_all_processes_get_a_longer_timeout_while_one_does_what_takes_long(doing):
   run = Run()
   run.go(20)
   run.found[1]['doing'] = doing
@@ -87,10 +87,10 @@ def test_what_takes_long_is_waited_for_also_by_the_others(doing):
   run.go(20)
   run.found[1]['doing'] = doing
   seconds, _ = run.go(2 * LIMIT, silent=[1])
-  assert seconds <= LIMIT, 'a process that is stopped says nothing, whatever it was doing'
+  assert seconds <= LIMIT, 'a stopped process must be reported, whatever it was doing'
 
 
-def test_a_wait_is_over_when_what_it_was_for_is_done():
+def test_the_timeout_is_short_again_after_what_took_long():
   run = Run()
   run.go(20)
   run.found[1]['doing'] = 'evaluate'
@@ -99,9 +99,9 @@ def test_a_wait_is_over_when_what_it_was_for_is_done():
   assert run.go(2 * EVERY) is None
 
 
-def test_files_of_an_earlier_session_name_nobody_and_neither_do_processes_that_have_ended():
+def test_stale_heartbeats_and_ended_processes_are_not_reported():
   run = Run(3)
-  assert run.go(10 * LIMIT, silent=[2]) is None, 'it was never heard, only read'
+  assert run.go(10 * LIMIT, silent=[2]) is None, 'its heartbeat is of an earlier session'
   assert run.watch.unheard(4) == [2, 3]
   run.go(20)
   run.found.pop(2)
@@ -110,7 +110,7 @@ def test_files_of_an_earlier_session_name_nobody_and_neither_do_processes_that_h
 
 
 def program(tmp_path, process, hang, seconds=3.0):
-  """One of two processes, of which `hang` (Python) is the 20th step, all others being a moment."""
+  """One of two processes: 20 short steps, and then `hang`, a statement."""
   code = f"""
 import ctypes, multiprocessing, pathlib, time
 from eqflow.training.runtime import watchdog
@@ -130,7 +130,7 @@ with watchdog.watching(pathlib.Path({str(tmp_path)!r}), {seconds}, pulse, proces
 
 
 def ready(process):
-  """'ready' and its child's pid, once it has begun to hang."""
+  """['ready', pid of its child], as soon as it hangs."""
   said = process.stdout.readline().split()
   assert said and said[0] == 'ready', process.stderr.read()
   return said
@@ -147,7 +147,7 @@ ALIVE = 'while True: time.sleep(0.05); beats += 1'
 IN_C = 'ctypes.CDLL(None).sleep(60)'   # Without the interpreter's lock, as JAX waits.
 
 
-def test_a_stopped_process_is_found_by_the_other_which_ends_with_its_children(tmp_path):
+def test_a_stopped_process_is_found_by_the_other_which_exits_with_its_children(tmp_path):
   one, other = program(tmp_path, 0, ALIVE), program(tmp_path, 1, ALIVE)
   try:
     (_, child), _ = ready(one), ready(other)
@@ -155,42 +155,42 @@ def test_a_stopped_process_is_found_by_the_other_which_ends_with_its_children(tm
     other.send_signal(signal.SIGSTOP)
     clock = time.perf_counter()
     _, said = one.communicate(timeout=30)
-    assert time.perf_counter() - clock < 3 + 2, 'the limit, and the time to say so'
+    assert time.perf_counter() - clock < 3 + 2, 'the timeout, and the time to report'
     assert one.returncode == watchdog.EXIT_CODE == os.EX_SOFTWARE != 75
     assert 'stuck_seconds=3): process 1 (host ' in said and f'pid {other.pid}' in said
-    assert not running(int(child)), 'a child goes with it'
+    assert not running(int(child)), 'its child must be killed too'
   finally:
     os.killpg(other.pid, signal.SIGKILL)
     other.communicate()
 
 
-def test_a_main_thread_that_hangs_in_c_is_found_with_its_stack(tmp_path):
+def test_a_main_thread_that_hangs_in_c_is_reported_with_its_stack(tmp_path):
   process = program(tmp_path, 0, IN_C)
   ready(process)
   clock = time.perf_counter()
   _, said = process.communicate(timeout=30)
   assert time.perf_counter() - clock < 3 + 2 and process.returncode == watchdog.EXIT_CODE
-  assert "in 'step' at step 19, has not moved for" in said
-  assert 'process 1 has not begun, or has ended' in said
+  assert "in 'step' at step 19, has made no progress for" in said
+  assert 'process 1 has not started, or has ended' in said
   written = (tmp_path / 'stuck-0.txt').read_text()
   for text in (said, written):
     assert 'most recent call first' in text and 'File "<string>", line 13 in <module>' in text
 
 
-def test_a_run_that_ends_leaves_no_heartbeat_and_one_that_breaks_off_is_named_by_it(tmp_path):
+def test_a_heartbeat_is_deleted_at_the_end_but_not_after_an_exception(tmp_path):
   for process, hang in enumerate(('pass', 'raise KeyError')):
     ran = program(tmp_path, process, hang)
     ran.communicate(timeout=30)
     assert ran.returncode == process
   assert [path.name for path in (tmp_path / 'heartbeats').iterdir()] == ['1']
   assert json.loads((tmp_path / 'heartbeats/1').read_text())['process'] == 1
-  # Begun again beside what that has left, nothing is wrong.
+  # A new process ignores the stale heartbeat.
   ran = program(tmp_path, 0, 'for _ in range(100): beats += 1; time.sleep(0.05)')
   ran.communicate(timeout=30)
   assert ran.returncode == 0
 
 
-def test_whoever_was_stopped_and_goes_on_is_not_stuck(tmp_path):
+def test_a_process_that_was_stopped_and_continues_is_not_stuck(tmp_path):
   process = program(tmp_path, 0, 'for _ in range(20): beats += 1; time.sleep(0.05)', seconds=2.0)
   ready(process)
   process.send_signal(signal.SIGSTOP)
@@ -199,14 +199,14 @@ def test_whoever_was_stopped_and_goes_on_is_not_stuck(tmp_path):
   assert process.wait(30) == 0
 
 
-def test_nobody_watches_where_the_limit_is_0(tmp_path):
-  with watchdog.watching(tmp_path, 0.0, lambda: pytest.fail('is not asked'), count=2):
+def test_a_timeout_of_0_disables_the_watchdog(tmp_path):
+  with watchdog.watching(tmp_path, 0.0, lambda: pytest.fail('must not be polled'), count=2):
     time.sleep(0.05)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('seconds', [-1.0, float('nan'), '600'])
-def test_a_limit_that_is_none_is_refused_and_a_run_may_go_on_with_another(tmp_path, seconds):
+def test_the_timeout_is_checked_and_may_change_when_a_run_resumes(tmp_path, seconds):
   config = config_file('digits').get_config()
   schema.check(config)
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
