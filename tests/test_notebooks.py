@@ -24,7 +24,7 @@ import sys
 if 'google.colab' in sys.modules and not os.path.exists('colabs'):
   subprocess.run(['git', 'clone', '--depth=1', '{REPOSITORY}'], check=True)
   os.chdir('eqflow')
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '.'], check=True)
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '.[train]'], check=True)
 elif os.path.basename(os.getcwd()) == 'colabs':
   os.chdir('..')  # Jupyter starts in the notebook's folder; experiments and configs are above it."""
 
@@ -109,7 +109,7 @@ def test_first_cell_installs_eqflow_once_on_colab_only(monkeypatch, tmp_path):
   (above, clone), (inside, install) = called
   assert (above, inside) == (str(tmp_path), str(tmp_path / 'eqflow'))
   assert (clone[:2], clone[-1]) == (['git', 'clone'], REPOSITORY)
-  assert (install[1:4], install[-1]) == (['-m', 'pip', 'install'], '.')
+  assert (install[1:4], install[-1]) == (['-m', 'pip', 'install'], '.[train]')
 
 
 @each

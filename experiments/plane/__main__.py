@@ -14,16 +14,16 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from eqflow import outputs, processes
+from experiments import ROOT, colours
 
-ROOT = pathlib.Path(__file__).parents[2]
 PATH, STORED = ROOT / 'docs/plane.png', pathlib.Path(__file__).parent / 'results/descent.npz'
 T = 0.7
 # Name, output, colour, where the label is relative to the tip.
 VECTORS = [
-    ('x', outputs.x, '#0072b2', (0.06, -0.03)),
-    ('eps', outputs.eps, '#d55e00', (0.06, 0.05)),
-    ('v', outputs.v, '#009e73', (-0.14, -0.02)),
-    ('u = eps $-$ x', outputs.u, '#cc79a7', (-0.3, 0.08)),
+    ('x', outputs.x, colours.BLUE, (0.06, -0.03)),
+    ('eps', outputs.eps, colours.RED, (0.06, 0.05)),
+    ('v', outputs.v, colours.GREEN, (-0.14, -0.02)),
+    ('u = eps $-$ x', outputs.u, colours.PINK, (-0.3, 0.08)),
     ('score', outputs.score, '#b8860b', (0.06, 0.0)),
 ]
 
