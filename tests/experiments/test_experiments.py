@@ -1,10 +1,38 @@
-"""The tree's density, when snapshots are written, and that stored distances are drawn."""
+"""Every experiment imports, is in the status table and shows its pictures; the tree and the widths."""
+
+import importlib
 
 import numpy as np
 import pytest
 
 from experiments.autoguidance import tree
 from experiments.posthoc_ema import figures, quality
+from tests import ROOT
+
+# These need torch and diffusers.
+PEERS = 'experiments.speed.peers', 'experiments.speed.torch_dit'
+MODULES = sorted('.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+                 for path in (ROOT / 'experiments').rglob('*.py'))
+
+
+@pytest.mark.parametrize('name', [name for name in MODULES if name not in PEERS])
+def test_module_imports(name):
+  importlib.import_module(name)
+
+
+def test_every_experiment_is_in_the_status_table():
+  table = (ROOT / 'experiments/README.md').read_text()
+  folders = {name.split('.')[1] for name in MODULES if name.count('.') > 1}
+  assert not [folder for folder in folders if f'experiments.{folder}' not in table]
+
+
+@pytest.mark.parametrize('folder', ['docs', 'experiments'])
+def test_every_picture_is_shown(folder):
+  pages = [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'experiments').rglob('*.md')]
+  text = '\n'.join(page.read_text() for page in pages)
+  pictures = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob('*.png')]
+  shown = [f'{path.parent.name}/{path.name}' if len(path.parts) > 1 else path.name for path in pictures]
+  assert pictures and not [name for name in shown if name not in text]
 
 
 def test_tree_density_matches_its_points():

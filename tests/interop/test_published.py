@@ -443,8 +443,3 @@ def test_a_file_that_exists_is_not_written_over(tmp_path):
   with pytest.raises(ValueError, match='out exists: remove it, or name another file'):
     interop.export(_started(num_classes=5), tmp_path / 'out', channels=3)
   assert (tmp_path / 'out').read_text() == 'kept'
-
-
-def test_the_experiment_says_its_own_name():
-  from experiments import checkpoints
-  assert checkpoints.__doc__.startswith('python -m experiments.checkpoints: ')
