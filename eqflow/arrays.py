@@ -1,11 +1,15 @@
-"""Shapes, broadcasting and per-example noise: what every other file needs to know about arrays.
+"""Pytrees, broadcasting, and the keys and noise of single examples.
 
 Data is a pytree of arrays with a leading batch axis b; coefficients (alpha, sigma, weights, step
 sizes) are scalars or [b]. `combine` is the one place where the two meet.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+import enum
 import functools
-import types
+import numbers
 from typing import Any
 
 import jax
@@ -15,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, Num, PyTree, Shaped
 import numpy as np
 
 Data = PyTree[Num[Array | np.ndarray, 'b ...']]
-# Times and coefficients: one number for all examples, or one for each.
+# A time or coefficient: one number for all examples, or one for each.
 Coef = Float[ArrayLike, '#b'] | Float[ArrayLike, ''] | int
 Keys = Key[Array, 'b']
 Number = float | int
@@ -46,9 +50,7 @@ def combine(*terms: tuple[Any, Data]) -> Data:
 
   def leaf(*leaves):
     leaves = [jnp.asarray(a) for a in leaves]
-    if not jnp.issubdtype(leaves[0].dtype, jnp.floating):
-      raise TypeError(f'data must be floating, not {leaves[0].dtype}: cast it, '
-                      'for example with x.astype(jnp.float32)')
+    check_floating('data', leaves[0])
     total = sum(expand(c, a) * a for c, a in zip(coefs, leaves))
     return total.astype(leaves[0].dtype)
 
@@ -63,11 +65,11 @@ def where(condition: Any, tree: PyTree, other: PyTree) -> PyTree:
 def check_alike(name: str, tree: Any, other_name: str, other: Any) -> None:
   """Raises ValueError unless `tree` and `other` agree in structure and leaf shapes, naming both.
 
-  Silent broadcasting has the right shape and the wrong loss.
+  Silent broadcasting would give the right shape and the wrong loss.
   """
   if jax.tree.structure(tree) != jax.tree.structure(other):
     raise ValueError(f'{name} has the structure {jax.tree.structure(tree)} for {other_name} with '
-                     f'{jax.tree.structure(other)}: they must be alike')
+                     f'{jax.tree.structure(other)}: the structures must be equal')
   for path, a, b in zip(_paths(tree), jax.tree.leaves(tree), jax.tree.leaves(other)):
     if jnp.shape(a) != jnp.shape(b):
       at = f' at {path}' if path else ''
@@ -76,10 +78,55 @@ def check_alike(name: str, tree: Any, other_name: str, other: Any) -> None:
 
 
 def check_numbers(name: str, value: Any, z: Data) -> None:
-  """Raises ValueError unless `value` is one number for each example of z, naming it."""
+  """Raises ValueError unless `value` has one number for each example of z, naming it."""
   b = batch_size(z)
   if jnp.shape(value) != (b,):
-    raise ValueError(f'{name} has the shape {jnp.shape(value)}: one number for each of {b} examples')
+    raise ValueError(f'{name} has shape {jnp.shape(value)}: give one number for each of {b} examples')
+
+
+def check_floating(name: str, tree: Any) -> None:
+  """Raises TypeError where a leaf of `tree` is not floating, naming it."""
+  for leaf in jax.tree.leaves(tree):
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+      raise TypeError(f'{name} is {jnp.result_type(leaf)}, not floating: cast it with '
+                      'x.astype(jnp.float32), or scale uint8 images by x / 127.5 - 1')
+
+
+def floating(a: Any) -> Array:
+  """The array a, integers as the default floating type."""
+  a = jnp.asarray(a)
+  return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.result_type(float))
+
+
+def is_number(value: Any, number: Number) -> bool:
+  """Whether value is this number, known on the host: not an array, and not traced."""
+  return isinstance(value, numbers.Number) and value == number
+
+
+def inverse(f: Callable, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Float[Array, '...']:
+  """The t in [low, high] at which the rising function f is `value`, by 60 bisections.
+
+  Differentiable in `value` and in what f closes over, by the implicit function: dt/dvalue = 1/f'(t).
+  Where f does not reach the value, t is the nearer end and its derivative 0.
+  """
+  value = floating(value)
+
+  def halve(_, ends):
+    left, right = ends
+    middle = (left + right) / 2
+    below = f(middle) < value
+    return jnp.where(below, middle, left), jnp.where(below, right, middle)
+
+  ends = jnp.full_like(value, low), jnp.full_like(value, high)
+  t = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, 60, halve, ends)) / 2)
+  # f need not be finite at the ends.
+  inside = (t > low) & (t < high) & jnp.isfinite(value)
+  at = jnp.where(inside, t, (low + high) / 2)
+  slope = jax.lax.stop_gradient(jax.jvp(f, (at,), (jnp.ones_like(at),))[1])
+  # Zero in value; its derivative is the implicit function's.
+  miss = jnp.where(inside, value, 0) - f(at)
+  step = (miss - jax.lax.stop_gradient(miss)) / jnp.where(slope == 0, 1, slope)
+  return t + jnp.where(inside, step, 0)
 
 
 def _paths(tree):
@@ -91,65 +138,103 @@ def batch_size(z: Data) -> int:
   return jax.tree.leaves(z)[0].shape[0]
 
 
-def noise_like(keys: Keys, z: Data) -> Data:
-  """eps ~ N(0, I), shaped and typed as z; example j draws from keys[j] alone, leaf i from a fold.
+def noise_like(keys: Keys, z: Data, *, draw: Callable = jax.random.normal) -> Data:
+  """eps ~ N(0, I), shaped and typed as z; the noise of example j depends on keys[j] alone.
 
-  So an example's noise does not depend on the batch, the device or the process it stands on.
+  So it does not change with the batch, the devices or the processes. Leaf i uses fold_in(keys[j], i).
+  draw(key, shape, dtype) may be another distribution. Raises ValueError unless there is one key for
+  each example.
   """
   leaves, structure = jax.tree.flatten(z)
   if keys.shape != (batch_size(z),):
-    raise ValueError(f'keys of shape {keys.shape} for {batch_size(z)} examples: give one key each, '
+    raise ValueError(f'keys of shape {keys.shape} for {batch_size(z)} examples: pass one key for each, '
                      f'such as jax.random.split(key, {batch_size(z)})')
 
   def leaf(i, a):
-    draw = lambda key: jax.random.normal(jax.random.fold_in(key, i), a.shape[1:], a.dtype)
-    return jax.vmap(draw)(keys)
+    return jax.vmap(lambda key: draw(jax.random.fold_in(key, i), a.shape[1:], a.dtype))(keys)
 
   return jax.tree.unflatten(structure, [leaf(i, a) for i, a in enumerate(leaves)])
 
 
-def fold(keys: Keys, number: Any) -> Keys:
-  """fold_in(keys[j], number) for every example j; number is one for all, or [b]."""
+@enum.unique
+class Stream(enum.IntEnum):
+  """The random streams that are folded from the key of one example, one for each use.
+
+  Training, previews, evaluation and sampling start from the same key of an example, so two uses with
+  one number would see the same random numbers.
+  """
+  START = 0         # the noise that a sample starts from
+  NOISE = 1         # eps of a training example
+  LABEL_DROP = 2    # whether a training example loses its label
+  PAIRS = 3         # the noise of (noise, sample) pairs
+  DROPOUT = 4
+  TIME = 5          # t of a training example
+  SOLVER = 6        # the noise of a stochastic solver or descent
+  LABEL = 7         # the class of a sample
+  # Folded where other numbers are folded too: from NOISE, next to the numbers of the leaves, and from
+  # the seed, next to the indices of the examples.
+  PARTNER = 2**32 - 1
+  UNCERTAINTY = 2**32 - 2
+
+
+def example_keys(seed: Any, index: Num[Array | np.ndarray, 'b']) -> Keys:
+  """fold_in(key(seed), index[j]), the key of example j; seed and index are uint32."""
+  key = jax.random.key(jnp.asarray(seed, jnp.uint32))
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def fold(keys: Keys, stream: Stream) -> Keys:
+  """The keys of one stream: fold_in(keys[j], stream) for every example j."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, np.uint32(stream)))(keys)
+
+
+def fold_number(keys: Keys, number: Any) -> Keys:
+  """fold_in(keys[j], number), the keys of one step, probe or block; number is one for all, or [b].
+
+  Only for keys that belong to a stream: a number and a stream may be equal.
+  """
   return jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(number) else None))(keys, number)
 
 
 def square_norm(z: Data) -> Float[Array, 'b']:
-  """|z|^2 per example, over all coordinates of all leaves, in float32 or wider."""
+  """|z|^2 per example, over all elements of all leaves, in float32 or wider."""
   return inner(z, z)
 
 
 def inner(a: Data, b: Data) -> Float[Array, 'b']:
-  """a . b per example, over all coordinates of all leaves, in float32 or wider."""
+  """a . b per example, over all elements of all leaves, in float32 or wider."""
   def leaf(a, b):
     wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
     return jnp.sum((a.astype(wide) * b.astype(wide)).reshape(a.shape[0], -1), axis=1)
   return sum(map(leaf, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def coordinates(z: Data) -> int:
-  """The number of coordinates of one example, over all leaves."""
+def num_elements(z: Data) -> int:
+  """The number of elements of one example, over all leaves."""
   return sum(a[0].size if a.ndim > 1 else 1 for a in jax.tree.leaves(z))
 
 
-def pytree(function: Any) -> Partial:
-  """The function as a Partial, so that its bound numbers are arguments of what is compiled.
+def pytree(value: Any) -> Any:
+  """value with every function in it as a Partial, at any depth: an argument of compiled functions.
 
-  So are the plain functions that it binds.
+  The numbers that are bound to a function are then arguments too, so another number does not
+  compile again. Goes through partials, tuples, lists, dicts and registered pytrees.
   """
-  if not isinstance(function, functools.partial):
-    return Partial(function)
-  bound = {name: pytree(value) if isinstance(value, types.FunctionType) else value
-           for name, value in function.keywords.items()}
-  return Partial(function.func, *function.args, **bound)
+  def leaf(a):
+    if isinstance(a, functools.partial):
+      return pytree(Partial(a.func, *a.args, **a.keywords))
+    return Partial(a) if callable(a) and not isinstance(a, type) else a
+
+  return jax.tree.map(leaf, value)
 
 
 def is_traced(*trees: Any) -> bool:
-  """Whether any leaf is a tracer, so that no number can be read on the host."""
+  """Whether any leaf is a tracer, whose value cannot be read on the host."""
   return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(trees))
 
 
 def name_of(function: Any) -> str:
-  """The name a person knows a function by; looks through Partials."""
+  """The name of a function, for messages; looks through Partials."""
   while isinstance(function, functools.partial):
     function = function.func
   return getattr(function, '__name__', repr(function))

@@ -1,10 +1,12 @@
-"""Which noise goes with which data: a coupling is (keys [b], x) -> eps, and x keeps its order.
+"""Couplings, (keys [b], x) -> eps: which noise is paired with which data; x keeps its order.
 
-`independent` and `given` run inside a compiled loss. The two that solve a transport problem do so
-on the host, before it, through POT in float64; the loss is then `given` what they return. A callback
-inside the compiled step would wait for a thread while the other devices wait for it in a
-collective: with fewer cores than twice the devices none is left, and the step never ends.
+`independent` and `given` run inside a compiled loss. `optimal_transport` and `sinkhorn` run on the
+host before it, with POT in float64, and the loss receives their eps through `given`. A callback from
+the compiled step could deadlock: it needs a thread while the other devices wait in a collective, and
+no thread is free with fewer cores than twice the devices.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -14,20 +16,18 @@ from jaxtyping import Array, Float, Int, Num, PyTree, Shaped
 import numpy as np
 
 from eqflow import arrays, densities
-from eqflow.arrays import Data, Grid, Keys, Number
+from eqflow.arrays import Data, Grid, Keys, Number, Stream
 
 Group = Int[Array | np.ndarray, '_'] | None
-# Folded into a key for a partner; noise_like folds the number of a leaf.
-_PARTNER = 2**32 - 1
 
 
 def independent(keys: Keys, x: Data) -> Data:
-  """eps ~ N(0, I), whatever x is."""
+  """eps ~ N(0, I), independent of x."""
   return arrays.noise_like(keys, x)
 
 
 def given(keys: Keys, x: Data, *, eps: Data) -> Data:
-  """eps as it was given: pairs of a trained model, or what another coupling has found.
+  """The given eps: the noise of stored pairs, or the result of another coupling.
 
   Raises ValueError where its shapes are not x's.
   """
@@ -38,10 +38,10 @@ def given(keys: Keys, x: Data, *, eps: Data) -> Data:
 def optimal_transport(keys: Keys, x: Data, *, group: Group = None) -> Data:
   """eps_p(i) for x_i, p the permutation of least sum_i |x_i - eps_p(i)|^2, eps ~ N(0, I).
 
-  The noise is that of `independent`, dealt out anew: squared Euclidean cost over all coordinates
-  of all leaves, by the network simplex of POT [Pooladian+ 2304.14772, Tong+ 2302.00482]. With group
-  [b], the labels of a conditional model, noise is dealt out within each: across them it would tell
-  the label, which a sampler's noise does not. Runs on the host; raises ValueError while tracing.
+  Permutes the noise of `independent`: squared Euclidean cost over all elements of all leaves, by the
+  network simplex of POT [Pooladian+ 2304.14772, Tong+ 2302.00482]. With group [b], the labels of a
+  conditional model, noise is permuted within each class only: otherwise noise would depend on the label
+  in training, but not in sampling. Runs on the host; raises ValueError while tracing.
   """
   return _paired(keys, x, group, lambda cost, rows: _optimal(cost)[0].argmax(1), 'optimal_transport')
 
@@ -50,15 +50,15 @@ def sinkhorn(keys: Keys, x: Data, *, regularization: Number, group: Group = None
              tolerance: Number = 1e-3) -> Data:
   """eps_j for x_i with probability b P_ij, P the plan of least sum P |x - eps|^2 + reg sum P log P.
 
-  The optimal permutation as regularization -> 0, independent of x as it grows; the cost is that of
-  `optimal_transport`, and 2 s^2 couples as the Schroedinger bridge of diffusion s does [2302.00482].
-  Partners are drawn from fold(keys), so an eps may be dealt to two. The plan's marginals are right
-  to `tolerance`, in the root mean square of their relative errors: ValueError where they cannot be
-  had. `group`, host and tracing as for optimal_transport.
+  The optimal permutation as regularization -> 0, independent of x as it grows. The cost is the one of
+  `optimal_transport`; 2 s^2 gives the coupling of the Schroedinger bridge with diffusion s
+  [2302.00482]. Each example draws its partner from its own key, so two examples may get the same eps.
+  Raises ValueError where the marginals of the plan have a relative error (root mean square) above
+  `tolerance`. `group`, host and tracing as for optimal_transport.
   """
   if not regularization > 0:
     raise ValueError(f'regularization={regularization}: give a number above 0, in units of |x|^2, '
-                     'or take optimal_transport')
+                     'or use optimal_transport')
   u = np.asarray(_uniform(keys)) if not arrays.is_traced(keys) else None
 
   def partners(cost, rows):
@@ -70,10 +70,10 @@ def sinkhorn(keys: Keys, x: Data, *, regularization: Number, group: Group = None
 
 def straightness(path: PyTree[Num[Array | np.ndarray, 'n b ...']],
                  grid: Grid) -> Float[Array, 'b']:
-  """int |dz/dt - (z_1 - z_0)|^2 dt per coordinate of each path: 0 where z moves in a line evenly.
+  """int |dz/dt - (z_1 - z_0)|^2 dt per element, of each path: 0 for a line at constant speed.
 
-  `path` [n, b, ...] holds the states of `sample_path` at the n times of `grid`, whose span is taken as
-  [0, 1]; a velocity is a difference of neighbours. [Liu+ 2209.03003, there summed over coordinates]
+  `path` [n, b, ...] has the states of `sample_path` at the n times of `grid`, which is rescaled to
+  [0, 1]; a velocity is a difference of neighbours. [Liu+ 2209.03003, there summed over elements]
   """
   steps = np.diff(np.asarray(grid, np.float64))
   whole = steps.sum()
@@ -81,12 +81,12 @@ def straightness(path: PyTree[Num[Array | np.ndarray, 'n b ...']],
   mean = jax.tree.map(lambda a: jnp.broadcast_to(a[-1] - a[0], a[1:].shape), z)
   miss = arrays.combine((whole / steps, jax.tree.map(lambda a: a[1:], z)),
                         (-whole / steps, jax.tree.map(lambda a: a[:-1], z)), (-1, mean))
-  square = jax.vmap(arrays.square_norm)(miss) / arrays.coordinates(jax.tree.map(lambda a: a[0], z))
+  square = jax.vmap(arrays.square_norm)(miss) / arrays.num_elements(jax.tree.map(lambda a: a[0], z))
   return jnp.asarray(steps / whole, square.dtype) @ square
 
 
 _noise = jax.jit(arrays.noise_like)
-_uniform = jax.jit(lambda keys: densities.draw(arrays.fold(keys, np.uint32(_PARTNER))))
+_uniform = jax.jit(lambda keys: densities.draw(arrays.fold(keys, Stream.PARTNER)))
 
 
 def _paired(keys, x, group, partners: Callable, name):
@@ -99,13 +99,13 @@ def _paired(keys, x, group, partners: Callable, name):
   a, b = _flat(x), _flat(eps)
   group = np.zeros(len(a), int) if group is None else np.asarray(group)
   if group.shape != (len(a),):
-    raise ValueError(f'group of shape {group.shape} for {len(a)} examples: give one label each')
+    raise ValueError(f'group of shape {group.shape} for {len(a)} examples: give one label for each')
   partner = np.empty(len(a), int)
   for label in np.unique(group):
     rows = np.flatnonzero(group == label)
     cost = ot.dist(a[rows], b[rows])
     if not np.isfinite(cost).all():
-      raise ValueError(f'{name}: x holds nan or inf, so there are no distances to it')
+      raise ValueError(f'{name}: x has NaN or infinite elements; give finite data')
     partner[rows] = rows[partners(cost, rows)]
   return jax.tree.map(lambda a: a[partner], eps)
 
@@ -126,7 +126,7 @@ def _flat(tree) -> Shaped[np.ndarray, '_ _']:
 def _optimal(cost):
   """The optimal plan [n, n], a permutation, and what it costs beyond its dual bound, [n, n] >= 0."""
   ot = _pot()
-  # Whole numbers: the simplex then computes a permutation without rounding.
+  # Integer marginals: the simplex then returns a permutation without rounding.
   ones = np.ones(len(cost))
   plan, log = ot.emd(ones, ones, cost, numItermax=100_000_000, log=True)
   if log['warning']:
@@ -140,13 +140,13 @@ def _entropic(cost, regularization, tolerance):
   ot = _pot()
   n = len(cost)
   even = np.full(n, 1 / n)
-  # Potentials leave the plan as it is. With those of the optimal one every row and column has a
-  # cost of 0, so that no regularization, however small, brings the iteration to 0/0.
+  # Subtracting potentials from the cost does not change the plan. With the potentials of the optimal
+  # plan every row and column has a cost of 0, so the iteration never reaches 0/0.
   plan = ot.sinkhorn(even, even, _optimal(cost)[1], regularization, numItermax=100_000, warn=False,
                      stopThr=tolerance / np.sqrt(n))
   missed = max(np.sqrt(np.mean((n * plan.sum(axis) - 1) ** 2)) for axis in (0, 1))
   if not missed <= tolerance:
     raise ValueError(f'the plan at regularization={regularization} misses its marginals by '
                      f'{missed:.2g}, more than tolerance={tolerance}: give a larger regularization '
-                     'or tolerance, or take optimal_transport')
+                     'or tolerance, or use optimal_transport')
   return plan

@@ -1,8 +1,10 @@
-"""When to look while training: densities of t, each its quantile function and its pdf.
+"""Densities of the time t in training, each a quantile function and a pdf.
 
 u in (0, 1) comes from a key or from a low-discrepancy sequence, so every density can be stratified.
 `adaptive` makes one that follows the loss.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 import math
@@ -38,7 +40,7 @@ uniform = Density(Partial(_uniform_quantile), Partial(_uniform_pdf))
 
 
 def uniform_on(low: Number, high: Number) -> Density:
-  """t uniform in (low, high): how a blind end is kept out of training."""
+  """t uniform in (low, high), which keeps a blind end out of training."""
   if not low < high:
     raise ValueError(f'uniform_on({low}, {high}): low must be below high')
   return Density(Partial(_uniform_on_quantile, low=low, high=high),
@@ -46,7 +48,7 @@ def uniform_on(low: Number, high: Number) -> Density:
 
 
 def _uniform_on_quantile(u, *, low, high):
-  # Rounding must not reach the ends, of which one may be blind.
+  # Rounding must not reach the ends: an output may be blind there.
   return jnp.clip(low + (high - low) * u, jnp.nextafter(low, high), jnp.nextafter(high, low))
 
 
@@ -99,7 +101,8 @@ def mode(scale: ArrayLike) -> Density:
   """t = u - s (sin^2(pi u/2) - u), s = scale: more (s > 0) or less of the middle of [0, 1].
 
   SD3's mode sampling with heavy tails [Esser+ 2403.03206, eq. 20], whose f falls from 1 to 0: this
-  is f(1 - u), of the same law. Raises ValueError outside -1 <= s <= 2/(pi - 2), where f turns back.
+  is f(1 - u), with the same distribution. Raises ValueError outside -1 <= s <= 2/(pi - 2), where f is
+  not monotone.
   """
   if not arrays.is_traced(scale) and not -1 <= scale <= 2 / (math.pi - 2):
     raise ValueError(f'mode({scale}): choose a scale from -1 to 2/(pi - 2) = 1.7519, so that t rises '
@@ -116,31 +119,19 @@ def _mode_quantile(u, *, scale):
 
 
 def _mode_pdf(t, *, scale):
-  def halve(_, ends):
-    low, high = ends
-    middle = (low + high) / 2
-    below = _mode(middle, scale) < t
-    return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-  ends = jnp.zeros_like(t), jnp.ones_like(t)
-  u = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, 60, halve, ends)) / 2)
-  slope = lambda u: 1 + scale - scale * jnp.pi / 2 * jnp.sin(jnp.pi * u)
-  # Zero in value; its derivative is the inverse function's.
-  miss = t - _mode(u, scale)
-  steep = jax.lax.stop_gradient(slope(u))
-  u = u + (miss - jax.lax.stop_gradient(miss)) / jnp.where(steep == 0, 1, steep)
-  return 1 / slope(u)
+  u = arrays.inverse(lambda u: _mode(u, scale), t, 0.0, 1.0)
+  return 1 / (1 + scale - scale * jnp.pi / 2 * jnp.sin(jnp.pi * u))
 
 
 def with_data(density: Density, share: Number) -> Density:
-  """t = 0, data itself, for u <= share, else density.quantile((u - share)/(1 - share)).
+  """t = 0 (clean data) with probability `share`, else t from density.
 
-  A share of the examples is data without noise, for a field that is to vanish there; in few
-  dimensions, chance alone brings little of it. pdf is that of the rest, (1 - share) p(t): no density
-  has a mass at a point. Raises ValueError for a share outside [0, 1).
+  quantile(u) is 0 for u <= share, and density.quantile((u - share)/(1 - share)) above. For fields that
+  must vanish on data, which few examples come near by chance. pdf is (1 - share) p(t), without the
+  point mass at 0. Raises ValueError for a share outside [0, 1).
   """
   if not 0 <= share < 1:
-    raise ValueError(f'with_data(share={share}): give a share of the examples, from 0 to below 1')
+    raise ValueError(f'with_data(share={share}): give a probability from 0 to below 1')
   return Density(Partial(_with_data_quantile, density=density, share=float(share)),
                  Partial(_with_data_pdf, density=density, share=float(share)))
 
@@ -173,8 +164,8 @@ cosmap = Density(Partial(_cosmap_quantile), Partial(_cosmap_pdf))
 
 
 class Adaptive(NamedTuple):
-  """A density that follows the loss: a state to carry, and two pure functions of it."""
-  start: Any          # the histogram of no losses
+  """A density that follows the loss: a histogram of losses, and two pure functions of it."""
+  start: Any          # the empty histogram
   density: Callable   # histogram -> Density
   measure: Callable   # (histogram, t [b], loss [b]) -> histogram
 
@@ -185,11 +176,12 @@ def adaptive(*, process: Process, low: Number, high: Number, bins: Number = 100,
 
   The adaptive noise schedule of VDM++: the loss then weighs the same at every noise, and its
   variance falls, while with `weights.on_logsnr` its mean is the same integral [Kingma & Gao
-  2303.00848]. p is constant within each of `bins` bins. An example multiplies the sums of its bin
-  by `keep`, so about 1/(1 - keep) of them are remembered; a bin unseen is taken for an average one.
+  2303.00848]. p is constant within each of `bins` bins. Each example multiplies the
+  sums of its bin by `keep`, so a bin averages about its last 1/(1 - keep) examples; an empty bin counts
+  as an average one.
 
-  measure takes the times and losses that density(histogram) drew and on_logsnr weighted. EDM's t
-  goes as far as `low` asks. Raises ValueError for a range that the process does not reach.
+  measure takes times drawn from density(histogram) and losses weighted by `weights.on_logsnr`. On `edm`
+  t grows until the log-SNR is `low`. Raises ValueError for a range that the process does not reach.
   """
   if not low < high or bins != int(bins) or bins < 2 or not 0 < keep < 1:
     raise ValueError(f'adaptive(low={low}, high={high}, bins={bins}, keep={keep}): low must be below '
@@ -201,9 +193,9 @@ def adaptive(*, process: Process, low: Number, high: Number, bins: Number = 100,
 
 
 def _reach(process, low, high):
-  """The times first and last at which the log-SNR is high and low."""
+  """first and last, the times at which the log-SNR is high and low."""
   if arrays.is_traced(process):
-    raise ValueError('an adaptive density needs a process of plain numbers: make it outside jit')
+    raise ValueError('the numbers of the process are traced: make an adaptive density outside jit')
   with jax.ensure_compile_time_eval(), jax.enable_x64(True):
     logsnr = lambda t: processes.logsnr(process, jnp.asarray(t, jnp.float64))
     # Most processes end at 1; EDM's t goes on.
@@ -227,7 +219,7 @@ def _shares(histogram):
   loss, count = histogram
   seen = count > 0
   average = jnp.sum(jnp.where(seen, loss / jnp.where(seen, count, 1), 0)) / jnp.maximum(seen.sum(), 1)
-  # As if each bin had also seen one loss of an average bin, so that none is given up.
+  # One average loss is added to each bin, so that no bin gets probability 0.
   height = (loss + average) / (count + 1)
   total = jnp.sum(height)
   return jnp.where(total > 0, height / jnp.where(total > 0, total, 1), 1 / len(count))
@@ -239,7 +231,7 @@ def _adaptive_quantile(u, *, histogram, process, low, high, first, last):
   below = jnp.append(0, jnp.cumsum(share))
   # Noise, and so t, rises as log-SNR falls.
   value = jnp.interp((1 - u) * below[-1], below, edges)
-  # Sought between the ends, so that rounding cannot draw what pdf has no density for.
+  # Between the ends, so that rounding never returns a t with pdf 0.
   return processes.time_of_logsnr(process, value, low=first, high=last)
 
 
@@ -258,7 +250,7 @@ def _bin(t, histogram, process, low, high):
 def _measured(histogram, t, loss, *, keep, process, low, high, first, last):
   bins = histogram.shape[1]
   at = _bin(t, histogram, process, low, high)
-  # The loss is w E/p(lambda), whatever p drew it.
+  # The loss is w E/p(lambda), with the p that t was drawn from.
   whole = loss * _shares(histogram)[at] * bins / (high - low)
   seen = jnp.stack([whole, jnp.ones_like(whole)]).astype(histogram.dtype)
   sums = jnp.zeros_like(histogram).at[:, at].add(jax.lax.stop_gradient(seen))
@@ -266,15 +258,15 @@ def _measured(histogram, t, loss, *, keep, process, low, high, first, last):
 
 
 def draw(keys: Keys) -> Float[Array, 'b']:
-  """u uniform in the open interval (0, 1), one per key: zeros do come up, and are moved off."""
-  # In float32 whatever the default: 1 - 2**-23 is the largest draw, so the sum stays below 1.
+  """u uniform in the open interval (0, 1), one for each key."""
+  # uniform includes 0. In float32 its largest number is 1 - 2**-23, so the sum stays below 1.
   return jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys) + 2.0**-24
 
 
 def low_discrepancy(k: ArrayLike, offset: ArrayLike) -> Float[Array, '...']:
   """u_k = frac(k/golden ratio + offset/2^32) in (0, 1): any run of k covers (0, 1) evenly.
 
-  In uint32, where it neither drifts nor dies at large k; the 23 leading bits become a float32.
+  Computed in uint32, exact at any k; the 23 leading bits become a float32.
   """
   bits = jnp.asarray(k, jnp.uint32) * jnp.uint32(2654435769) + jnp.asarray(offset, jnp.uint32)
   return (bits >> 9).astype(jnp.float32) * 2.0**-23 + 2.0**-24

@@ -1,9 +1,11 @@
-"""Averages of the parameters along training, as extra parameter trees: {name: tree}.
+"""Exponential and power moving averages of the parameters in training: {name: parameter tree}.
 
 One rule, mean <- mean + rate (params - mean), with a rate for each name at each step. A power average
 of relative width std weighs the parameters at time t by (power + 1)/T (t/T)^power
 [Karras+ 2312.02696, section 3]; `posthoc_ema` makes averages of other widths from its snapshots.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -21,9 +23,9 @@ Numbers = Float[np.ndarray, '...']
 
 
 def init(params: PyTree, names: Any) -> dict[str, PyTree]:
-  """Every average starts at the parameters themselves, in float32 where they are of less.
+  """{name: params}: every average starts at the parameters, in float32 or wider.
 
-  A thousandth of what is new rounds away in bfloat16: such an average would stand still.
+  In bfloat16 a thousandth of the difference rounds away, and the average would not move.
   """
   def kept(a):
     floating = jnp.issubdtype(jnp.result_type(a), jnp.floating)
@@ -32,28 +34,22 @@ def init(params: PyTree, names: Any) -> dict[str, PyTree]:
 
 
 def update(emas: Mapping[str, PyTree], params: PyTree,
-           keep: Mapping[str, ArrayLike]) -> dict[str, PyTree]:
-  """mean + (1 - keep) (params - mean), for each average with its own keep in [0, 1]."""
-  return move(emas, params, {name: 1 - keep[name] for name in emas})
+           rates: Mapping[str, ArrayLike]) -> dict[str, PyTree]:
+  """mean + rate (params - mean), for each average with its own rate = 1 - decay in [0, 1].
 
-
-def move(emas: Mapping[str, PyTree], params: PyTree,
-         share: Mapping[str, ArrayLike]) -> dict[str, PyTree]:
-  """mean + share (params - mean), for each average with its own share in [0, 1].
-
-  In float32 a share of 1e-6 is known to 1e-13; taken from 1 - share, to 6e-8, or 6 % of it. Raises
-  ValueError where params are of other shapes than the averages.
+  Takes rates, not decays: in float32 a rate of 1e-6 has an error of 1e-13, but 1 - decay one of 6e-8,
+  which is 6 % of it. Raises ValueError where the shapes of params differ from an average's.
   """
-  def average(mean, share):
-    arrays.check_alike('params', params, 'an average of them', mean)
-    return jax.tree.map(lambda m, p: m + (share * (p - m)).astype(m.dtype), mean, params)
-  return {name: average(mean, share[name]) for name, mean in emas.items()}
+  def average(mean, rate):
+    arrays.check_alike('params', params, 'their average', mean)
+    return jax.tree.map(lambda m, p: m + (rate * (p - m)).astype(m.dtype), mean, params)
+  return {name: average(mean, rates[name]) for name, mean in emas.items()}
 
 
 def warmed(decay: ArrayLike, num_updates: Int[ArrayLike, '']) -> Float[Array, '']:
-  """min(decay, (1 + n)/(10 + n)): a decay that forgets the initial parameters soon.
+  """min(decay, (1 + n)/(10 + n)): a decay that soon forgets the initial parameters.
 
-  Without it an average of decay 0.999 still holds 5 % of its start after 3,000 updates.
+  Without it an average of decay 0.999 still has 5 % of its start after 3,000 updates.
   """
   return jnp.minimum(decay, (1 + num_updates) / (10 + num_updates))
 
@@ -65,8 +61,8 @@ def std_from_power(power: Any) -> Numbers | np.float64:
   """
   power = np.asarray(power, np.float64)
   if not ((power >= 0) & np.isfinite(power)).all():
-    raise ValueError(f'power={_shown(power, ~((power >= 0) & np.isfinite(power)))} is no power of '
-                     'an average: give finite powers >= 0, which weigh later parameters no less')
+    raise ValueError(f'power={_shown(power, ~((power >= 0) & np.isfinite(power)))} is not a '
+                     'finite number >= 0; smaller powers would weigh early parameters more')
   return np.sqrt((power + 1) / ((power + 2) ** 2 * (power + 3)))
 
 
@@ -86,7 +82,7 @@ def power_from_std(std: Any) -> Numbers | np.float64:
 def _checked_std(std, name):
   """std as float64. Raises ValueError naming those outside (0, 1/sqrt 12)."""
   std = np.asarray(std, np.float64)
-  # The square of what is smaller has no inverse.
+  # std^-2 must not overflow.
   bad = ~((std > 1e-100) & (std < WIDEST))
   if bad.any():
     raise ValueError(f'{name}={_shown(std, bad)} is outside (0, {WIDEST:.6f}): the std of a power '
@@ -100,18 +96,18 @@ def _shown(values, bad):
   return f'{values[0]:g}' + (f' and {len(values) - 1} more' if len(values) > 1 else '')
 
 
-def power_share(power: ArrayLike, examples: ArrayLike, added: ArrayLike) -> Array:
-  """1 - (1 - added/examples)^(power + 1): what a power average takes of the new parameters.
+def power_rate(power: ArrayLike, examples: ArrayLike, added: ArrayLike) -> Array:
+  """1 - (1 - added/examples)^(power + 1): the rate of a power average.
 
-  `examples` counts all up to and including this update (uint32 will do), `added` those since the
-  last one, so that batch size and interval leave the profile as it is. Exactly 1 at the first.
+  `examples` counts all examples up to this update (uint32 suffices), `added` the ones since the last
+  update, so that the profile does not depend on batch size and interval. Exactly 1 at the first update.
   """
   added, examples = (jnp.asarray(a, float) for a in (added, examples))
   return -jnp.expm1((power + 1) * jnp.log1p(-added / jnp.maximum(examples, 1)))
 
 
 class PowerState(NamedTuple):
-  """The averages {repr of std: tree like params} and the count of examples they stand at."""
+  """The averages {repr of std: tree like params}, and the count of examples so far."""
   examples: Any
   means: Any
 
@@ -128,7 +124,7 @@ def power_average(stds: Iterable[float] = (0.05, 0.1)) -> PowerAverage:
   `update(state, params, examples)` goes after the optimizer's step, every step or every few, jitted
   or not; examples counts all so far, at most 2^32 - 1 (count in batches beyond that). Averages are
   kept in float32 at least. Raises ValueError where a std is outside (0, 1/sqrt 12), where params are
-  of other shapes than before, and for a count below the last one; under jit such averages are NaN.
+  of other shapes than before, and for a count below the last one; under jit these averages are NaN.
   """
   powers = {repr(float(std)): float(power_from_std(std)) for std in stds}
 
@@ -138,17 +134,17 @@ def power_average(stds: Iterable[float] = (0.05, 0.1)) -> PowerAverage:
   def step(state, params, examples):
     known = not arrays.is_traced((examples, state.examples))
     if known and not int(state.examples) <= int(examples) < 2**32:
-      raise ValueError(f'examples={examples}: the averages stand at {int(state.examples)} examples; '
-                       'count all from the first on, at most 2^32 - 1')
+      raise ValueError(f'examples={examples}: the last update was at {int(state.examples)}; '
+                       'give the count of all examples so far, at most 2^32 - 1')
     examples = jnp.asarray(examples, jnp.uint32)
     added = examples - state.examples
-    share = {name: power_share(power, examples, added) for name, power in powers.items()}
-    return PowerState(examples, move(state.means, params, share))
+    rates = {name: power_rate(power, examples, added) for name, power in powers.items()}
+    return PowerState(examples, update(state.means, params, rates))
   return PowerAverage(start, step)
 
 
 def is_std(name: str) -> bool:
-  """Whether a power average may be called so: the repr of a number in (0, 1/sqrt 12)."""
+  """Whether name is the repr of a number in (0, 1/sqrt 12), as names of power averages are."""
   try:
     return repr(float(name)) == name and 0 < float(name) < WIDEST
   except ValueError:

@@ -1,20 +1,22 @@
 """Energies, (z, t, condition) -> [b], and the fields that are their gradients.
 
-| energy | of a network f | where data are |
+| energy | of a network f | data are |
 |---|---|---|
-| `dot` | z . f(z) | wherever training puts its minima |
+| `dot` | z . f(z) | where training puts its minima |
 | `squared_norm` | f(z) . f(z)/2 | where f is smallest |
 | `negative_squared_norm` | -f(z) . f(z)/2 | where f is largest |
 
-`energy_gradient` makes a Network of any such function; what is trained is then grad_z E, through the
-gradient of a gradient, and what is descended is the same grad_z E, never f. Every vector
-E[a x + b eps | z] is a gradient in z at a fixed t (z and the score are, and the data's and noise's
-means are mixtures of them), so an energy may be of any output, told the time or not.
+`energy_gradient` turns such a function into a Network. Training fits grad_z E, through second
+derivatives, and a descent follows the same grad_z E, never f. Every vector E[a x + b eps | z] is a
+gradient in z at a fixed t: z and the score are, and E[x | z] and E[eps | z] are their linear
+combinations. So an energy can represent any output, with or without the time as an input.
 
-Guidance takes no function of its own: `fields.guided` and `fields.composed` of an energy, with
-numbers as scales, are energies bound to their condition, whose gradients are those functions of
-`energy_gradient`. A scale per channel guides a field, which then need not be a gradient.
+Energies need no guidance functions of their own: `guidance.guided` and `guidance.composed` of an
+energy, with numbers as scales, are energies with their condition bound, and their gradients are the
+guided and composed `energy_gradient`. With a scale per channel the field need not be a gradient.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -32,9 +34,9 @@ Energy = Callable[[Data, Float[Array, 'b'], Any], Float[Array, 'b']]
 
 
 def dot(network: Network) -> Energy:
-  """E = z . f(z), over all coordinates of all leaves; its gradient is f + J^T z, J = df/dz.
+  """E = z . f(z), over all elements of all leaves; its gradient is f + J^T z, J = df/dz.
 
-  A network that starts at zero learns: the gradient is linear in its last layer.
+  A network initialized at zero can learn: the gradient is linear in its last layer.
   """
   return Partial(_dot, network=arrays.pytree(network))
 
@@ -46,10 +48,10 @@ def _dot(z, t, condition, *, network):
 
 
 def squared_norm(network: Network) -> Energy:
-  """E = |f(z)|^2/2: its gradient, J^T f, is descended to where f is smallest.
+  """E = |f(z)|^2/2: descending its gradient J^T f leads to where f is smallest.
 
-  What the code of Equilibrium Matching trains: it writes -|f|^2/2 and ascends. A network that starts
-  at zero never learns: both J and f vanish, and with them the gradient in every parameter.
+  The code of Equilibrium Matching trains this: it writes -|f|^2/2 and ascends. A network initialized at
+  zero never learns: J and f are 0, and so is the gradient in every parameter.
   """
   return Partial(_squared_norm, network=arrays.pytree(network))
 
@@ -59,9 +61,9 @@ def _squared_norm(z, t, condition, *, network):
 
 
 def negative_squared_norm(network: Network) -> Energy:
-  """E = -|f(z)|^2/2, as Equilibrium Matching prints it: descended to where f is largest.
+  """E = -|f(z)|^2/2, as in the Equilibrium Matching paper: descent leads to where f is largest.
 
-  A network that starts at zero never learns, as with `squared_norm`.
+  A network initialized at zero never learns, as with `squared_norm`.
   """
   return Partial(_negative_squared_norm, network=arrays.pytree(network))
 
@@ -71,10 +73,10 @@ def _negative_squared_norm(z, t, condition, *, network):
 
 
 def energy_gradient(energy: Energy) -> Network:
-  """(z, t, condition) -> grad_z E, shaped and typed as z, of any function E with a number [b] for each.
+  """(z, t, condition) -> grad_z E, shaped and typed as z, for any E that returns [b].
 
-  Differentiable again, so that it is trained as any network is. Raises ValueError where the energy
-  is not one number for each example.
+  Differentiable again, so it can be trained as any network. Raises ValueError where the energy is not
+  one number for each example.
   """
   return Partial(_energy_gradient, energy=arrays.pytree(energy))
 
@@ -82,5 +84,5 @@ def energy_gradient(energy: Energy) -> Network:
 def _energy_gradient(z, t, condition, *, energy):
   value, pullback = jax.vjp(lambda z: energy(z, t, condition), z)
   arrays.check_numbers(f'energy {arrays.name_of(energy)!r}', value, z)
-  # Examples do not couple in an energy, so the gradient of the sum is that of each.
+  # Examples do not interact in an energy, so the gradient of the sum has the gradient of each.
   return pullback(jnp.ones_like(value))[0]

@@ -1,8 +1,11 @@
-"""From networks to predictors: where time, scale and condition meet a network.
+"""From networks to predictors: input scale, noise conditioning and class condition.
 
 Network = (z, t, condition) -> y, a model with its parameters bound; condition is a pytree with a
-leading [b], or None. Predict = (z, t) -> y, t always [b]. All of these are Partials: jit arguments.
+leading [b], or None. Predict = (z, t) -> y, t always [b]. The predictors made here are Partials, so
+they can be arguments of compiled functions.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +25,6 @@ Network = Callable[[Data, Float[Array, 'b'], Any], Data]
 Predict = Callable[[Data, Float[Array, 'b']], Data]
 
 
-@Partial
 def unit(process: Process, t: Coef) -> Coef:
   """1: the network sees the state as it is."""
   return jnp.ones_like(t)
@@ -34,30 +36,26 @@ def unit_variance(process: Process, t: Coef, *, sigma_data: ArrayLike) -> Coef:
   return 1 / jnp.sqrt(jnp.square(state.eps) + jnp.square(sigma_data * state.x))
 
 
-@Partial
 def time(process: Process, t: Coef) -> Coef:
-  """The noise label t."""
+  """Noise conditioning t."""
   return t
 
 
-@Partial
 def none(process: Process, t: Coef) -> Coef:
-  """The noise label 0 at every t: a network that is blind to time."""
+  """Noise conditioning 0 at every t: the network does not see the time."""
   return jnp.zeros_like(t)
 
 
 logsnr = processes.logsnr
 
 
-@Partial
 def quarter_log_sigma(process: Process, t: Coef) -> Coef:
-  """The noise label ln(sigma/alpha)/4, EDM's c_noise."""
+  """Noise conditioning ln(sigma/alpha)/4, EDM's c_noise."""
   return -processes.logsnr(process, t) / 8
 
 
-@Partial
 def table_index(process: Process, t: Coef) -> Coef:
-  """The noise label 1000 t - 1: entry k of a table of 1,000 is t = (k + 1)/1000, as DiT has it."""
+  """Noise conditioning 1000 t - 1, DiT's: entry k of a table of 1,000 is at t = (k + 1)/1000."""
   return 1000 * t - 1
 
 
@@ -65,7 +63,7 @@ def conditioned(network: Network, process: Process, *, scale_input: Callable,
                 label_noise: Callable) -> Network:
   """network(scale_input z, label_noise, condition), of (z, t, condition).
 
-  The one place where time and scale meet a network; loss and samplers share it.
+  Loss and samplers share it, so both scale the input and encode the noise level alike.
   """
   return Partial(_conditioned, network=arrays.pytree(network), process=arrays.pytree(process),
                  scale_input=arrays.pytree(scale_input), label_noise=arrays.pytree(label_noise))
@@ -93,7 +91,7 @@ def at_rest(field: Predict, z: Data) -> Data:
 
 
 def as_output(predict: Predict, *, process: Process, output: Output, to: Output) -> Predict:
-  """A predictor of `output`, asked for `to`: remix of the state and what it returns."""
+  """A predictor of `output` as a predictor of `to`: the remix of z and its prediction."""
   return Partial(_as_output, predict=arrays.pytree(predict), process=arrays.pytree(process),
                  output=arrays.pytree(output), to=arrays.pytree(to))
 
@@ -105,7 +103,7 @@ def _as_output(z, t, *, predict, process, output, to):
 def transported(predict: Predict, transport: Transport) -> Predict:
   """(z, t) -> predict(scale(t) z, time(t)): a network trained on process_a, on states of process_b.
 
-  What it predicts is a vector of process_a's: `outputs.transported` on process_b.
+  On process_b it predicts the output `outputs.transported`. See `processes.transport` for an example.
   """
   return Partial(_transported, predict=arrays.pytree(predict), transport=transport)
 

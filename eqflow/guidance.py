@@ -1,7 +1,9 @@
 """Guidance: several predictors, or one under several conditions, extrapolated into one predictor.
 
-Every function here returns a Predict, (z, t) -> y, as a Partial: it is a jit argument.
+Every function here returns a Predict, (z, t) -> y, as a Partial: it can be an argument of jit.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import numbers
@@ -17,7 +19,7 @@ from eqflow.arrays import Data, Number
 from eqflow.fields import Network, Predict, bind
 from eqflow.processes import Process
 
-# How far to guide: a number, or one for each entry of the last axis.
+# The guidance scale: a number, or one for each entry of the last axis.
 Scale = ArrayLike | Sequence[float]
 
 
@@ -25,11 +27,11 @@ def guided(network: Network, condition: Any, null: Any, *, scale: Scale,
            rescale: ArrayLike = 0.0) -> Predict:
   """y_null + scale (y_condition - y_null), both branches in one call: classifier-free guidance.
 
-  condition and null are pytrees with a leading [b]. scale is a number, 1 for no guidance, which
-  then costs no null branch; or an array over the last axis of y, a scale per channel. rescale is
-  the phi of `rescaled`, towards y_condition.
+  condition and null are pytrees with a leading [b]. scale is a number, or an array
+  over the last axis of y, a scale per channel. The number 1 is no guidance and skips the null branch.
+  rescale is the phi of `rescaled`, towards y_condition.
   """
-  if _is_number(scale, 1):
+  if arrays.is_number(scale, 1):
     return bind(network, condition)
   arrays.check_alike('null', null, 'condition', condition)
   return Partial(_guided, network=arrays.pytree(network), condition=condition, null=null,
@@ -44,7 +46,7 @@ def _guided(z, t, *, network, condition, null, scale, rescale):
 
 
 def _pair(first, second):
-  # Stacked behind the batch axis, so that each device's shard keeps both branches of its examples.
+  # Stacked after the batch axis, so that each device's shard has both branches of its examples.
   def leaf(a, b):
     return jnp.stack([a, b], axis=1).reshape((-1,) + a.shape[1:])
   return jax.tree.map(leaf, first, second)
@@ -53,9 +55,9 @@ def _pair(first, second):
 def composed(base: Predict, predicts: Sequence[Predict], scales: Sequence[Scale]) -> Predict:
   """y_0 + sum_i scale_i (y_i - y_0): several conditions or networks at once [Liu+ 2206.01714].
 
-  base, which gives y_0, is mostly the null condition. The weights sum to one, so that composing eps,
-  v or x gives one sample. Numbers that sum to exactly 1 leave base no part, and cost none. Raises
-  ValueError where there is not one scale for each predictor.
+  base gives y_0, usually under the null condition. The weights of all y, y_0 included, sum to 1, so a
+  composition of eps, v or x is again such an output. Where the scales are numbers and sum to exactly 1,
+  base is not evaluated. Raises ValueError unless there is one scale for each predictor.
   """
   _check_scales(predicts, scales)
   return _composition(base, predicts, scales, None)
@@ -65,7 +67,7 @@ def autoguided(predict: Predict, weak: Predict, *, scale: Scale,
                rescale: ArrayLike = 0.0) -> Predict:
   """y_weak + scale (y - y_weak): guidance by a worse network of the same condition [2406.02507].
 
-  weak is smaller, or less trained. A scale of 1 evaluates predict alone. rescale is the phi of
+  weak is smaller or less trained. A scale of 1 evaluates predict alone. rescale is the phi of
   `rescaled`, towards y.
   """
   return _composition(weak, [predict], [scale], _phi(rescale))
@@ -74,9 +76,9 @@ def autoguided(predict: Predict, weak: Predict, *, scale: Scale,
 def added(predicts: Sequence[Predict], scales: Sequence[ArrayLike]) -> Predict:
   """sum_i scale_i y_i, a scale a number or [b]: fields of several conditions or networks, added.
 
-  For fields that are descended: their energies add. Scales that sum to k make steps k times as long
-  where the fields agree, and the norm at which a descent stops grows as they do; for what is carried
-  along times they sum to 1. Raises ValueError where there is not one scale for each predictor.
+  For descents: the energies of the fields add. If the scales sum to k, steps are k times as long where
+  the fields agree, and the norm that stops a descent is k times as large. For integration over times
+  let the scales sum to 1. Raises ValueError unless there is one scale for each predictor.
   """
   _check_scales(predicts, scales)
   return Partial(_added, predicts=[arrays.pytree(predict) for predict in predicts],
@@ -92,7 +94,7 @@ def _added(z, t, *, predicts, scales):
 
 def _check_scales(predicts, scales):
   if not predicts or len(predicts) != len(scales):
-    raise ValueError(f'{len(scales)} scales for {len(predicts)} predictors: give one to each')
+    raise ValueError(f'{len(scales)} scales for {len(predicts)} predictors: give one scale for each')
 
 
 def _composition(base, predicts, scales, rescale):
@@ -111,7 +113,7 @@ def _composed(z, t, *, base, predicts, scales, rescale):
 
 def _extrapolated(away, ys, scales):
   for y in ys:
-    arrays.check_alike('predict returned', y, 'one that returned', away)
+    arrays.check_alike('a prediction', y, 'another prediction', away)
 
   def leaf(away, *ys):
     for scale in scales:
@@ -120,10 +122,6 @@ def _extrapolated(away, ys, scales):
     return (away + sum(c * (y - away) for c, y in zip(scales, ys))).astype(away.dtype)
 
   return jax.tree.map(leaf, away, *ys)
-
-
-def _is_number(scale, number):
-  return isinstance(scale, numbers.Number) and scale == number
 
 
 def _checked(scale):
@@ -135,8 +133,8 @@ def _checked(scale):
 
 def _phi(rescale):
   if isinstance(rescale, numbers.Number) and not 0 <= rescale <= 1:
-    raise ValueError(f'rescale={rescale}: give a number from 0, not at all, to 1, wholly')
-  return None if _is_number(rescale, 0) else rescale
+    raise ValueError(f'rescale={rescale}: give a number from 0 (off) to 1 (full)')
+  return None if arrays.is_number(rescale, 0) else rescale
 
 
 def _rescaled(y, toward, phi):
@@ -144,11 +142,11 @@ def _rescaled(y, toward, phi):
 
 
 def rescaled(y: Data, toward: Data, phi: ArrayLike) -> Data:
-  """(phi std(toward)/std(y) + 1 - phi) y, std per example over all coordinates of all leaves.
+  """(phi std(toward)/std(y) + 1 - phi) y, std per example over all elements of all leaves.
 
-  A large scale stretches what is predicted, and images come out overexposed; phi = 1 takes the
-  stretch back wholly [Lin+ 2305.08891, section 3.4]. A y that is constant stays as it is. What it
-  does depends on the output that is guided.
+  A large guidance scale raises the std of the prediction, and images come out overexposed; phi = 1
+  restores the std of `toward` [Lin+ 2305.08891, section 3.4]. A constant y is returned unchanged. The
+  effect depends on the output that is guided.
   """
   spread = _std(y)
   flat = spread == 0
@@ -158,7 +156,7 @@ def rescaled(y: Data, toward: Data, phi: ArrayLike) -> Data:
 
 def _std(y):
   wide = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), y)
-  n = arrays.coordinates(y)
+  n = arrays.num_elements(y)
   mean = sum(a.reshape(len(a), -1).sum(1) for a in jax.tree.leaves(wide)) / n
   centred = arrays.combine((1, wide), (-mean, jax.tree.map(jnp.ones_like, wide)))
   return jnp.sqrt(arrays.square_norm(centred) / n)
@@ -168,9 +166,9 @@ def on_interval(inside: Predict, outside: Predict, *, process: Process, low: Num
                 measure: Callable) -> Predict:
   """inside where low <= measure(process, t) <= high, else outside; per example [2404.07724].
 
-  measure is `time`, `logsnr` or `processes.noise_to_signal`; low and high may be infinite. Neither
-  predictor is evaluated where no example needs it, so guidance is free outside its interval. Raises
-  ValueError where low > high.
+  measure is `fields.time`, `fields.logsnr` or `processes.noise_to_signal`; low and high may be
+  infinite. Neither predictor is evaluated where no example needs it, so guidance is free outside its
+  interval. Raises ValueError where low > high.
   """
   check_interval(low, high)
   return Partial(_on_interval, inside=arrays.pytree(inside), outside=arrays.pytree(outside),
@@ -179,7 +177,7 @@ def on_interval(inside: Predict, outside: Predict, *, process: Process, low: Num
 
 
 def check_interval(low: Number, high: Number) -> None:
-  """Raises ValueError unless low <= high, of which neither may be NaN."""
+  """Raises ValueError unless low <= high, and where one of them is NaN."""
   if not low <= high:
     raise ValueError(f'an interval from {low} to {high} is empty: give low <= high')
 

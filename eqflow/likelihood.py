@@ -1,13 +1,15 @@
-"""log p(x) along the probability-flow ODE dz/dt = u(z, t), which carries data to noise.
+"""log p(x) along the probability-flow ODE dz/dt = u(z, t), which maps data to noise.
 
-The density of z moves by d log p/dt = -div u on the way [Chen+ 1806.07366], so that
+Along a path the density changes by d log p/dt = -div u [Chen+ 1806.07366], so that
 
   log p(x) = log p(z_end) + integral of div u dt + log |dz_start/dx|
 
 [Song+ 2011.13456, appendix D.2], in nats. The divergence is exact, or Hutchinson's estimate with
-probes that are drawn once for each sample. What is evaluated is the density of the predictor's
-field: one that is guided has none that means anything.
+probes that are drawn once for each sample. This is the density of the flow of the predictor; for a
+guided predictor it has no meaning.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 import functools
@@ -27,25 +29,19 @@ from eqflow.outputs import Output
 from eqflow.processes import Process
 from eqflow.samplers import runge_kutta
 
-# Images are uint8/127.5 - 1: the distance of two neighbouring grey levels.
+# The distance of two neighbouring grey levels: images are uint8/127.5 - 1.
 BIN = 1 / 127.5
 
 
 class Latent(NamedTuple):
-  """The state z that x becomes at the last time, and the evaluations [b] that this took."""
+  """z at the last time, and the number of network evaluations [b]."""
   z: Data
   evaluations: Int[Array, 'b']
 
 
 def rademacher(keys: Keys, z: Data) -> Data:
-  """Probes of -1 and 1, shaped as z: of those with independent entries, the estimate varies least."""
-  leaves, structure = jax.tree.flatten(z)
-
-  def leaf(i, a):
-    draw = lambda key: jax.random.rademacher(jax.random.fold_in(key, i), a.shape[1:], a.dtype)
-    return jax.vmap(draw)(keys)
-
-  return jax.tree.unflatten(structure, [leaf(i, a) for i, a in enumerate(leaves)])
+  """Probes of -1 and 1, shaped as z: the least variance among probes with independent elements."""
+  return arrays.noise_like(keys, z, draw=jax.random.rademacher)
 
 
 def log_likelihood(predict: Predict, x: Data, *, process: Process, output: Output,
@@ -54,26 +50,27 @@ def log_likelihood(predict: Predict, x: Data, *, process: Process, output: Outpu
                    rtol: ArrayLike = 1e-6, atol: ArrayLike = 1e-6, max_steps: int = 1000,
                    mean: PyTree[ArrayLike] = 0.0,
                    std: PyTree[ArrayLike] = 0.0) -> tuple[Float[Array, 'b'], Latent]:
-  """(log p(x) [b] in nats, its Latent) for x [b, ...], over all coordinates of all leaves.
+  """(log p(x) [b] in nats, its Latent) for x [b, ...], over all elements of all leaves.
 
-  times rise. Two are ends, between which every sample chooses its steps as `adaptive` does, and is
-  NaN where it fails; more are a fixed grid, one classical Runge-Kutta step for each pair. On a table
-  of discrete time u jumps at every entry, and neither converges fast: `transport` to a smooth one.
+  times rise. Two times are the ends of adaptive steps, which each sample chooses as in
+  `samplers.adaptive`; a sample that needs more than max_steps is NaN. More times are a fixed grid, with
+  one classical Runge-Kutta step for each pair. On a discrete table u jumps at every entry and both
+  converge slowly: first `processes.transport` to a smooth process.
 
-  At the first time, where sigma/alpha is r, p is the density of data plus noise of std r, off by
-  r^2 (lap p)/2. At the last, z ~ N(alpha mean, alpha^2 std^2 + sigma^2): data's moments, numbers or
-  arrays alike to one x, matter where alpha is not 0, as on `variance_preserving` and on `edm`, to
-  be followed to sigma = 80 or so.
+  At the first time, with sigma/alpha = r, p is the density of data plus noise of std r; its error is
+  r^2 (lap p)/2. At the last, z ~ N(alpha mean, alpha^2 std^2 + sigma^2). mean and std are those of the
+  data, numbers or arrays shaped as one x. They matter where alpha is not 0: on `variance_preserving`,
+  and on `edm`, which is integrated to sigma = 80 or so.
 
-  Without keys the divergence is exact, at one derivative a coordinate. With keys [b] it is the mean
-  of <v, du/dz v> over num_probes draws v = probe(keys, x): `rademacher`, or `arrays.noise_like`.
-  Raises ValueError, before compiling, where the output is blind, the times do not rise from above 0
-  to where data is lost, or keys and probes do not fit.
+  Without keys the divergence is exact, at one derivative per element. With keys [b] it is the mean
+  of <v, du/dz v> over num_probes probes v = probe(keys, x): `rademacher`, or `arrays.noise_like`.
+  Raises ValueError, before compiling, where the output is blind, the times do not rise from t > 0 to
+  almost pure noise, or keys and num_probes do not fit.
   """
   x = jax.tree.map(jnp.asarray, x)
   for leaf in jax.tree.leaves(x):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise ValueError(f'x is {leaf.dtype}, which has no density: `dequantize` images, or cast')
+      raise ValueError(f'x is {leaf.dtype}, not floating: `dequantize` images, or cast')
   _check_probes(keys, num_probes, arrays.batch_size(x))
   _check_times(times, process, output)
   times = jnp.asarray(times, jnp.result_type(float))
@@ -87,7 +84,7 @@ def _check_probes(keys, num_probes, b):
     raise ValueError(f'num_probes={num_probes} with keys={keys}: give keys [b] and 1 or more probes, '
                      'or neither for the exact divergence')
   if keys is not None and keys.shape != (b,):
-    raise ValueError(f'keys of shape {keys.shape} for {b} examples: give one key each, such as '
+    raise ValueError(f'keys of shape {keys.shape} for {b} examples: give one key for each, such as '
                      f'jax.random.split(key, {b})')
 
 
@@ -96,8 +93,8 @@ def _check_times(times, process, output):
     return
   times = np.asarray(times, np.float64)
   if times.ndim != 1 or len(times) < 2 or not times[0] > 0 or not (np.diff(times) > 0).all():
-    raise ValueError(f'times {times}: give two or more that rise from data at t > 0, where no network '
-                     'is evaluated, to noise, such as (1e-5, 1.0)')
+    raise ValueError(f'times {times}: give two or more that rise from data at t > 0 to noise, such as '
+                     '(1e-5, 1.0)')
   blind_spots.check_grid(times, process=process, output=output, last=True)
   try:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
@@ -105,8 +102,8 @@ def _check_times(times, process, output):
   except jax.errors.ConcretizationTypeError:
     return  # A number of the process is traced.
   if alpha > 0.1 * sigma:
-    raise ValueError(f'at t={times[-1]:.6g} the state still holds data (alpha={alpha:.3g}, sigma='
-                     f'{sigma:.3g}), so its density is not known: end the times where sigma/alpha is '
+    raise ValueError(f'at t={times[-1]:.6g} the state still has data (alpha={alpha:.3g}, sigma='
+                     f'{sigma:.3g}), whose density is unknown: end the times where sigma/alpha is '
                      '10 or more, such as t=1, or 80 on edm')
 
 
@@ -120,7 +117,7 @@ def _log_likelihood(predict, x, process, output, times, keys, probe, tolerances,
   if keys is None:
     divergence = _exact
   else:
-    drawn = [probe(arrays.fold(keys, i), x) for i in range(num_probes)]
+    drawn = [probe(arrays.fold_number(keys, i), x) for i in range(num_probes)]
     divergence = Partial(_estimated, probes=drawn)
 
   def field(state, t):
@@ -136,12 +133,12 @@ def _log_likelihood(predict, x, process, output, times, keys, probe, tolerances,
   else:
     z, grown = _stepped(field, state, times)
     count = jnp.full(b, 4 * (len(times) - 1))
-  scale = arrays.coordinates(x) * jnp.log(start.x)
+  scale = arrays.num_elements(x) * jnp.log(start.x)
   return _log_gaussian(z, end, *moments) + grown + scale, Latent(z, count)
 
 
 def _exact(push, z):
-  """The trace of du/dz: a derivative for each coordinate, at most 64 of them at a time."""
+  """The trace of du/dz, by one derivative for each element, 64 at a time."""
   one = jax.tree.map(lambda a: a[0], z)
   flat, unravel = ravel_pytree(one)
 
@@ -197,11 +194,11 @@ def _total(tree):
 
 def dequantize(keys: Keys, image: Num[Array | np.ndarray, 'b ...'], *,
                bin_width: Number = BIN) -> Float[Array, 'b ...']:
-  """x = image/127.5 - 1 + (u - 1/2) bin_width, u uniform in (0, 1): around the values of training.
+  """x = image/127.5 - 1 + (u - 1/2) bin_width, u uniform in (0, 1): noise around each level.
 
-  bin_width is the distance of neighbouring levels: 1/127.5, and more for images of fewer than 256.
-  A network trained on the levels themselves does not expect this noise: its times should start
-  where sigma/alpha is about the noise's std, bin_width/sqrt(12). The density there is one too.
+  bin_width is the distance of neighbouring levels: 1/127.5, or more for images with fewer than 256. A
+  network trained on the levels themselves has not seen this noise: start its times where sigma/alpha is
+  about the std of the noise, bin_width/sqrt(12). The result there is a density as well.
   """
   if image.dtype != jnp.uint8:
     raise ValueError(f'image is {image.dtype}: give the uint8 of the file, 0 to 255')
@@ -211,9 +208,9 @@ def dequantize(keys: Keys, image: Num[Array | np.ndarray, 'b ...'], *,
 
 def bits_per_dimension(log_p: Float[ArrayLike, '*shape'], num_dims: int, *,
                        bin_width: Number = BIN) -> Float[Array, '*shape']:
-  """-log2(p(x) width^d)/d: the bits that a coordinate of an image costs, from log p in nats.
+  """-log2(p(x) width^d)/d: bits per element of an image, from log p in nats.
 
   With x = dequantize(keys, image), its mean over keys bounds the bits of the discrete model whose
-  P(image) is the integral of p over the bin from above [Theis+ 1511.01844]. Uniform noise costs 8.
+  P(image) is the integral of p over the bin from above [Theis+ 1511.01844]. Uniform noise has 8.
   """
   return -(jnp.asarray(log_p) / num_dims + jnp.log(bin_width)) / jnp.log(2.0)

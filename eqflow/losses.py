@@ -1,4 +1,6 @@
-"""One loss. Flow matching, eps-, x-, v- and score-matching, EDM and Equilibrium Matching are calls."""
+"""One loss: flow, eps, x, v and score matching, EDM and Equilibrium Matching are calls of it."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 import math
@@ -9,7 +11,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from eqflow import arrays, densities, processes, weights
-from eqflow.arrays import Data, Keys
+from eqflow.arrays import Data, Keys, Stream
 from eqflow.densities import Density
 from eqflow.fields import Predict
 from eqflow.mix import gain, mix
@@ -17,7 +19,7 @@ from eqflow.outputs import Output
 from eqflow.processes import Process
 from eqflow.weights import Weight
 
-# Which noise goes with which data.
+# (keys, x) -> eps: the noise that is paired with each example.
 Coupling = Callable[[Keys, Data], Data]
 
 
@@ -31,7 +33,7 @@ def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, ou
 
   t = density.quantile(u), z = alpha x + sigma eps. u [b] in (0, 1) and eps come from keys [b], one
   per example; u may be given, and eps = coupling(keys, x) is independent of x by default. The mean
-  is over all coordinates of all leaves of x. With target, predict is compared with target(z, t), a
+  is over all elements of all leaves of x. With target, predict is compared with target(z, t), a
   marginal field or a teacher, instead of the vector of this x and eps. The error in `space`
   (default: the output's own) is the output's times gain(space <- output). With
   uncertainty, r = uncertainty(t) [b], the loss is exp(-r) loss + r. With penalty, predict returns
@@ -39,19 +41,19 @@ def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, ou
   and error, the unweighted squared error in `space`, each [b]. x is cast to t's dtype. Raises
   ValueError where predict's shapes are not z's.
   """
-  b = arrays.batch_size(x)
-  u = densities.draw(arrays.fold(keys, 0)) if u is None else jnp.asarray(u)
-  _check_shape('u', u, b)
+  u = densities.draw(arrays.fold(keys, Stream.TIME)) if u is None else jnp.asarray(u)
+  arrays.check_numbers('u', u, x)
   t = density.quantile(u)
-  x = jax.tree.map(lambda a: _floating(a).astype(t.dtype), x)
-  eps = coupling(arrays.fold(keys, 1), x)
+  arrays.check_floating('x', x)
+  x = jax.tree.map(lambda a: jnp.asarray(a, t.dtype), x)
+  eps = coupling(arrays.fold(keys, Stream.NOISE), x)
   state, out = process(t), output(process, t)
   z = mix(state, x, eps)
   y, h = predict(z, t) if penalty is not None else (predict(z, t), None)
   arrays.check_alike('predict returned', y, 'z', z)
   # The target leads, so that the difference has its dtype where the network computes in less.
   miss = arrays.combine((1, mix(out, x, eps) if target is None else target(z, t)), (-1, y))
-  error = arrays.square_norm(miss) / arrays.coordinates(x)
+  error = arrays.square_norm(miss) / arrays.num_elements(x)
   if space is not None:
     error = error * jnp.square(gain(space(process, t), state=state, out=out))
   loss = weight(process, t) * error
@@ -60,33 +62,20 @@ def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, ou
     loss = jnp.exp(-r) * loss + r
   if penalty is not None:
     loss = loss + penalty(h)
-  _check_shape('the loss, weighted,', loss, b)
+  arrays.check_numbers('the weighted loss', loss, x)
   return loss, {'t': t, 'logsnr': processes.logsnr(process, t), 'error': error}
 
 
 def dispersive(h: Float[Array, 'b ...'], *, temperature: ArrayLike = 1.0) -> Float[Array, '']:
-  """log mean_ij exp(-|h_i - h_j|^2/(d tau)), i = j included, d coordinates in h_i, tau = temperature.
+  """log mean_ij exp(-|h_i - h_j|^2/(d tau)), i = j included, d elements in h_i, tau = temperature.
 
   It falls as the activations of the examples spread out [Wang & He 2506.09027]. It couples the
-  examples of a batch, or of a microbatch where gradients are accumulated: the loss of one is no
-  longer its own, and the batch size matters.
+  examples of a batch, or of a microbatch where gradients are accumulated: the loss of an example then
+  depends on the other examples and on the batch size.
   """
   wide = h.reshape(len(h), -1).astype(jnp.promote_types(h.dtype, jnp.float32))
-  # Distances do not change, and are better told apart.
+  # Centring keeps the distances and reduces their rounding.
   wide = wide - wide.mean(0)
   square = jnp.sum(jnp.square(wide), 1)
   distance = (square + arrays.expand(square, wide) - 2 * wide @ wide.T) / wide.shape[1]
   return jax.nn.logsumexp(-distance / temperature) - 2 * math.log(len(h))
-
-
-def _check_shape(name, a, b):
-  if jnp.shape(a) != (b,):
-    raise ValueError(f'{name} has the shape {jnp.shape(a)}: one number for each of {b} examples')
-
-
-def _floating(a):
-  a = jnp.asarray(a)
-  if not jnp.issubdtype(a.dtype, jnp.floating):
-    raise TypeError(f'x must be floating, not {a.dtype}: scale it to about unit size, for example '
-                    'uint8 images to x / 127.5 - 1')
-  return a

@@ -5,6 +5,8 @@ EDM's F, the field of Equilibrium Matching) are vectors a x + b eps. Knowing two
 z and the network's output y, gives every other one by Cramer's rule.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 from eqflow import arrays
@@ -47,7 +49,7 @@ def remix(to: Mix, *, state: Mix, out: Mix, z: Data, y: Data) -> Data:
 
   z [b, ...] is the vector `state`, y [b, ...] the vector `out`; the result has the dtype of z.
   Nothing is clamped: where state and out are parallel (D = 0), the output is blind and the result
-  not finite; `times.check_grid` refuses such times beforehand. Raises as `mix` does.
+  not finite; `blind_spots.check_grid` rejects such times beforehand. Raises as `mix` does.
   """
   arrays.check_alike('predict returned', y, 'z', z)
   area = det(state, out)

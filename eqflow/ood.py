@@ -1,13 +1,13 @@
-"""How far out an input lies: scores of z [b, ...] by a field at rest, or by its energy.
+"""Out-of-distribution scores of inputs z [b, ...], by a field that ignores time or by its energy.
 
-A score is (field, z) -> [b], higher for what is less like the data, and compares inputs of one model
-alone. The field is blind to time, and is evaluated at t = 0; an energy with its condition bound is
-(z, t) -> [b]. What is bound to a score is a number: Partial(descent_drop, step_size=0.006,
-num_steps=25).
+An OOD score is (field, z) -> [b], higher for inputs that are less like the data. It compares inputs of
+one model only. The field is evaluated at t = 0; an energy with its condition bound is (z, t) -> [b].
+Bind the numbers of a score with a Partial: Partial(descent_drop, step_size=0.006, num_steps=25).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import numpy as jnp
@@ -21,7 +21,7 @@ Score = Callable[[Predict, Data], Float[Array, 'b']]
 
 
 def gradient_norm(field: Predict, z: Data) -> Float[Array, 'b']:
-  """|f(z)| over all coordinates: how steep the energy is where an input lies, small at data."""
+  """|f(z)| over all elements: the slope of the energy at the input, small at data."""
   return _gradient_norm(arrays.pytree(field), _floating(z))
 
 
@@ -36,8 +36,9 @@ def descent_drop(field: Predict, z: Data, *, step_size: ArrayLike,
 
   By the trapezoidal rule, sum_k step_size <f_k, f_k + f_{k+1}>/2: exact where f is linear along a
   step, and never above step_size sum_k |f_k|^2, which is Euler's rule, where f is the gradient of a
-  convex energy. A field that is no gradient has no energy, but has this number. num_steps + 1
-  evaluations; reverse derivatives there are none. Raises ValueError unless both numbers are positive.
+  convex energy. A field that is not a gradient has no energy, but this number is still defined. Costs
+  num_steps + 1 evaluations, without reverse-mode derivatives. Raises ValueError unless both numbers are
+  positive.
   """
   for name, number in (('step_size', step_size), ('num_steps', num_steps)):
     if not arrays.is_traced(number) and not number > 0:
@@ -60,7 +61,7 @@ def _descent_drop(field, z, step_size, num_steps):
 
 
 def energy_at(energy: Callable, z: Data) -> Float[Array, 'b']:
-  """E(z), of an explicit energy with its condition bound; its zero is not that of other classes.
+  """E(z), of an explicit energy with its condition bound; its zero differs between classes.
 
   Raises ValueError where the energy is not one number for each example.
   """
@@ -78,14 +79,13 @@ def over_classes(score: Score, network: Network, z: Data, *,
                  num_classes: int) -> Float[Array, '_ b']:
   """[y, b]: score(network of class y, z) for every class y, in one compiled loop over the classes.
 
-  Where the class of an input is unknown its score is the least, `.min(0)`, and `.argmin(0)` the class
-  that it fits best; `.mean(0)` asks that it fit all of them. Without classes (0) there is one row, of
-  the network given None. network may be an energy, (z, t, condition) -> [b], of which `energy_at` is
-  the score. An example's scores do not depend on the others in the batch. Raises ValueError for fewer
-  classes than none.
+  For an input of unknown class, `.min(0)` is the score of the class that fits best, `.argmin(0)` that
+  class, and `.mean(0)` the average over classes. With num_classes = 0 there is one row, with condition
+  None. network may be an energy, (z, t, condition) -> [b], with `energy_at` as the score. Scores of an
+  example do not depend on the batch. Raises ValueError for a negative num_classes.
   """
   if num_classes < 0:
-    raise ValueError(f'num_classes={num_classes}: give the number of classes, 0 for a model without')
+    raise ValueError(f'num_classes={num_classes}: give 0 for a model without classes, or more')
   return _over_classes(arrays.pytree(score), arrays.pytree(network), _floating(z),
                        num_classes=num_classes)
 
@@ -99,8 +99,6 @@ def _over_classes(score, network, z, *, num_classes):
   return jax.lax.map(of_class, jnp.arange(num_classes, dtype=jnp.int32))
 
 
-def _floating(z: Any):
-  for a in jax.tree.leaves(z):
-    if not jnp.issubdtype(a.dtype, jnp.floating):
-      raise TypeError(f'z is {a.dtype}: scores are those of floating inputs, such as x / 127.5 - 1')
+def _floating(z: Data):
+  arrays.check_floating('z', z)
   return jax.tree.map(jnp.asarray, z)

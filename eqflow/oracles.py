@@ -1,9 +1,11 @@
-"""Exact predictors: data whose E[x | z] is known in closed form, as any output.
+"""Exact predictors of any output, for data whose E[x | z] is known in closed form.
 
-Each is the best that a network can learn, so it meets a loss's floor and drives a solver without
-training. They give E[x | z] and E[eps | z] and mix them, never remix, and so are finite at both
+Each minimizes the loss, so a loss can be compared with its minimum and a solver can run without
+training. They compute E[x | z] and E[eps | z] and mix them, without remix, so they are finite at both
 ends. Bind everything but (z, t) with one Partial.
 """
+
+from __future__ import annotations
 
 import jax
 from jax import numpy as jnp
@@ -58,8 +60,8 @@ def finite(z: Float[Array, 'b ...'], t: Float[Array, 'b'], *, process: Process, 
            data: Float[ArrayLike, 'n ...']) -> Float[Array, 'b ...']:
   """E[output | z] for x uniform among n records: the softmax of -|z - alpha x_i|^2/(2 sigma^2).
 
-  What a network that memorises its training set converges to. At sigma = 0 it is the nearest
-  record, with no noise.
+  A network that memorizes its training set converges to this. At sigma = 0 it is the nearest record,
+  without noise.
   """
   state = process(t)
   alpha, sigma = (jnp.broadcast_to(c, t.shape) for c in state)

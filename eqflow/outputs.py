@@ -12,10 +12,11 @@
 | equilibrium | (-c, c) | (alpha + sigma) c | at data, on purpose |
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from jax import numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 
 from eqflow import processes
@@ -26,38 +27,32 @@ from eqflow.processes import Process
 Output = Callable[[Process, Coef], Mix]
 
 
-@Partial
 def x(process: Process, t: Coef) -> Mix:
   """x = (1, 0): the data."""
   return Mix(jnp.ones_like(t), jnp.zeros_like(t))
 
 
-@Partial
 def eps(process: Process, t: Coef) -> Mix:
   """eps = (0, 1): the noise [Ho+ 2006.11239]."""
   return Mix(jnp.zeros_like(t), jnp.ones_like(t))
 
 
-@Partial
 def v(process: Process, t: Coef) -> Mix:
   """v = alpha eps - sigma x: the state turned by a right angle [Salimans & Ho 2202.00512]."""
   state = process(t)
   return Mix(-state.eps, state.x)
 
 
-@Partial
 def u(process: Process, t: Coef) -> Mix:
   """u = dz/dt = alpha' x + sigma' eps: flow matching's velocity; eps - x on the linear process."""
   return processes.rate(process, t)
 
 
-@Partial
 def displacement(process: Process, t: Coef) -> Mix:
   """eps - x = (-1, 1): the way from data to noise, on any process; u on the linear one."""
   return Mix(-jnp.ones_like(t), jnp.ones_like(t))
 
 
-@Partial
 def score(process: Process, t: Coef) -> Mix:
   """-eps/sigma, whose mean given z is grad log p(z)."""
   state = process(t)
@@ -90,11 +85,11 @@ def transported(process: Process, t: Coef, *, output: Output, process_a: Process
                 time: Callable) -> Mix:
   """output(process_a, time(t)): the vector that a network trained on process_a gives on another.
 
-  time is that of `processes.transport`; where it is not a number, neither is the vector.
+  time comes from `processes.transport`; where it is NaN, the vector is NaN.
   """
   at = time(t)
   out = output(process_a, at)
-  # x and eps are the same at every time, but no network is asked for them at none.
+  # x and eps do not depend on time: NaN, so that check_grid rejects times with no process_a.
   lost = jnp.isnan(at)
   return Mix(jnp.where(lost, jnp.nan, out.x), jnp.where(lost, jnp.nan, out.eps))
 

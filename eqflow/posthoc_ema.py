@@ -1,9 +1,11 @@
-"""Averages of any width, found after training from snapshots of two [Karras+ 2312.02696, section 3].
+"""Post-hoc EMA: averages of any width, from snapshots of two [Karras+ 2312.02696, section 3].
 
 A power average of relative width std weighs the parameters at time t by (power + 1)/T (t/T)^power.
-`solve` gives the coefficients of the snapshots, `expected_error` how far the sum is from the average,
-`reconstruct` the sum. Time is a count of examples, or anything else that grows evenly with them.
+`solve` gives the coefficients of the snapshots, `expected_error` the distance of their sum from the
+average, `reconstruct` the sum. Time is a count of examples, or any multiple of it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 
 from eqflow.ema import Numbers, _checked_std, _shown, power_from_std
 
-BLOCK = 1 << 16       # coordinates summed at a time: what a sum needs beside its terms stays small
+BLOCK = 1 << 16       # elements summed at a time, so that temporaries stay small
 
 
 def inner_product(power_a: Any, examples_a: Any, power_b: Any,
@@ -44,14 +46,14 @@ def solve(in_examples: Any, in_stds: Any, out_examples: Any, out_std: Any) -> Nu
                      f'at {times.min():.0f}; choose a later target')
   length, out_length, gram, towards = _gram(powers[used], times[used], out_powers, target)
   values, vectors = np.linalg.eigh(gram)
-  # Where snapshots are so near that some are superfluous, the smallest of many solutions.
+  # Nearly equal snapshots have many solutions: take the smallest.
   kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
   found = vectors[:, kept] @ ((vectors[:, kept].T @ towards) / values[kept, None])
   found = found * out_length / length[:, None]
   total = found.sum(0)
   if not (np.isfinite(total) & (total > 0)).all():
-    raise ValueError(f'the {used.sum()} snapshots up to {times[used].max():.0f} examples share '
-                     f'nothing with an average at {target:.0f}: choose a time nearer to them')
+    raise ValueError(f'the {used.sum()} snapshots up to {times[used].max():.0f} examples do not '
+                     f'overlap an average at {target:.0f}: choose a time nearer to them')
   x = np.zeros((len(times), out_powers.size))
   x[used] = found / total
   return x.reshape((len(times),) + np.shape(out_std))
@@ -59,9 +61,9 @@ def solve(in_examples: Any, in_stds: Any, out_examples: Any, out_std: Any) -> Nu
 
 def expected_error(coefficients: Any, in_examples: Any, in_stds: Any, out_examples: Any,
                    out_std: Any) -> Numbers | np.float64:
-  """|sum_i x_i p_i - p| / |p|: how far the combined profile is from the target's; a number or [k].
+  """|sum_i x_i p_i - p| / |p|: the relative distance of the combined profile; a number or [k].
 
-  A difference of numbers near 1, so exact to about 1e-8 times the norm of the coefficients.
+  A difference of numbers near 1: its error is about 1e-8 times the norm of the coefficients.
   """
   times, powers, target, out_powers = _profiles(in_examples, in_stds, out_examples, out_std)
   length, out_length, gram, towards = _gram(powers, times, out_powers, target)
@@ -133,15 +135,15 @@ def _add(total, treedef, row, tree, averaged, i):
   """([[x tree's leaf added, for each x of row], for each leaf], structure): total may be None."""
   leaves, found = jax.tree_util.tree_flatten_with_path(tree)
   if treedef is not None and treedef != found:
-    raise ValueError(f'snapshot {i} is structured {found}, those before it {treedef}: give '
+    raise ValueError(f'snapshot {i} has the structure {found}, earlier ones {treedef}: give '
                      'snapshots of one network')
   mask = [True] * len(leaves) if averaged is None else found.flatten_up_to(averaged)
   total = total or [None] * len(leaves)
   for j, ((path, leaf), average) in enumerate(zip(leaves, mask)):
     leaf = np.asarray(leaf)
     if total[j] is not None and total[j][0].shape != leaf.shape:
-      raise ValueError(f'snapshot {i} has {jax.tree_util.keystr(path)} of shape {leaf.shape}, those '
-                       f'before it {total[j][0].shape}: give snapshots of one network')
+      raise ValueError(f'snapshot {i} has {jax.tree_util.keystr(path)} of shape {leaf.shape}, earlier '
+                       f'ones {total[j][0].shape}: give snapshots of one network')
     if not (average and jnp.issubdtype(leaf.dtype, jnp.inexact)):
       total[j] = [np.array(leaf) for _ in row]
       continue

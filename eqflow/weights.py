@@ -1,4 +1,4 @@
-"""Weights, (process, t) -> [b]: what a squared error counts for at time t.
+"""Weights, (process, t) -> [b]: the weight of a squared error at time t.
 
 A loss is, up to a constant, int w(lambda) E|eps error|^2 dlambda over log-SNR, and the field's
 objectives differ in w alone. `implied` gives the w of any density, output and weight; `on_logsnr`
@@ -16,16 +16,17 @@ integral, whatever process and density draw it.
 | min-SNR-gamma | `min_snr` |
 | sigmoid, on eps | `sigmoid` |
 
-A constant factor is free. Those of the flow's and EDM's rows are the weights implied; those on the
-cosine process leave the 1/(2 pi) of its density out.
+A constant factor is free: the rows of flow matching and EDM are the implied weights themselves, rows
+on the cosine process omit the 1/(2 pi) of its density.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
 import jax
 from jax import numpy as jnp
 from jax.scipy.stats import norm
-from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 
 from eqflow import outputs, processes
@@ -38,7 +39,6 @@ from eqflow.processes import Process
 Weight = Callable[[Process, Coef], Coef]
 
 
-@Partial
 def ones(process: Process, t: Coef) -> Coef:
   """w = 1."""
   return jnp.ones_like(t)
@@ -75,13 +75,11 @@ def implied(process: Process, t: Coef, *, density: Density, output: Output, weig
   return weight(process, t) * jnp.square(stretch) * density.pdf(t) / speed
 
 
-@Partial
 def elbo(logsnr: Coef) -> Coef:
-  """w(lambda) = 1: half the integral is the ELBO's loss, nats a coordinate [Kingma+ 2107.00630]."""
+  """w(lambda) = 1: half the integral is the ELBO's loss, nats per dimension [Kingma+ 2107.00630]."""
   return jnp.ones_like(logsnr)
 
 
-@Partial
 def flow_matching(logsnr: Coef) -> Coef:
   """w(lambda) = e^(-lambda/2)/2: u on the linear process, t uniform [Lipman+ 2210.02747].
 
@@ -90,7 +88,6 @@ def flow_matching(logsnr: Coef) -> Coef:
   return jnp.exp(-logsnr / 2) / 2
 
 
-@Partial
 def indi(logsnr: Coef) -> Coef:
   """w(lambda) = e^-lambda sech^2(lambda/4)/8: x on the linear process, t uniform [2303.11435]."""
   return jnp.exp(-logsnr) / jnp.square(jnp.cosh(logsnr / 4)) / 8
@@ -118,7 +115,7 @@ def sd3(logsnr: Coef, *, mean: ArrayLike, std: ArrayLike) -> Coef:
 def p2(logsnr: Coef, *, gamma: ArrayLike, k: ArrayLike = 1.0) -> Coef:
   """w(lambda) = sech(lambda/2)/(k + e^lambda)^gamma, on the eps error [Choi+ 2204.00227].
 
-  On the cosine process with uniform t. gamma = 0 is the eps error as it is.
+  On the cosine process with uniform t. gamma = 0 is the plain eps error.
   """
   return (k + jnp.exp(logsnr)) ** -jnp.asarray(gamma) / jnp.cosh(logsnr / 2)
 
@@ -140,7 +137,7 @@ def sigmoid(logsnr: Coef, *, bias: ArrayLike) -> Coef:
 
 
 def monotone(logsnr: Coef, *, w: Callable[[Coef], Coef], peak: ArrayLike) -> Coef:
-  """w(max(lambda, peak)): w, held at its largest value on the noisy side of its peak.
+  """w(max(lambda, peak)): w, constant at its maximum on the noisy side of its peak.
 
   A w that never rises with log-SNR makes the loss an ELBO of noised data [Kingma & Gao 2303.00848,
   section 4].

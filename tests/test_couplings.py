@@ -1,4 +1,4 @@
-"""Noise is dealt out to data as the theory of transport says, and a run with it resumes and shards."""
+"""Couplings match the theory of transport, and a run with one resumes and shards."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_in_one_dimension_the_order_of_the_noise_is_that_of_the_data():
   assert rows(eps) == rows(arrays.noise_like(keys_of(300), x)), 'a noise is lost or dealt out twice'
 
 
-def test_noise_is_dealt_out_within_each_group():
+def test_noise_is_permuted_within_each_group():
   x, group = normal(12, 2), np.array([0, 1, 1, 2] * 3)
   drawn = np.asarray(arrays.noise_like(keys_of(12), x))
   eps = couplings.optimal_transport(keys_of(12), x, group=group)
@@ -72,7 +72,7 @@ def test_noise_is_dealt_out_within_each_group():
   assert cost(x, eps) > cost(x, couplings.optimal_transport(keys_of(12), x))
 
 
-def test_two_points_swap_partners_as_often_as_the_entropic_plan_says():
+def test_two_points_swap_partners_with_the_probability_of_the_entropic_plan():
   # For costs c_ij of two and two, P_11 = P_22 = s/2 with s = sigmoid((c_12 + c_21 - c_11 - c_22)/2r).
   n, r = 1_000, 1.5
   x, group = normal(n, 2), np.arange(n) // 2
@@ -116,7 +116,7 @@ def test_a_coupling_is_a_function_of_keys_and_data(name):
   assert cost(x, eps) < 0.7 * cost(x, arrays.noise_like(keys_of(20), x))
 
 
-def test_under_optimal_transport_the_velocity_is_a_function_of_place():
+def test_optimal_transport_makes_the_velocity_a_function_of_z():
   # x ~ N(0, s^2) in one dimension: E[u | z] is linear in z, and what is left of u is
   # s^2/(alpha^2 s^2 + sigma^2) for independent noise, nothing where eps is a function of x.
   n, s, t = 1_000, 0.5, 0.4
@@ -132,7 +132,7 @@ def test_under_optimal_transport_the_velocity_is_a_function_of_place():
 
 
 def test_straightness_is_the_mean_square_deviation_from_the_chord():
-  # A half circle at even speed: |dz/dt - chord|^2 averages to pi^2 - 4, a line at even speed to 0.
+  # For a half circle at constant speed |dz/dt - chord|^2 averages to pi^2 - 4, for a line to 0.
   grid = np.linspace(1, 0, 1_001) ** 2
   angle = np.pi * (1 - grid)[:, np.newaxis]
   circle = np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
@@ -144,7 +144,7 @@ def test_straightness_is_the_mean_square_deviation_from_the_chord():
   np.testing.assert_allclose(leaves, found[:1], rtol=1e-5)
 
 
-def test_a_given_noise_is_the_one_that_the_loss_uses():
+def test_the_loss_uses_the_given_noise():
   x, eps = normal(8, 3), normal(8, 3, seed=2)
   seen = {}
   def spy(z, t):
@@ -159,13 +159,13 @@ def test_a_given_noise_is_the_one_that_the_loss_uses():
 X = normal(8, 2)
 REFUSED = [
     (lambda: jax.jit(couplings.optimal_transport)(keys_of(8), X),
-     r'optimal_transport solves on the host.*call it before the compiled step.*couplings.given'),
+     'optimal_transport solves on the host'),
     (lambda: jax.jit(Partial(couplings.sinkhorn, regularization=1.0))(keys_of(8), X),
-     r'sinkhorn solves on the host'),
-    (lambda: couplings.optimal_transport(keys_of(8), X * np.float32('nan')), r'x holds nan or inf'),
-    (lambda: couplings.sinkhorn(keys_of(8), X, regularization=0.0), r'regularization=0.0: give a '),
+     'sinkhorn solves on the host'),
+    (lambda: couplings.optimal_transport(keys_of(8), X * np.float32('nan')), 'NaN or infinite'),
+    (lambda: couplings.sinkhorn(keys_of(8), X, regularization=0.0), 'regularization=0.0'),
     (lambda: couplings.sinkhorn(keys_of(8), X, regularization=1e-9, tolerance=0.0),
-     r'misses its marginals by .* more than tolerance=0.0: give a larger'),
+     'tolerance=0.0'),
     (lambda: couplings.optimal_transport(keys_of(8), X, group=np.zeros(3, int)),
      r'group of shape \(3,\) for 8 examples'),
     (lambda: couplings.given(keys_of(8), X, eps=X[:, :1]), r'eps \(8, 1\) for x \(8, 2\)'),
@@ -173,7 +173,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize('call,message', REFUSED, ids=lambda v: v[:24] if isinstance(v, str) else '')
-def test_what_cannot_be_coupled_is_refused(call, message):
+def test_inputs_that_cannot_be_coupled_are_rejected(call, message):
   with pytest.raises(ValueError, match=message):
     call()
 
@@ -195,7 +195,7 @@ def batch_of(n, classes=0):
   return {'x': normal(n, 2), 'label': label, 'index': np.arange(7, 7 + n, dtype=np.uint32)}
 
 
-def test_a_run_deals_out_the_noise_that_it_would_have_drawn():
+def test_a_run_permutes_the_noise_that_it_would_draw_without_a_coupling():
   batch, config = batch_of(32), coupled()
   eps = recipes.recipe(config).couple(batch)
   # Without a coupling: fold_in(seed, index), then 1 for the noise, then the leaf.
@@ -209,7 +209,7 @@ def test_a_run_deals_out_the_noise_that_it_would_have_drawn():
     assert rows(halves[half::2]) == rows(drawn[half::2]), 'a microbatch has the noise of another'
 
 
-def test_a_conditional_model_deals_out_noise_within_a_class():
+def test_a_conditional_model_permutes_noise_within_a_class():
   config = load('toy').get_config()
   config.loss.coupling = dict(name='optimal_transport')
   config.data.num_classes = 2
@@ -223,7 +223,7 @@ def test_a_conditional_model_deals_out_noise_within_a_class():
     assert rows(eps[label::2]) == rows(drawn[label::2])
 
 
-def test_processes_read_what_one_would_and_couple_the_whole_batch():
+def test_several_processes_couple_the_whole_batch_as_one_does():
   source = records.Source(records.InMemory(normal(40, 2), np.zeros(40, np.int32)), (2,), 0, 'points')
   couple = recipes.recipe(coupled()).couple
   def first(**options):

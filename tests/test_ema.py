@@ -19,10 +19,11 @@ DOCS = ROOT / 'docs'
 def test_each_average_follows_its_own_decay():
   path = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
   emas = ema.init({'w': jnp.asarray(path[0])}, ['fast', 'slow'])
-  keep = {'fast': 0.5, 'slow': 0.9}
+  decays = {'fast': 0.5, 'slow': 0.9}
+  rates = {name: 1 - decay for name, decay in decays.items()}
   for p in path[1:]:
-    emas = ema.update(emas, {'w': jnp.asarray(p)}, keep)
-  for name, decay in keep.items():
+    emas = ema.update(emas, {'w': jnp.asarray(p)}, rates)
+  for name, decay in decays.items():
     # sum_i (1 - decay) decay^(n - i) p_i, the first with weight decay^n.
     weight = (1 - decay) * decay ** np.arange(49)[::-1]
     expected = decay**49 * path[0] + weight @ path[1:]
@@ -60,7 +61,7 @@ def test_power_of_std_is_the_root_of_the_cubic():
   assert f'{ema.power_from_std(0.05):.4f} {ema.power_from_std(0.1):.4f}' == '16.9722 6.9372'
 
 
-def test_std_of_power_there_and_back():
+def test_std_from_power_inverts_power_from_std():
   stds = np.geomspace(1e-3, 0.28867, 200)
   np.testing.assert_allclose(ema.std_from_power(ema.power_from_std(stds)), stds, rtol=1e-12)
   powers = np.linspace(0.1, 500, 200)
@@ -93,16 +94,16 @@ def test_inner_products_are_the_integrals():
 @pytest.mark.parametrize('examples,added', [(64, 64), (128, 64), (10**9, 64), (2**32 - 1, 64),
                                             (2**32 - 1, 2048), (2**31 + 1, 1)])
 @pytest.mark.parametrize('std', [0.05, 0.25])
-def test_the_share_is_exact_in_float32(examples, added, std):
+def test_the_rate_is_exact_in_float32(examples, added, std):
   power = float(ema.power_from_std(std))
-  found = jax.jit(ema.power_share)(power, jnp.uint32(examples), jnp.uint32(added))
+  found = jax.jit(ema.power_rate)(power, jnp.uint32(examples), jnp.uint32(added))
   assert found.dtype == jnp.float32
   with np.errstate(divide='ignore'):
     exact = -np.expm1((power + 1) * np.log1p(-added / examples))
   np.testing.assert_allclose(found, exact, rtol=1e-6)
   if examples == added:
     assert found == 1
-  assert ema.power_share(power, 0, 0) == 0
+  assert ema.power_rate(power, 0, 0) == 0
 
 
 def track(stds, updates, *, batch, every, params, chunks=1):
@@ -114,7 +115,7 @@ def track(stds, updates, *, batch, every, params, chunks=1):
   def chunk(state, ks):
     state, _ = jax.lax.scan(update, state, ks)
     return state, state.means
-  # A start unlike any parameter: what is left of it would be seen.
+  # A start unlike any parameter: any rest of it would show.
   start = average.init(jnp.full_like(params(jnp.uint32(1), jnp.uint32(0)), 7))
   ks = jnp.arange(updates, dtype=jnp.uint32).reshape(chunks, -1)
   means = jax.jit(lambda: jax.lax.scan(chunk, start, ks)[1])()
@@ -137,7 +138,7 @@ def test_an_average_is_the_power_profile(batch, every):
 
 
 @pytest.mark.parametrize('batch,every', [(64, 1), (64, 4), (256, 1), (256, 4)])
-def test_the_realised_std_is_that_asked_for_whatever_batch_and_interval(batch, every):
+def test_the_realized_std_does_not_depend_on_batch_and_interval(batch, every):
   total, stds = 2**20, [0.05, 0.1, 0.2]
   with jax.enable_x64(True):
     moments = track(stds, total // (batch * every), batch=batch, every=every,
@@ -167,7 +168,7 @@ def snapshot_trees(tracked):
 
 
 @pytest.mark.parametrize('time', [UPDATES, UPDATES // 2])
-def test_reconstruction_is_the_average_that_was_not_tracked(tracked, time):
+def test_reconstruction_equals_an_average_that_was_not_tracked(tracked, time):
   x = posthoc_ema.solve(TIMES, STDS, time, OUT)
   expected = posthoc_ema.expected_error(x, TIMES, STDS, time, OUT)
   np.testing.assert_allclose(x.sum(0), 1, rtol=1e-12)
@@ -205,7 +206,7 @@ def test_expected_error_is_the_distance_of_the_profiles():
     np.testing.assert_allclose(column, best / best.sum(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_target_that_is_a_snapshot_is_that_snapshot():
+def test_a_target_that_is_a_snapshot_reconstructs_it():
   x = posthoc_ema.solve([10, 20, 30, 20], [0.05, 0.1, 0.1, 0.05], 20, 0.1)
   np.testing.assert_allclose(x, [0, 1, 0, 0], atol=1e-9)
   assert x.shape == (4,) and np.ndim(posthoc_ema.expected_error(
@@ -222,7 +223,7 @@ def test_the_unit_of_time_does_not_matter(scale):
   np.testing.assert_allclose(found, posthoc_ema.solve(TIMES, STDS, UPDATES, OUT), atol=1e-7)
 
 
-def test_many_snapshots_are_no_less_exact():
+def test_many_snapshots_stay_exact():
   times, stds = np.repeat(np.arange(1, 257) * 8e6, 2), np.tile(IN, 256)
   x = posthoc_ema.solve(times, stds, times[-1], OUT)
   assert (posthoc_ema.expected_error(x, times, stds, times[-1], OUT) < 2e-4).all()
@@ -262,7 +263,7 @@ def test_one_snapshot_is_in_memory_at_a_time(targets, bound):
   assert peak < bound, f'{peak:.2f} trees for {targets} targets'
 
 
-def test_the_pair_can_be_jitted_with_its_buffers_given_away():
+def test_the_pair_can_be_jitted_with_donated_buffers():
   average = ema.power_average([0.1])
   params = {'w': jnp.arange(3.0)}
   step = jax.jit(average.update, donate_argnums=0)
@@ -276,7 +277,7 @@ def test_the_pair_can_be_jitted_with_its_buffers_given_away():
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-def test_averages_of_low_precision_do_not_stand_still(dtype):
+def test_averages_of_low_precision_parameters_move(dtype):
   # A ramp from 0 to 1: its average under (p + 1) t^p is (p + 1)/(p + 2), p = 6.9372 for 0.1.
   average = ema.power_average([0.1])
   ramp = jnp.linspace(0, 1, 3_001).astype(dtype)[1:]
@@ -290,47 +291,47 @@ def test_averages_of_low_precision_do_not_stand_still(dtype):
   np.testing.assert_allclose(end.means['0.1']['w'], 7.937204 / 8.937204, rtol=1e-3)
 
 
-def test_a_count_that_falls_is_refused_and_under_jit_it_shows():
+def test_a_falling_count_is_rejected_and_gives_nan_under_jit():
   average, params = ema.power_average([0.1]), {'w': jnp.ones(2)}
   state = average.update(average.init(params), params, 64)
-  with pytest.raises(ValueError, match='examples=32: the averages stand at 64 examples'):
+  with pytest.raises(ValueError, match='examples=32: .* 64'):
     average.update(state, params, 32)
   assert np.isnan(jax.jit(average.update)(state, params, 32).means['0.1']['w']).all()
-  with pytest.raises(ValueError, match=r'params \(1,\) for an average of them \(2,\)'):
+  with pytest.raises(ValueError, match=r'params \(1,\) .*\(2,\)'):
     average.update(state, {'w': jnp.ones(1)}, 128)
 
 
 @pytest.mark.parametrize('call,message', [
     (lambda: ema.power_from_std(1e-160), 'std=1e-160 is outside'),
-    (lambda: ema.power_from_std(0.3), r'std=0.3 is outside \(0, 0.288675\).*0.01 to 0.25'),
+    (lambda: ema.power_from_std(0.3), r'std=0.3 is outside \(0, 0.288675\)'),
     (lambda: ema.power_from_std([0.1, 0, float('nan')]), 'std=0 and 1 more is outside'),
-    (lambda: ema.std_from_power(-0.5), 'power=-0.5 is no power.*give finite powers >= 0'),
+    (lambda: ema.std_from_power(-0.5), 'power=-0.5'),
     (lambda: ema.power_average([0.1, 0.9]), r'std=0.9 is outside'),
     (lambda: posthoc_ema.solve([1, 2], [0.1, 0.5], 2, 0.1), 'in_stds=0.5 is outside'),
     (lambda: posthoc_ema.solve([1, 2], [0.1, 0.1], 2, [0.1, 0.289]), 'out_std=0.289 is outside'),
     (lambda: posthoc_ema.solve([10, 20], [0.1, 0.1], 9, 0.1),
-     'no snapshot at or before 9 examples: the first of 2 is at 10; choose a later target'),
+     'no snapshot at or before 9 examples: the first of 2 is at 10'),
     (lambda: posthoc_ema.solve([10, 20], [0.1], 20, 0.1), 'one time and one std for each snapshot'),
     (lambda: posthoc_ema.solve([], [], 20, 0.1), 'at least one snapshot'),
     (lambda: posthoc_ema.solve([0, 20], [0.1, 0.1], 20, 0.1), 'in_examples=0: a time is a count'),
     (lambda: posthoc_ema.solve([10], [0.1], float('nan'), 0.1), 'out_examples=nan: a time is a count'),
     (lambda: posthoc_ema.solve([10], [0.1], 20, [[0.1]]), 'give one std or a list'),
-    (lambda: posthoc_ema.solve([1], [0.1], 1e9, 0.002), 'share nothing with an average.*nearer'),
+    (lambda: posthoc_ema.solve([1], [0.1], 1e9, 0.002), '1 snapshots up to 1 examples'),
     (lambda: posthoc_ema.reconstruct([{'w': np.ones(2)}], [0.5, 0.5]),
      '1 snapshots for 2 coefficients'),
     (lambda: posthoc_ema.reconstruct([np.ones(2)] * 3, [0.5, 0.5]), 'more snapshots than the 2'),
     (lambda: posthoc_ema.reconstruct([np.ones(2)], [0.0]), 'all coefficients are 0'),
     (lambda: posthoc_ema.reconstruct([{'w': np.ones(2)}, {'v': np.ones(2)}], [1, 1]),
-     'snapshot 1 is struct'),
+     'snapshot 1 has the structure'),
     (lambda: posthoc_ema.reconstruct([{'w': np.ones(2)}, {'w': np.ones((2, 1))}], [1, 1]),
-     r"\['w'\] of shape \(2, 1\), those before it \(2,\)"),
+     r"\['w'\] of shape \(2, 1\), .*\(2,\)"),
 ])
-def test_bad_input_is_refused_with_reason_and_remedy(call, message):
+def test_bad_input_is_rejected(call, message):
   with pytest.raises(ValueError, match=message):
     call()
 
 
-def test_the_documented_program_runs_and_its_average_is_the_tracked_one():
+def test_the_documented_program_reproduces_the_tracked_average():
   code = re.search(r'```python\n(.*?)```', (DOCS / 'posthoc_ema.md').read_text(), re.S).group(1)
   names = {}
   exec(compile(code, 'posthoc_ema.md', 'exec'), names)

@@ -1,4 +1,4 @@
-"""Energies: their gradients are what is trained, and what is descended."""
+"""Energies: training and descent use their gradients."""
 
 import functools
 
@@ -42,7 +42,7 @@ def _differences(function, x, h=1e-4):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_field_is_the_finite_difference_of_the_energy_written_out(kind, x64):
+def test_a_field_equals_finite_differences_of_its_energy(kind, x64):
   rng = np.random.default_rng(0)
   z = {'a': rng.normal(size=(2, 3, 2)), 'b': rng.normal(size=2)}
   t, condition = np.array([0.3, 0.9]), np.array([1.5, -0.5])
@@ -59,7 +59,7 @@ def test_a_field_is_the_finite_difference_of_the_energy_written_out(kind, x64):
 
 
 # x ~ N(m, s^2 I) and the linear process: E[output | z] is linear in z with a multiple of I, so it is
-# the gradient of a quadratic, which each kind can be of a network known in closed form.
+# the gradient of a quadratic, and each kind of energy equals it for a network in closed form.
 MEAN, STD, WHEN = np.array([0.7, -0.4]), 0.3, 0.6
 FIELD = Partial(oracles.gaussian, process=processes.linear, mean=MEAN, cov=STD**2 * np.eye(2),
                 output=rows.OUTPUTS['equilibrium_truncated'])
@@ -86,7 +86,7 @@ def _of_gaussian(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_descending_an_energy_of_the_closed_form_reaches_where_its_field_vanishes(kind, x64):
+def test_descending_a_closed_form_energy_reaches_the_zero_of_its_field(kind, x64):
   network = energies.energy_gradient(KINDS[kind](_of_gaussian(kind)))
   z = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)) * 2)
   t = jnp.full(5, WHEN)
@@ -99,7 +99,7 @@ def test_descending_an_energy_of_the_closed_form_reaches_where_its_field_vanishe
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_loss_of_the_right_sign_meets_the_floor_and_the_other_sign_does_not(kind):
+def test_only_the_right_sign_of_the_energy_reaches_the_minimum_loss(kind):
   n = 4096
   keys = jax.random.split(jax.random.key(0), n)
   x = jnp.asarray(MEAN, jnp.float32) + STD * jax.random.normal(jax.random.key(1), (n, 2))
@@ -112,7 +112,7 @@ def test_the_loss_of_the_right_sign_meets_the_floor_and_the_other_sign_does_not(
   assert loss(lambda z, t: -network(z, t, None)) > 2 * found
 
 
-def test_any_function_with_a_number_per_example_is_an_energy(x64):
+def test_any_function_with_one_number_per_example_is_an_energy(x64):
   mixture = dict(means=np.array([[1.0, 0.0], [-1.0, 0.5]]), stds=np.array([0.3, 0.6]),
                  weights=np.array([0.4, 0.6]))
   def surprise(z, t, condition):
@@ -125,10 +125,10 @@ def test_any_function_with_a_number_per_example_is_an_energy(x64):
   np.testing.assert_allclose(energies.energy_gradient(surprise)(z, t, None), -score, rtol=1e-9)
 
 
-def test_an_energy_that_is_not_one_number_per_example_is_refused():
+def test_an_energy_that_is_not_one_number_per_example_is_rejected():
   z, t = jnp.ones((3, 2)), jnp.ones(3)
   for energy in (lambda z, t, condition: jnp.sum(z), lambda z, t, condition: z):
-    with pytest.raises(ValueError, match='has the shape .*: one number for each of 3 examples'):
+    with pytest.raises(ValueError, match='has shape .* 3 examples'):
       energies.energy_gradient(energy)(z, t, None)
   with pytest.raises(ValueError, match=r'network returned \(3, 1\) for z \(3, 2\)'):
     energies.dot(lambda z, t, condition: z[:, :1])(z, t, None)
@@ -144,7 +144,7 @@ def test_training_takes_the_gradient_of_the_gradient(kind, make, shape, x64):
   target = jax.random.normal(jax.random.key(4), z.shape)
   params = jax.jit(module.init)(jax.random.key(1), z, t)['params']
   rng = np.random.default_rng(5)
-  # Gates start at zero, and would hide the blocks; fixed tables have no gradient.
+  # Gates initialized at zero would hide the blocks; fixed tables have no gradient.
   moved = lambda size: jax.tree.map(lambda a, free: size * free * rng.normal(size=a.shape), params,
                                     embed.trainable(params))
   params, along = jax.tree.map(np.add, params, moved(0.3)), moved(1.0)
@@ -159,7 +159,7 @@ def test_training_takes_the_gradient_of_the_gradient(kind, make, shape, x64):
     return (4 * once(h) - once(2 * h)) / 3
 
   value, (cost, slope) = jax.jit(energy), (jax.jit(loss), jax.jit(field)(params))
-  # The attention has its softmax in float32, whatever its queries are.
+  # The softmax of attention is in float32 for queries of any dtype.
   np.testing.assert_allclose(jnp.vdot(slope, target), difference(
       lambda h: value(params, z + h * target)), rtol=2e-3)
   found = sum(map(jnp.vdot, jax.tree.leaves(jax.jit(jax.grad(loss))(params)), jax.tree.leaves(along)))
@@ -180,7 +180,7 @@ def _trained(name, zero):
 
 
 @pytest.mark.parametrize('kind', ['squared_norm', 'negative_squared_norm'])
-def test_a_norm_of_a_network_that_starts_at_zero_never_learns_but_the_product_does(kind):
+def test_a_network_initialized_at_zero_learns_with_dot_but_not_with_norms(kind):
   assert _trained(kind, zero=True) == 0
   assert _trained(kind, zero=False) > 1e-3
   assert _trained('dot', zero=True) > 1e-3
@@ -199,7 +199,7 @@ def _config(kind, **changes):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_config_samples_by_the_true_gradient_and_gives_the_energy(kind):
+def test_a_config_samples_by_the_gradient_of_its_energy(kind):
   config = _config(kind)
   recipe, plain = recipes.recipe(config), recipes.recipe(_config('none'))
   assert plain.energy is None
@@ -215,7 +215,7 @@ def test_a_config_samples_by_the_true_gradient_and_gives_the_energy(kind):
     y, jacobian = f(z), jax.jacobian(lambda z: f(z).sum(0))(z)
     back = lambda v: jnp.einsum('ibj,bi->bj', jacobian, v)
     return {'dot': y + back(z), 'squared_norm': back(y), 'negative_squared_norm': -back(y)}[kind]
-  # The same noise, from the same network where the field is f itself and descended by no step to see.
+  # The same noise, with the network as the field itself and steps too small to see.
   still = _config('none', sample__solver=dict(name='gradient_descent', step_size=1e-30))
   start = recipes.recipe(still).draw(params, keys, labels)[0]
   z, by_network = start, start
@@ -285,5 +285,5 @@ def test_a_config_without_an_energy_is_incomplete():
     recipes.recipe(config)
 
 
-def test_a_product_that_starts_at_zero_is_built():
+def test_dot_accepts_a_network_initialized_at_zero():
   assert recipes.recipe(_config('dot', model__final_scale=0.0)).energy

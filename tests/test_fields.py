@@ -1,4 +1,4 @@
-"""Where time, scale, condition and guidance meet a network."""
+"""Input scale, noise conditioning and class condition of a network."""
 
 import re
 
@@ -24,7 +24,7 @@ def _counting(calls):
   return Partial(network)
 
 
-def test_noise_labels_are_those_of_the_papers():
+def test_noise_conditioning_matches_the_papers():
   t = jnp.array([0.25, 0.5])
   ratio = np.array([0.25, 0.5]) / np.array([0.75, 0.5])
   for label, expected in ((fields.time, t), (fields.none, [0, 0]),
@@ -110,7 +110,7 @@ def test_guidance_on_eight_devices_needs_no_collectives():
   assert not found, f'guidance moves data between devices: {set(found)}'
 
 
-def test_a_predictor_of_one_output_answers_for_another(x64):
+def test_a_predictor_of_one_output_is_converted_to_any_other(x64):
   x, eps = jax.random.normal(jax.random.key(0), (2, 5, 3))
   t = jnp.linspace(0.1, 0.9, 5)
   for source in rows.OUTPUTS.values():
@@ -122,7 +122,7 @@ def test_a_predictor_of_one_output_answers_for_another(x64):
     np.testing.assert_allclose(predict(z, t), x, atol=1e-12)
 
 
-def test_conditions_of_another_shape_than_null_are_refused():
+def test_conditions_of_another_shape_than_null_are_rejected():
   with pytest.raises(ValueError, match='null'):
     guidance.guided(Partial(_network), jnp.ones(2), jnp.zeros(3), scale=2.0)
 
@@ -141,11 +141,11 @@ def _returning(y):
 
 
 def _by_condition(z, t, condition):
-  # A condition that is what the network returns: [b, d], or [2b, d] with the null branch.
+  # The network returns its condition: [b, d], or [2b, d] with the null branch.
   return condition
 
 
-def test_rescaling_is_that_of_the_zero_terminal_snr_paper():
+def test_rescaling_matches_the_zero_terminal_snr_paper():
   # Lin+ 2305.08891, section 3.4.
   rng = np.random.default_rng(0)
   positive, negative = (jnp.asarray(rng.normal(0.5, std, (3, 4, 2)), jnp.float32) for std in (1, 3))
@@ -155,7 +155,7 @@ def test_rescaling_is_that_of_the_zero_terminal_snr_paper():
   by_network = guidance.autoguided(_returning(positive), _returning(negative), scale=7.5, rescale=0.7)
   for predict in (by_condition, by_network):
     np.testing.assert_allclose(predict(z, t), expected, rtol=1e-5, atol=1e-6)
-  # Of a tree the std is over all its leaves.
+  # The std of a tree is over all its leaves.
   split = lambda y: {'a': y[:, :1], 'b': y[:, 1:]}
   found = guidance.rescaled(split(negative), split(positive), 1.0)
   whole = guidance.rescaled(negative, positive, 1.0)
@@ -163,11 +163,11 @@ def test_rescaling_is_that_of_the_zero_terminal_snr_paper():
   np.testing.assert_allclose(np.std(whole, axis=(1, 2)), np.std(positive, axis=(1, 2)), rtol=1e-6)
 
 
-def test_what_is_constant_is_not_rescaled_and_a_phi_is_a_share():
+def test_a_constant_is_not_rescaled_and_phi_is_between_0_and_1():
   y = jnp.array([[2.0, 2.0], [0.0, 0.0]])
   np.testing.assert_array_equal(guidance.rescaled(y, jnp.array([[1.0, 7.0], [0.0, 5.0]]), 1.0), y)
   for phi in (-0.1, 1.5):
-    with pytest.raises(ValueError, match=f'rescale={phi}: give a number from 0'):
+    with pytest.raises(ValueError, match=f'rescale={phi}:'):
       guidance.guided(_by_condition, y, y, scale=2.0, rescale=phi)
 
 
@@ -179,7 +179,7 @@ def _gaussian(z, t, condition, *, output):
   return out.x[:, None] * (condition + 0.09 * alpha * offset) + out.eps[:, None] * sigma * offset
 
 
-def test_guidance_gives_one_sample_whichever_output_is_guided_and_however(x64):
+def test_guidance_gives_the_same_sample_for_every_output(x64):
   # The weights of guidance sum to one, and conversions between outputs are affine.
   condition, null, z = jax.random.normal(jax.random.key(0), (3, 4, 2))
   grid = np.linspace(0.98, 0.02, 9)
@@ -201,7 +201,7 @@ def test_guidance_gives_one_sample_whichever_output_is_guided_and_however(x64):
   assert abs(first - unguided).max() > 0.5
 
 
-def test_a_composition_adds_what_each_condition_adds():
+def test_a_composition_adds_the_difference_of_each_condition():
   z, t = jnp.zeros((2, 2)), jnp.zeros(2)
   base, first, second = (_returning(jnp.full((2, 2), y)) for y in (1.0, 2.0, 5.0))
   found = guidance.composed(base, [first, second], [3.0, jnp.array([0.5, 0.0])])(z, t)
@@ -249,7 +249,7 @@ def test_guidance_is_free_outside_its_interval(measure, low, high, value):
   assert calls.count('inside') == within.sum() and calls.count('outside') == (~within).sum()
 
 
-def test_an_interval_holds_for_each_example_and_includes_its_ends():
+def test_an_interval_applies_to_each_example_and_includes_its_ends():
   calls, (outside, inside) = _calls('outside', 'inside')
   predict = guidance.on_interval(inside, outside, process=processes.linear, low=0.25, high=0.5,
                                measure=fields.time)
@@ -259,6 +259,6 @@ def test_an_interval_holds_for_each_example_and_includes_its_ends():
   jax.effects_barrier()
   assert sorted(calls) == ['inside', 'outside']
   for low, high in ((0.5, 0.25), (float('nan'), 1.0)):
-    with pytest.raises(ValueError, match='is empty: give low <= high'):
+    with pytest.raises(ValueError, match='is empty'):
       guidance.on_interval(inside, outside, process=processes.linear, low=low, high=high,
                          measure=fields.time)

@@ -1,4 +1,4 @@
-"""Likelihoods: against closed forms, normalized, unbiased, and in bits that mean something."""
+"""Likelihoods match closed forms, are normalized and unbiased, and bits bound the discrete model."""
 
 import jax
 from jax import numpy as jnp
@@ -37,18 +37,18 @@ def _found(process, output, x=X, **more):
     ('linear', 'u', (1e-5, 1.0)), ('variance_preserving', 'eps', (1e-5, 1.0)),
     ('edm', 'edm', (1e-4, 80.0)), ('cosine', 'x', FINE), ('scaled', 'v', FINE),
     ('linear', 'score', FINE * 0.999)])
-def test_a_mixtures_density_to_a_ten_thousandth_of_a_nat(name, output, times, x64):
+def test_the_density_of_a_mixture_is_exact_to_a_ten_thousandth_of_a_nat(name, output, times, x64):
   found = _found(rows.PROCESSES[name], rows.OUTPUTS[output], times=times)
   np.testing.assert_allclose(found, _log_p(X), atol=1e-4)
 
 
-def test_float32_reaches_a_thousandth_of_a_nat():
+def test_float32_is_exact_to_a_thousandth_of_a_nat():
   found = _found(LINEAR, outputs.v)
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, _log_p(X), atol=1e-3)
 
 
-def test_a_table_of_discrete_time_is_carried_to_a_smooth_process(x64):
+def test_a_discrete_table_is_transported_to_a_smooth_process(x64):
   table, smooth = rows.PROCESSES['discrete'], processes.cosine
   transport = processes.transport(table, smooth)
   output = Partial(outputs.transported, output=outputs.v, process_a=table, time=transport.time)
@@ -79,7 +79,7 @@ def test_the_fixed_grid_is_of_fourth_order(x64):
   assert 3.7 < order < 4.7, f'order {order:.2f}, errors {errors}'
 
 
-def test_its_gradient_is_the_score(x64):
+def test_the_gradient_of_the_likelihood_is_the_score(x64):
   x = jnp.asarray(X)
   slope = jax.grad(lambda x: _found(LINEAR, outputs.u, x, times=FINE).sum())(x)
   share = WEIGHTS * stats.norm.pdf(X, MEANS[:, 0], STDS)
@@ -101,7 +101,7 @@ def _all_signs(keys, z):
   return jnp.asarray([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 
 
-def test_over_all_signs_hutchinsons_estimate_is_the_trace(x64):
+def test_hutchinsons_estimate_over_all_signs_is_the_trace(x64):
   # The flow of this Gaussian is C^(-1/2), so du/dz integrates to -log(C)/2, and the probes add
   # v_1 v_2 of twice its corner.
   x = np.array([0.4, -0.7])
@@ -126,8 +126,8 @@ def test_hutchinsons_estimate_has_the_mean_and_spread_of_theory(probe, num_probe
   np.testing.assert_allclose(found.var(), variance / num_probes, rtol=0.15)
 
 
-def test_trees_and_images_have_a_density_over_all_their_coordinates(x64):
-  # 75 coordinates of two leaves, independent, with a mean and a std for each leaf.
+def test_trees_and_images_have_a_density_over_all_their_elements(x64):
+  # 75 elements of two leaves, independent, with a mean and a std for each leaf.
   mean, std = {'a': 0.5, 'b': -1.0}, {'a': 0.3, 'b': 0.8}
   keys = jax.random.split(jax.random.key(0), 3)
   x = arrays.noise_like(keys, {'a': jnp.zeros((3, 6, 6, 2)), 'b': jnp.zeros((3, 3))})
@@ -144,7 +144,7 @@ def test_trees_and_images_have_a_density_over_all_their_coordinates(x64):
   np.testing.assert_array_equal(latent.evaluations, 4 * 128)
 
 
-def test_new_numbers_are_one_compilation_and_evaluations_are_counted():
+def test_new_numbers_do_not_recompile_and_evaluations_are_counted():
   traces, calls = [], []
   def predict(z, t, *, rate):
     traces.append(1)
@@ -164,21 +164,21 @@ def test_new_numbers_are_one_compilation_and_evaluations_are_counted():
 
 
 REFUSED = [
-    (dict(times=(0.0, 1.0)), 'rise from data at t > 0'),
-    (dict(times=(1.0, 1e-5)), 'rise from data at t > 0'),
-    (dict(times=(1e-5, np.nan)), 'rise from data at t > 0'),
-    (dict(times=(1e-5, 0.5)), r'at t=0.5 the state still holds data \(alpha=0.5, sigma=0.5\)'),
+    (dict(times=(0.0, 1.0)), r'times \[.*t > 0'),
+    (dict(times=(1.0, 1e-5)), r'times \[.*t > 0'),
+    (dict(times=(1e-5, np.nan)), r'times \[.*t > 0'),
+    (dict(times=(1e-5, 0.5)), r'at t=0.5 .*alpha=0.5, sigma=0.5'),
     (dict(output=outputs.eps), "output 'eps' is blind at t=1"),
     (dict(output=outputs.x, times=(1e-8, 1.0)), "output 'x' is blind at t=1e-08"),
     (dict(process=Partial(processes.shifted, process=LINEAR, shift=np.nan)), 'not a mix of data and'),
-    (dict(num_probes=4), 'num_probes=4 with keys=None: give keys'),
+    (dict(num_probes=4), 'num_probes=4 with keys=None'),
     (dict(keys=jax.random.split(jax.random.key(0), 3)), r'keys of shape \(3,\) for 2 examples'),
-    (dict(x=np.zeros((2, 2), np.uint8)), 'x is uint8, which has no density: `dequantize`'),
+    (dict(x=np.zeros((2, 2), np.uint8)), 'x is uint8'),
 ]
 
 
 @pytest.mark.parametrize('given,message', REFUSED, ids=lambda v: str(v)[:24])
-def test_bad_input_is_refused_before_compiling(given, message):
+def test_bad_input_is_rejected_before_compiling(given, message):
   def predict(z, t):
     raise AssertionError('traced')
   given = dict(x=jnp.ones((2, 2)), process=LINEAR, output=outputs.u) | given
@@ -194,7 +194,7 @@ def test_uniform_noise_costs_eight_bits(x64):
 
 
 @pytest.mark.parametrize('every', [1, 15])
-def test_dequantized_bits_are_the_bound_of_the_discrete_model(every):
+def test_dequantized_bits_bound_the_discrete_model(every):
   # Under N(m, s^2) the bound is in closed form: uniform noise adds the variance of a bin.
   level, width, m, n = 135, every / 127.5, 0.06, 20_000
   s, centre = width / 2, level / 127.5 - 1
@@ -210,6 +210,6 @@ def test_dequantized_bits_are_the_bound_of_the_discrete_model(every):
   assert bits.mean() > -np.log2(edges[1] - edges[0])
 
 
-def test_images_are_dequantized_and_nothing_else_is():
-  with pytest.raises(ValueError, match='image is float32: give the uint8'):
+def test_only_uint8_images_are_dequantized():
+  with pytest.raises(ValueError, match='image is float32'):
     likelihood.dequantize(jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 4)))

@@ -22,7 +22,7 @@ def _posterior_mean(z, alpha, sigma):
 
 
 @pytest.mark.parametrize('t', [0.1, 0.5, 0.9])
-def test_the_mixtures_mean_is_that_of_quadrature(t, x64):
+def test_the_mean_of_a_mixture_matches_quadrature(t, x64):
   z = jnp.array([[-1.0], [0.2], [2.0]])
   predict = Partial(oracles.mixture, process=processes.linear, output=outputs.x, means=MEANS,
                     stds=STDS, weights=WEIGHTS)
@@ -44,7 +44,7 @@ def test_every_output_of_an_oracle_lies_on_the_plane(output, x64):
   np.testing.assert_allclose(ask(rows.OUTPUTS[output]), expected, rtol=1e-12)
 
 
-def test_a_mixture_of_one_is_a_gaussian(x64):
+def test_a_mixture_of_one_component_is_a_gaussian(x64):
   z, t = jax.random.normal(jax.random.key(0), (5, 2)), jnp.linspace(0.1, 0.9, 5)
   mean = jnp.array([0.5, -1.0])
   one = oracles.mixture(z, t, process=processes.linear, output=outputs.u, means=mean[None],

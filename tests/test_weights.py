@@ -97,7 +97,7 @@ SPECTRA = {
 
 
 @pytest.mark.parametrize('name', SPECTRA)
-def test_a_row_is_its_papers_formula_and_the_weight_its_loss_implies(name, x64):
+def test_a_row_is_the_formula_of_its_paper_and_implied_by_its_loss(name, x64):
   w, formula, loss = SPECTRA[name]
   np.testing.assert_allclose(w(jnp.asarray(VALUES)), formula(VALUES), rtol=1e-13)
   if loss:
@@ -106,11 +106,11 @@ def test_a_row_is_its_papers_formula_and_the_weight_its_loss_implies(name, x64):
     np.testing.assert_allclose(found, constant * formula(VALUES), rtol=1e-11)
 
 
-def test_every_row_of_the_table_of_spectra_is_held_to_its_formula():
+def test_every_spectrum_of_the_table_is_tested():
   assert set(tables.SPECTRA) <= set(SPECTRA)
 
 
-def test_a_config_names_a_spectrum_of_a_spectrum(x64):
+def test_a_config_can_nest_spectra(x64):
   section = ConfigDict(dict(name='on_logsnr', w=dict(name='monotone', peak=-1.5, w=dict(
       name='sd3', mean=P, std=S))))
   weight = bound(tables.WEIGHTS, section, 'loss.weight', nested=tables.NESTED,
@@ -119,13 +119,13 @@ def test_a_config_names_a_spectrum_of_a_spectrum(x64):
   np.testing.assert_allclose(found, SPECTRA['monotone'][1](VALUES), rtol=1e-11)
 
 
-def test_edms_weight_on_the_error_of_x_implies_what_its_output_does(x64):
+def test_edms_weight_on_x_implies_the_same_weight_as_its_output(x64):
   weighted = _implied('edm', densities.lognormal(P, S), EDM, space=outputs.x,
                       weight=Partial(weights.edm, sigma_data=SD))
   np.testing.assert_allclose(weighted, SPECTRA['edm'][1](VALUES), rtol=1e-12)
 
 
-def test_the_sigmoid_on_x_is_that_on_eps(x64):
+def test_the_sigmoid_on_x_equals_the_sigmoid_on_eps(x64):
   # e^b sigmoid(lambda - b) on the error of x, as simpler diffusion writes it.
   density = densities.logit_normal(0.2, 1.1)
   on_x = lambda value: jnp.exp(BIAS) * jax.nn.sigmoid(value - BIAS)
@@ -186,7 +186,7 @@ LOW, HIGH = -7.0, 5.0
 
 
 @pytest.mark.parametrize('w', ['elbo', 'sigmoid', 'sd3'])
-def test_the_loss_depends_on_process_density_and_output_through_the_ends_of_log_snr_alone(w, x64):
+def test_the_loss_depends_on_process_density_and_output_only_by_the_ends_of_log_snr(w, x64):
   w, found = SPECTRA[w][0], {}
   for name, output in (('linear', 'u'), ('cosine', 'v'), ('variance_preserving', 'x'),
                        ('edm', 'edm'), ('shifted', 'eps')):
@@ -202,7 +202,7 @@ def test_the_loss_depends_on_process_density_and_output_through_the_ends_of_log_
   assert values.min() > 0.1 and np.ptp(values) < 1e-11 * values.max(), found
 
 
-def test_another_end_is_another_loss(x64):
+def test_another_end_of_log_snr_gives_another_loss(x64):
   ends = lambda high: densities.uniform_on(*(float(t) for t in _at('linear', (high, LOW))))
   nearer, farther = (_expected_loss(processes.linear, outputs.u, ends(high), weights.elbo)
                      for high in (4.0, 5.0))

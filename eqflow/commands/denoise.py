@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import arrays
+from eqflow.arrays import Stream
 from eqflow.config import recipes, samplings
 from eqflow.data import inputs
 from eqflow.evaluation import images
@@ -37,9 +38,9 @@ def finish(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path, *, see
   def one(params, keys, given):
     x, labels = given
     start = x if noise is None else mix(
-        sampling.process(np.float32(noise)), x, sampling.noise(arrays.fold(keys, 0)))
+        sampling.process(np.float32(noise)), x, sampling.noise(arrays.fold(keys, Stream.START)))
     predict = sampling.predictor(params, labels)
-    return start, *sampling.carry(predict, start, arrays.fold(keys, 2), grid)
+    return start, *sampling.carry(predict, start, arrays.fold(keys, Stream.SOLVER), grid)
 
   parts = generate.in_batches(one, asked.params, (x, asked.labels), seed=seed,
                             batch=config.sample.batch)

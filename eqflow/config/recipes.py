@@ -17,6 +17,7 @@ import numpy as np
 
 from eqflow import (
     arrays, blind_spots, couplings, densities, ema, energies, fields, losses, outputs, weights)
+from eqflow.arrays import Stream
 from eqflow.config import samplings, schema
 from eqflow.config.errors import ABSENT, ConfigError, naming
 from eqflow.config.sections import bound, called, choose, needed, numbers, row_of
@@ -65,7 +66,7 @@ def recipe(config: ConfigDict) -> Recipe:
     params = module.init(key, z, jnp.zeros(1), label)['params']
     if uncertainty:
       # A network does not see what it has no layer for.
-      own = jax.random.fold_in(key, 1)
+      [own] = arrays.fold(key[None], Stream.UNCERTAINTY)
       params = params | {'uncertainty': uncertainty.init(own, jnp.zeros(1))['params']}
     return params
 
@@ -129,7 +130,7 @@ def _trained(config, network, field):
                       f'neither '
                       'an energy nor the dispersive loss supports dropout',
                       'use --config.model.dropout=0.0')
-  return lambda params, keys: field(params, keys=arrays.fold(keys, 4))
+  return lambda params, keys: field(params, keys=arrays.fold(keys, Stream.DROPOUT))
 
 
 def _energy(config, field):
@@ -198,7 +199,7 @@ def _loss(config, network, process, output, adaptive, label_noise, watched, log_
   def loss(keys, params, batch, histogram=adaptive.start):
     density, label = adaptive.density(histogram), None
     if classes:
-      null = densities.draw(arrays.fold(keys, 2)) < drop
+      null = densities.draw(arrays.fold(keys, Stream.LABEL_DROP)) < drop
       label = jnp.where(null, classes, batch['label'])
     u = None
     if config.loss.stratified:
@@ -246,8 +247,7 @@ def _couple(config):
   @jax.jit
   def keys_of(index):
     # The keys that the step folds, and of them those that the loss would draw its noise from.
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(np.uint32(config.seed)), index)
-    return arrays.fold(keys, 1)
+    return arrays.fold(arrays.example_keys(config.seed, index), Stream.NOISE)
 
   def couple(batch):
     x, eps = batch['x'], np.empty_like(batch['x'])
@@ -301,6 +301,6 @@ def _share(config):
 
   def share(step, examples, added):
     return ({name: 1 - ema.warmed(decay, step) for name, decay in decays.items()}
-            | {name: ema.power_share(power, examples, added) for name, power in powers.items()})
+            | {name: ema.power_rate(power, examples, added) for name, power in powers.items()})
 
   return share

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from eqflow import arrays, blind_spots, descent, fields, guidance, samplers
-from eqflow.arrays import Data
+from eqflow.arrays import Data, Stream
 from eqflow.config.errors import ConfigError, naming
 from eqflow.config.sections import called, numbers, row_of
 from eqflow.config.tables import DESCENDED, DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
@@ -86,16 +86,16 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
 def draw(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
   """(x [b, ...], evaluations [b], norms [b]) of samples that are functions of key and label."""
   predict = sampling.predictor(params, labels)
-  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, 0)))
-  return sampling.carry(predict, z, arrays.fold(keys, 2), sampling.grid)
+  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, Stream.START)))
+  return sampling.carry(predict, z, arrays.fold(keys, Stream.SOLVER), sampling.grid)
 
 
 def draw_refilled(sampling: Sampling, params: Any, keys: Any, labels: Any, *,
                   slots: int) -> tuple[Any, Any, Any]:
   """`draw` of all n samples, `slots` at a time: where one has stopped, the next one starts."""
   network = Partial(_predicted, params=params, predictor=arrays.Static(sampling.predictor))
-  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, 0)))
-  return sampling.refill(network, z, labels, arrays.fold(keys, 2), slots)
+  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, Stream.START)))
+  return sampling.refill(network, z, labels, arrays.fold(keys, Stream.SOLVER), slots)
 
 
 def _predicted(z, t, condition, *, params, predictor):
@@ -105,7 +105,7 @@ def _predicted(z, t, condition, *, params, predictor):
 def pair(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
   """(eps, x [b, ...], norms [b]): noise and the sample that it becomes, with the norms of `carry`."""
   # Noise of its own: who trains on pairs is judged by samples from noise that is not among them.
-  eps = sampling.noise(arrays.fold(keys, 3))
+  eps = sampling.noise(arrays.fold(keys, Stream.PAIRS))
   # No keys: a solver that draws, and so makes no map of noise to data, refuses.
   predict = sampling.predictor(params, labels)
   x, _, norms = sampling.carry(predict, pure_noise(sampling, eps), None, sampling.grid)

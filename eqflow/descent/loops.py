@@ -51,7 +51,7 @@ def _descend(init, step, field, z, keys, *, num_steps, path):
 
 def _iterated(step, field, z, state, keys):
   """(z, state) after one iteration on the field at rest, with fold_in(keys, count)."""
-  own = None if keys is None else arrays.fold(keys, state.count)
+  own = None if keys is None else arrays.fold_number(keys, state.count)
   return step(Partial(at_rest, field), z, state, own)
 
 

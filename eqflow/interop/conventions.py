@@ -36,19 +36,16 @@ from eqflow.processes import Process, tables
 Model = Callable[[Data, Float[Array, 'b']], Data]
 
 
-@Partial
 def same(t: ArrayLike) -> ArrayLike:
   """t: theirs runs as ours does."""
   return t
 
 
-@Partial
 def reversed_time(t: ArrayLike) -> ArrayLike:
   """1 - t: theirs runs from noise to data; its own inverse."""
   return 1 - t
 
 
-@Partial
 def unscaled(t: Coef) -> Coef:
   """1: their state is ours."""
   return jnp.ones_like(t)
@@ -108,10 +105,9 @@ def _as_model(z, t, *, convention, predict, output):
 
 
 def _pytrees(convention):
-  return Convention(*map(arrays.pytree, convention))
+  return arrays.pytree(convention)
 
 
-@Partial
 def velocity(process: Process, t: Coef) -> Mix:
   """-u = dz/d(1 - t): the velocity of those whose time runs from noise to data."""
   rate = outputs.u(process, t)
@@ -131,7 +127,6 @@ def polynomial(t: Coef, *, power: ArrayLike) -> Mix:
   return Mix(alpha, 1 - alpha)
 
 
-@Partial
 def linear_alpha(t: Coef) -> Mix:
   """(1 - t, sqrt(1 - (1 - t)^2)): flow_matching's LinearVPScheduler; infinite rate at t = 0."""
   return Mix(1 - t, jnp.sqrt(t * (2 - t)))
@@ -212,12 +207,10 @@ def edm_network(*, sigma_data: Number = 0.5) -> Convention:
                     Partial(_c_in, **bound))
 
 
-@Partial
 def _c_noise(t):
   return jnp.log(t) / 4
 
 
-@Partial
 def _sigma(c_noise):
   return jnp.exp(4 * c_noise)
 

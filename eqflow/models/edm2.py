@@ -16,6 +16,7 @@ from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Num
 
+from eqflow import arrays
 from eqflow.arrays import Number
 from eqflow.models import embed, magnitude
 from eqflow.models.partitioning import EXAMPLES, FSDP, TENSOR, constrain
@@ -195,7 +196,7 @@ class EDM2(nn.Module):
         raise ValueError(f'{name} has {width} channels, of which attention cannot make heads of '
                          f'head_width={self.head_width}: choose a head_width that divides them, or a '
                          'width that is a multiple of it')
-      own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, count)
+      own = None if keys is None else arrays.fold_number(keys, count)
       count += 1
       x = make(width, name.startswith('dec'), resampled, attention, self.head_width,
                tuple(self.resample_filter), self.res_balance, self.attn_balance, self.clip,

@@ -4,10 +4,11 @@ t = 0 is data and t = 1 is noise (EDM's t is its sigma, from 0 up). Bind the num
 one `jax.tree_util.Partial`, so that they are arguments of what is compiled.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from jax import numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import ArrayLike
 
 from eqflow.arrays import Coef
@@ -15,13 +16,11 @@ from eqflow.mix import Mix
 from eqflow.processes.base import Process
 
 
-@Partial
 def linear(t: Coef) -> Mix:
   """(1 - t, t): flow matching, rectified flow, Equilibrium Matching."""
   return Mix(1 - t, t)
 
 
-@Partial
 def cosine(t: Coef) -> Mix:
   """(cos(pi t/2), sin(pi t/2)): a rotation at constant speed, alpha^2 + sigma^2 = 1.
 
@@ -44,19 +43,18 @@ def variance_preserving(t: Coef, *, beta_min: ArrayLike,
 def sub_vp(t: Coef, *, beta_min: ArrayLike, beta_max: ArrayLike) -> Mix:
   """alpha of `variance_preserving`, sigma = 1 - alpha^2: less noise at every t, the same ends.
 
-  Of bounded velocity at t = 0 [Song+ 2011.13456, appendix C].
+  Its velocity is bounded at t = 0 [Song+ 2011.13456, appendix C].
   """
   log_alpha = _log_alpha(t, beta_min, beta_max)
   return Mix(jnp.exp(log_alpha), -jnp.expm1(2 * log_alpha))
 
 
 def _log_alpha(t, beta_min, beta_max):
-  # No number outside [0, 1], which no network has seen; a grid that leaves it is so refused.
+  # NaN outside [0, 1], so that check_grid rejects grids that leave it.
   inside = (t >= 0) & (t <= 1)
   return jnp.where(inside, -t * t * (beta_max - beta_min) / 4 - t * beta_min / 2, jnp.nan)
 
 
-@Partial
 def edm(t: Coef) -> Mix:
   """(1, t): EDM's variance-exploding process, whose t is its sigma in [0, inf)."""
   return Mix(jnp.ones_like(t), t)

@@ -1,4 +1,4 @@
-"""Two languages of one thing: (f, g, eta) of diffusion, (alpha, sigma, eps) of stochastic flow.
+"""Drift f and diffusion g of a process, and the process of a drift and a diffusion.
 
 Forward: dz = f z dt + g dW. Backward, with the same marginals for every eta >= 0:
 dz = (f z - (1 + eta^2)/2 g^2 score) dt + eta g dW = (u - w score) dt + sqrt(2 w) dW, where
@@ -6,10 +6,11 @@ w = (eta g)^2/2 may be any function of time: eta = 0 is the probability-flow ODE
 [Song+ 2011.13456].
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from jax import numpy as jnp
-from jaxtyping import ArrayLike
 import numpy as np
 
 from eqflow import processes
@@ -29,23 +30,13 @@ def square_diffusion(process: Process, t: Coef) -> Coef:
   return 2 * state.eps * (velocity.eps - state.eps * velocity.x / state.x)
 
 
-def stochasticity(process: Process, t: Coef, *, noise: ArrayLike) -> Coef:
-  """eta = noise/g: which share of the forward noise g a backward SDE with dz = ... + noise dW has."""
-  return noise / jnp.sqrt(square_diffusion(process, t))
-
-
-def noise(process: Process, t: Coef, *, eta: ArrayLike) -> Coef:
-  """eta g: the noise of the backward SDE, the eps of stochastic interpolants."""
-  return eta * jnp.sqrt(square_diffusion(process, t))
-
-
 def process(t: Coef, *, drift: Callable[[Coef], Coef],
             square_diffusion: Callable[[Coef], Coef]) -> Mix:
   """alpha = exp(int_0^t f), sigma = alpha sqrt(int_0^t g^2/alpha^2): the process of f(t) and g^2(t).
 
-  By 12 nodes on each of 24 panels that halve towards t, as f may grow like 1/(1 - t); f and g^2 take
-  arrays of times of any shape. Not a number where |f| t >= 2^24, which no panel resolves: end the
-  grid short of a time at which f is infinite.
+  Computed with 12 nodes on each of 24 panels that halve towards t, because f may grow like 1/(1 - t).
+  f and g^2 take arrays of times of any shape. NaN where |f| t >= 2^24, which no panel resolves: end
+  the grid before a time at which f is infinite.
   """
   t = jnp.asarray(t)
   t = t.astype(jnp.result_type(t, float))
@@ -55,7 +46,7 @@ def process(t: Coef, *, drift: Callable[[Coef], Coef],
   slopes = values(drift)
   panels = (slopes * whole).sum(-1)
   later = jnp.cumsum(panels[..., ::-1], -1)[..., ::-1] - panels
-  # int f from each node to t: what is left of its panel, and the panels after it.
+  # int f from each node to t: the rest of its panel, and the panels after it.
   left = widths * jnp.matmul(slopes, ahead, precision='highest') + later[..., None]
   square = (values(square_diffusion) * whole * jnp.exp(2 * left)).sum((-2, -1))
   resolved = abs(drift(t)) * t < 2.0**_PANELS
@@ -67,7 +58,7 @@ _PANELS = 24
 
 
 def _rule(order=12):
-  """Gauss-Legendre's rule on panels of [0, 1] that halve towards 1.
+  """The Gauss-Legendre rule on panels of [0, 1] that halve towards 1.
 
   (nodes [panels, order], the panels' widths [panels, 1], weights [panels, order], and on one panel
   of width 1 the integrals [j, i] from node i to the end of the polynomial that is 1 at node j alone)

@@ -1,8 +1,10 @@
-"""Tables of DDPM's discrete time, and the process that one makes.
+"""Tables of DDPM's discrete time, and their processes.
 
 A table is alpha_bar_k = alpha_k^2 for k = 0 to T - 1, numpy float64. Entry k is the state after k + 1
-noising steps, t = (k + 1)/T. `table` makes a process of it, which is defined between the entries too.
+noising steps, t = (k + 1)/T. `table` turns it into a process, which is defined between the entries too.
 """
+
+from __future__ import annotations
 
 from jax import numpy as jnp
 from jax.tree_util import Partial
@@ -14,7 +16,6 @@ from eqflow.mix import Mix
 from eqflow.processes.base import Process
 
 Table = Float[np.ndarray, 'T']
-
 
 
 def linear(num: int = 1000, *, beta_min: Number = 1e-4, beta_max: Number = 0.02) -> Table:
@@ -39,15 +40,15 @@ def cosine(num: int = 1000, *, offset: Number = 0.008, max_beta: Number = 0.999)
 
 def _cumulated(betas):
   if not ((betas > 0) & (betas < 1)).all():
-    raise ValueError(f'betas from {betas.min():.4g} to {betas.max():.4g}: each step keeps a part '
-                     'of the state, so 0 < beta < 1; give beta_min and beta_max, or max_beta, within')
+    raise ValueError(f'betas from {betas.min():.4g} to {betas.max():.4g} are not between 0 and 1; '
+                     'change beta_min, beta_max or max_beta')
   return np.cumprod(1 - betas)
 
 
 def zero_terminal_snr(alphas_cumprod: Table) -> Table:
-  """The table moved and stretched in alpha so that alpha_T = 0; alpha of the first step is kept.
+  """The table shifted and scaled in alpha, so that alpha_T = 0 and alpha of the first step is the same.
 
-  No output that is blind at pure noise (eps, score) can be trained or sampled there
+  Outputs that are blind at pure noise (eps, score) cannot be trained or sampled there
   [Lin+ 2305.08891, algorithm 1].
   """
   alpha = np.sqrt(check(alphas_cumprod))
@@ -58,17 +59,17 @@ def check(alphas_cumprod: Table) -> Table:
   """The table as float64. Raises ValueError unless it falls from at most 1 to no less than 0."""
   table = np.asarray(alphas_cumprod, np.float64)
   if table.ndim != 1 or len(table) < 2:
-    raise ValueError(f'a table of shape {table.shape}: give alphas_cumprod, two or more numbers')
+    raise ValueError(f'alphas_cumprod of shape {table.shape}: give a list of two or more numbers')
   if not np.isfinite(table).all():
     at = int(np.argmin(np.isfinite(table)))
-    raise ValueError(f'alphas_cumprod[{at}]={table[at]} is not finite: give finite numbers that fall')
+    raise ValueError(f'alphas_cumprod[{at}]={table[at]} is not finite: give finite, falling numbers')
   if (np.diff(table) >= 0).any():
     at = int(np.argmax(np.diff(table) >= 0))
-    raise ValueError(f'alphas_cumprod[{at}]={table[at]:.6g} is followed by {table[at + 1]:.6g}: a '
-                     'table falls, as each step adds noise; give the cumulated product of 1 - beta')
+    raise ValueError(f'alphas_cumprod[{at}]={table[at]:.6g} is followed by {table[at + 1]:.6g}: '
+                     'each step adds noise, so numbers fall; give the cumulative product of 1 - beta')
   if table[0] > 1 or table[-1] < 0:
-    raise ValueError(f'alphas_cumprod from {table[0]:.6g} to {table[-1]:.6g}: squares of alpha lie '
-                     'in [0, 1]; give the cumulated product of 1 - beta')
+    raise ValueError(f'alphas_cumprod from {table[0]:.6g} to {table[-1]:.6g}: squares of alpha are '
+                     'in [0, 1]; give the cumulative product of 1 - beta')
   return table
 
 
@@ -76,8 +77,8 @@ def discrete(t: Coef, *, angles: Float[ArrayLike, 'n'],
              complements: Float[ArrayLike, 'n'] | None = None) -> Mix:
   """(cos a, sin a), a = angles[T t], linear between the entries: a table of T steps, T = n - 1.
 
-  angles come from `table_angles`; `table` also binds their complements to pi/2, which float32 cannot
-  tell of an angle near pi/2. Not a number outside [0, 1].
+  angles come from `table_angles`; `table` also binds complements = pi/2 - angles, whose digits float32
+  would lose near pi/2. NaN outside [0, 1].
   """
   last = len(angles) - 1
   place = jnp.asarray(t) * last
@@ -107,7 +108,7 @@ def table(alphas_cumprod: Table) -> Process:
 def table_angles(alphas_cumprod: Table) -> Float[np.ndarray, 'n']:
   """atan2(sigma, alpha) at t = 0, 1/T, ..., 1 for alpha = sqrt(alphas_cumprod), float64 [T + 1].
 
-  The first angle is 0, clean data; entry k of the table stands at t = (k + 1)/T. Raises ValueError
+  The first angle is 0, clean data; entry k of the table is at t = (k + 1)/T. Raises ValueError
   for a table that does not fall, leaves [0, 1] or is not finite.
   """
   table = check(alphas_cumprod)

@@ -1,4 +1,6 @@
-"""From one process to another that is equally noisy: a change of time and scale."""
+"""Transport between two processes: the time and scale at which they are equally noisy."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,11 +10,11 @@ from jax.tree_util import Partial
 
 from eqflow import arrays
 from eqflow.arrays import Coef, Number
-from eqflow.processes.base import Process, _floating, logsnr, time_of_logsnr
+from eqflow.processes.base import Process, logsnr, time_of_logsnr
 
 
 class Transport(NamedTuple):
-  """Where a state of one process stands on another: z_a = scale(t) z_b, at the time time(t)."""
+  """A state z_b of one process at t is the state scale(t) z_b of another at time(t)."""
   time: Callable[[Coef], Coef]
   scale: Callable[[Coef], Coef]
 
@@ -21,9 +23,15 @@ def transport(process_a: Process, process_b: Process, *, low: Number = 0.0,
               high: Number = 1.0) -> Transport:
   """(time, scale): a state z of process_b at t is the state scale(t) z of process_a at time(t).
 
-  The two are equally noisy there, so a network trained on process_a serves process_b:
-  `fields.transported` and `outputs.transported`. process_a's times are sought in [low, high]; EDM's
-  t is not bounded by 1. Where process_b leaves process_a's range of log-SNR, time is not a number.
+  The two states have the same log-SNR, so a network trained on process_a can be sampled on process_b:
+
+    moved = processes.transport(process_a, process_b)
+    predict = fields.transported(predict, moved)
+    output = Partial(outputs.transported, output=output, process_a=process_a, time=moved.time)
+    x = samplers.sample(samplers.heun(process_b, output), predict, z, times)
+
+  Times of process_a are in [low, high]; EDM's t is not bounded by 1. time is NaN where process_a does
+  not reach the log-SNR of process_b.
   """
   a, b = arrays.pytree(process_a), arrays.pytree(process_b)
   bound = dict(process_a=a, process_b=b, low=low, high=high)
@@ -31,9 +39,9 @@ def transport(process_a: Process, process_b: Process, *, low: Number = 0.0,
 
 
 def _transported_time(t, *, process_a, process_b, low, high):
-  value = logsnr(process_b, _floating(t))
-  ends = logsnr(process_a, jnp.stack([_floating(high), _floating(low)]))
-  # Rounding of two ways to the same log-SNR is no difference.
+  value = logsnr(process_b, arrays.floating(t))
+  ends = logsnr(process_a, jnp.stack([arrays.floating(high), arrays.floating(low)]))
+  # Two computations of the same log-SNR differ by rounding.
   slack = 1e-5
   within = (value >= ends[0] - slack) & (value <= ends[1] + slack)
   return jnp.where(within, time_of_logsnr(process_a, value, low=low, high=high), jnp.nan)

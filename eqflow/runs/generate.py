@@ -10,12 +10,13 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Int, Key
+from jaxtyping import Int
 from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
-from eqflow import files
+from eqflow import arrays, files
+from eqflow.arrays import Stream
 from eqflow.config import samplings
 from eqflow.config.recipes import Recipe
 from eqflow.data import pairs
@@ -23,18 +24,12 @@ from eqflow.evaluation import images
 from eqflow.training import sharding
 
 
-def key_of(seed: int, index: Any) -> Key[Array, '']:
-  """The key of sample `index`: its noise, its label and its solver's noise are folded from it."""
-  return jax.random.fold_in(jax.random.key(np.uint32(seed)), index)
-
-
 def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
   """Labels of samples 0 to count - 1, each drawn uniformly from its own key; zeros for 0 classes."""
   if not num_classes:
     return np.zeros(count, np.int32)
-  def one(index):
-    return jax.random.randint(jax.random.fold_in(key_of(seed, index), 1), (), 0, num_classes)
-  return np.asarray(jax.vmap(one)(jnp.arange(count, dtype=jnp.uint32)))
+  keys = arrays.fold(arrays.example_keys(seed, jnp.arange(count, dtype=jnp.uint32)), Stream.LABEL)
+  return np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys))
 
 
 # How many times its slots a queue is long at most: its last samples keep few of them busy.
@@ -115,7 +110,7 @@ def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch:
   """
   mesh = sharding.mesh_of(params)
   sharding.check_rows(batch, mesh)
-  keys = jax.jit(jax.vmap(lambda index: key_of(seed, index)))
+  keys = jax.jit(lambda index: arrays.example_keys(seed, index))
   count = len(jax.tree.leaves(given)[0])
   # The cores of a CPU compute two batches at a time faster than one after the other.
   workers = 2 if mesh.size == 1 and mesh.devices.item().platform == 'cpu' else 1
@@ -195,7 +190,7 @@ def write(path: pathlib.Path, x: np.ndarray, labels: np.ndarray, **more: Any) ->
   save(path.with_suffix('.npz'), samples=x, labels=labels, **more)
 
 
-def save(path: pathlib.Path, **arrays: Any) -> None:
+def save(path: pathlib.Path, **columns: Any) -> None:
   """np.savez of the arrays to path, whole or not at all."""
   with files.replacing(path) as file:
-    np.savez(file, **arrays)
+    np.savez(file, **columns)

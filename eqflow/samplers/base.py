@@ -145,7 +145,8 @@ def _scan(init, step, predict, z, times, keys, *, path):
   def body(carry, interval):
     z, state = carry
     i, t, s = interval
-    z, state = step(at_all, z, state, t, s, None if keys is None else arrays.fold(keys, i))
+    own = None if keys is None else arrays.fold_number(keys, i)
+    z, state = step(at_all, z, state, t, s, own)
     return (z, state), z if path else None
 
   intervals = jnp.arange(len(times) - 1), times[:-1], times[1:]

@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from eqflow import ema
+from eqflow import arrays, ema
 from eqflow.training import nonfinite, sharding
 from eqflow.training.train_state import TrainMetrics
 
@@ -73,11 +73,11 @@ def make_step(gradient: Callable, optimizer: optax.GradientTransformation, rates
     moved = added * jnp.uint32(1 + state.guard.skipped_in_a_row) if skip else added
     return state.replace(
         step=state.step + 1, examples=examples, params=params, opt_state=opt_state,
-        emas=ema.move(state.emas, params, rates(state.step, examples, moved)),
+        emas=ema.update(state.emas, params, rates(state.step, examples, moved)),
         histogram=measure(state.histogram, *seen) if measure else state.histogram)
 
   def step(state, metrics, batch):
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(state.seed), batch['index'])
+    keys = arrays.example_keys(state.seed, batch['index'])
     params = prepare(state.params) if prepare else state.params
     (loss, error), grads, seen = gradient(params, state.histogram, state.guard.scale, keys, batch)
     grad_norm = optax.tree.norm(grads)

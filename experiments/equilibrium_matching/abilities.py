@@ -3,15 +3,15 @@
 import base64
 import time as clock
 
-import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
 import numpy as np
 
 from eqflow import arrays, descent, fields, grids, guidance, ood, samplers
+from eqflow.arrays import Stream
 from eqflow.data import pipeline, sources
 from eqflow.evaluation import detection, distances, features
-from eqflow.runs import dataset, generate
+from eqflow.runs import dataset
 from experiments.equilibrium_matching import descents, flows, measure
 
 PAIRS = ((0, 6), (1, 7), (3, 8), (4, 9), (5, 2))
@@ -138,8 +138,8 @@ def timed(model: measure.Model, row: str) -> dict:
   nothing on a machine with other work.
   """
   n, slots = 10_000, measure.BATCH[model.data]
-  keys = jax.vmap(lambda i: generate.key_of(0, i))(jnp.arange(n, dtype=jnp.uint32))
-  z = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((n, *model.config.data.shape)))
+  keys = arrays.example_keys(0, jnp.arange(n, dtype=jnp.uint32))
+  z = arrays.noise_like(arrays.fold(keys, Stream.START), jnp.zeros((n, *model.config.data.shape)))
   labels = jnp.asarray(np.resize(model.labels, n))
   network = model.recipe.network(model.params)
   solver, threshold = descent.gradient_descent(descents.STEP), descents.threshold_of(model)

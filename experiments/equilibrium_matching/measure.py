@@ -5,14 +5,14 @@ import functools
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 from jax import numpy as jnp
 import numpy as np
 
 from eqflow import arrays, descent, fields, samplers
+from eqflow.arrays import Stream
 from eqflow.data import pipeline
 from eqflow.evaluation import distances, features
-from eqflow.runs import dataset, generate
+from eqflow.runs import dataset
 from experiments.equilibrium_matching import models
 
 # Samples for one distance, and the batch in which they are drawn: it fits in a CPU's caches.
@@ -40,9 +40,10 @@ def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Model:
   """The trained network with labels and noise for one distance."""
   config, recipe, params = models.load(data, row, seed, runs)
   count = COUNT[data]
-  keys = jax.vmap(lambda i: generate.key_of(seed, i))(jnp.arange(count, dtype=jnp.uint32))
-  noise = arrays.noise_like(arrays.fold(keys, 0), jnp.zeros((count, *config.data.shape)))
-  return Model(data, config, recipe, params, labels(data), arrays.fold(keys, 2), np.asarray(noise))
+  keys = arrays.example_keys(seed, jnp.arange(count, dtype=jnp.uint32))
+  noise = arrays.noise_like(arrays.fold(keys, Stream.START), jnp.zeros((count, *config.data.shape)))
+  own = arrays.fold(keys, Stream.SOLVER)
+  return Model(data, config, recipe, params, labels(data), own, np.asarray(noise))
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import fields, main, outputs, processes
+from eqflow import arrays, fields, main, outputs, processes
 from eqflow.commands import train
 from eqflow.commands.evaluate import evaluate
 from eqflow.config import recipes, samplings
@@ -256,7 +256,7 @@ def test_pairs_have_the_labels_of_the_model(tmp_path):
   assert source.num_classes == 2
   found = pipeline.gather(source, np.arange(20))
   np.testing.assert_array_equal(found['label'], labels)
-  again = lambda label: recipe.pair(params, jax.vmap(lambda i: generate.key_of(0, i))(jnp.arange(20)),
+  again = lambda label: recipe.pair(params, arrays.example_keys(0, jnp.arange(20)),
                                     jnp.asarray(label))[1]
   np.testing.assert_allclose(found['x'], again(labels), atol=1e-5)
   assert (abs(found['x'] - again(1 - labels)).max(1) > 1e-4).all(), 'the label changes nothing'

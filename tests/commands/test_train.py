@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from eqflow import arrays
 from eqflow.commands import train
 from eqflow.commands.evaluate import evaluate
 from eqflow.config import recipes
@@ -309,7 +310,7 @@ def test_a_sample_depends_on_seed_and_index_alone(tmp_path):
   np.testing.assert_allclose(few, many, atol=1e-4)
   other, *_ = generate.draw(recipe, params, labels, seed=4, batch=24)
   assert abs(other - many).max() > 0.1, 'another seed must give other samples'
-  noise = [np.asarray(jax.random.key_data(generate.key_of(3, i))) for i in range(3)]
+  noise = np.asarray(jax.random.key_data(arrays.example_keys(3, np.arange(3))))
   assert len({n.tobytes() for n in noise}) == 3
   with pytest.raises(ValueError, match=r'config.sample.batch=12\b.* 8\b'):
     generate.draw(recipe, params, labels, seed=3, batch=12)

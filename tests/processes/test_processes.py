@@ -22,7 +22,7 @@ def test_time_runs_from_data_to_noise(name):
   assert end.x < 0.007 and end.eps > 0.999, f'{name} is not noise at t = 1'
 
 
-def test_cosine_is_exactly_noise_at_one_and_its_log_snr_is_no_nan():
+def test_cosine_is_exactly_noise_at_one_and_its_log_snr_is_not_nan():
   assert processes.cosine(jnp.float32(1)).x == 0
   assert processes.logsnr(processes.cosine, jnp.float32(1)) == -jnp.inf
 
@@ -90,7 +90,7 @@ def test_shift_lowers_the_log_snr_of_the_linear_process_by_twice_its_logarithm(x
   np.testing.assert_allclose(fall, 2 * np.log(3), rtol=1e-10)
 
 
-def test_processes_are_jit_arguments_and_a_new_number_is_no_new_trace():
+def test_processes_are_jit_arguments_and_a_new_number_does_not_retrace():
   traces = []
   @jax.jit
   def alpha(process):
@@ -107,7 +107,7 @@ def test_processes_are_jit_arguments_and_a_new_number_is_no_new_trace():
 
 @pytest.mark.parametrize('table,terminal', [
     (tables.scaled_linear, 0.0682649), (tables.linear, 0.00635282), (tables.cosine, 4.92825e-5)])
-def test_the_known_tables_end_where_they_are_known_to(table, terminal):
+def test_tables_end_at_their_known_values(table, terminal):
   alpha = np.sqrt(table(1000))
   assert abs(alpha[-1] / terminal - 1) < 1e-5, f'sqrt(alpha_bar_T) is {alpha[-1]:.6g}'
   rescaled = np.sqrt(tables.zero_terminal_snr(table(1000)))
@@ -117,7 +117,7 @@ def test_the_known_tables_end_where_they_are_known_to(table, terminal):
                              np.diff(alpha)[400] / np.diff(alpha)[10], rtol=1e-9)
 
 
-def test_a_table_is_exact_at_its_entries_and_turns_evenly_between(x64):
+def test_a_table_is_exact_at_its_entries_and_linear_in_angle_between(x64):
   table = tables.zero_terminal_snr(tables.scaled_linear(50))
   process = Partial(processes.discrete, angles=processes.table_angles(table))
   at_entries = process(jnp.arange(1, 51) / 50)
@@ -129,31 +129,31 @@ def test_a_table_is_exact_at_its_entries_and_turns_evenly_between(x64):
   np.testing.assert_allclose(angle(7.25 / 50), between, rtol=1e-13)
 
 
-def test_pure_noise_is_exactly_that_in_float32_too():
+def test_pure_noise_is_exact_in_float32():
   angles = processes.table_angles(tables.zero_terminal_snr(tables.cosine()))
   assert processes.discrete(jnp.float32(1), angles=jnp.asarray(angles, jnp.float32)) == (0, 1)
 
 
-@pytest.mark.parametrize('table,refusal', [
+@pytest.mark.parametrize('table,message', [
     (tables.linear()[::-1], r'alphas_cumprod\[0\]=4.03.* is followed by'),
-    (np.array([0.9, 0.9]), 'a table falls'),
-    (np.array([0.9, np.nan]), r'alphas_cumprod\[1\]=nan is not finite: give finite numbers that fall'),
-    (np.array([1.2, 0.5]), r'lie in \[0, 1\]; give the cumulated product of 1 - beta'),
-    (np.array([0.5, -0.1]), r'lie in \[0, 1\]; give the cumulated'),
-    (np.array([0.5]), 'two or more')])
-def test_what_is_no_table_is_refused(table, refusal):
-  with pytest.raises(ValueError, match=refusal):
+    (np.array([0.9, 0.9]), r'alphas_cumprod\[0\]=0.9 is followed by 0.9'),
+    (np.array([0.9, np.nan]), r'alphas_cumprod\[1\]=nan'),
+    (np.array([1.2, 0.5]), 'from 1.2 to 0.5'),
+    (np.array([0.5, -0.1]), 'from 0.5 to -0.1'),
+    (np.array([0.5]), r'shape \(1,\)')])
+def test_arrays_that_are_not_tables_are_rejected(table, message):
+  with pytest.raises(ValueError, match=message):
     processes.table_angles(table)
-  with pytest.raises(ValueError, match=refusal):
+  with pytest.raises(ValueError, match=message):
     tables.zero_terminal_snr(table)
 
 
-def test_betas_that_keep_nothing_are_refused_with_what_makes_them():
-  with pytest.raises(ValueError, match='0 < beta < 1; give beta_min and beta_max, or max_beta, within'):
+def test_betas_outside_0_and_1_are_rejected():
+  with pytest.raises(ValueError, match='betas from 0.0001 to 1.5 .*beta_max'):
     tables.linear(10, beta_max=1.5)
 
 
-def test_a_log_snr_shift_moves_the_log_snr_and_keeps_the_norm(x64):
+def test_logsnr_shifted_shifts_the_log_snr_and_keeps_the_norm(x64):
   t = rows.times('linear', 33, 'float64')
   for plain in (processes.linear, rows.PROCESSES['variance_preserving']):
     moved = Partial(processes.logsnr_shifted, process=plain, shift=-1.5)
@@ -191,7 +191,7 @@ DRIFTS = {
 
 
 @pytest.mark.parametrize('name', DRIFTS)
-def test_the_process_of_a_drift_and_a_diffusion_is_the_one_they_came_from(name, x64):
+def test_the_process_of_a_drift_and_a_diffusion_is_the_original_process(name, x64):
   process, f, g2 = DRIFTS[name]
   t = jnp.append(jnp.linspace(0.0, 0.9, 19), 1 - 10.0 ** -jnp.arange(2, 7))
   found = sde.process(t, drift=f, square_diffusion=g2)
@@ -204,7 +204,7 @@ def test_the_process_of_a_drift_and_a_diffusion_is_the_one_they_came_from(name, 
     np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
-def test_the_process_of_a_drift_that_is_infinite_is_not_a_number_there(x64):
+def test_the_process_is_nan_where_its_drift_is_infinite(x64):
   # cos and sin of 54 degrees; without the factor alpha before the root, sigma would be 1.376.
   _, f, g2 = DRIFTS['cosine']
   at = sde.process(0.6, drift=f, square_diffusion=g2)
@@ -217,18 +217,16 @@ def test_the_process_of_a_drift_that_is_infinite_is_not_a_number_there(x64):
   assert np.isfinite(tuple(sde.process(1.0, drift=f, square_diffusion=g2))).all()
 
 
-def test_the_noise_of_a_backward_sde_is_a_share_of_the_forward_noise(x64):
+def test_sbdms_coefficient_is_half_the_square_of_the_forward_noise_times_eta(x64):
+  # w = (eta g)^2/2 with g^2 = pi tan(pi t/2) on the cosine process, and norm = eta^2.
   t = jnp.linspace(0.1, 0.9, 5)
-  noise = sde.noise(processes.cosine, t, eta=0.3)
-  np.testing.assert_allclose(noise, 0.3 * np.sqrt(np.pi * np.tan(np.pi / 2 * t)), rtol=1e-12)
-  np.testing.assert_allclose(sde.stochasticity(processes.cosine, t, noise=noise), 0.3, rtol=1e-12)
-  # w = (eta g)^2/2 is SBDM's coefficient with norm eta^2.
-  np.testing.assert_allclose(noise**2 / 2, diffusions.sbdm(processes.cosine, t, norm=0.09), rtol=1e-12)
+  w = 0.3**2 * np.pi * np.tan(np.pi / 2 * t) / 2
+  np.testing.assert_allclose(diffusions.sbdm(processes.cosine, t, norm=0.09), w, rtol=1e-12)
 
 
 @pytest.mark.parametrize('a,b', [('cosine', 'linear'), ('linear', 'cosine'), ('edm', 'linear'),
                                  ('variance_preserving', 'discrete')])
-def test_a_transported_state_is_the_other_processs_state(a, b, x64):
+def test_a_transported_state_is_a_state_of_the_other_process(a, b, x64):
   first, second = rows.PROCESSES[a], rows.PROCESSES[b]
   t = rows.times(b, 33, 'float64')
   t = t[processes.logsnr(second, t) > -9]
@@ -237,7 +235,7 @@ def test_a_transported_state_is_the_other_processs_state(a, b, x64):
     np.testing.assert_allclose(there, scale(t) * here, rtol=1e-7)
 
 
-def test_transport_reaches_pure_noise_and_says_where_it_cannot(x64):
+def test_transport_reaches_pure_noise_or_is_nan(x64):
   one = jnp.float64(1.0)
   time, scale = processes.transport(processes.linear, processes.cosine)
   assert float(time(one)) == 1 and float(scale(one)) == 1
@@ -246,7 +244,7 @@ def test_transport_reaches_pure_noise_and_says_where_it_cannot(x64):
 
 
 @pytest.mark.parametrize('table', [tables.scaled_linear, tables.linear, tables.cosine])
-def test_a_tables_alpha_keeps_float32s_digits_near_pure_noise(table):
+def test_alpha_of_a_table_keeps_its_digits_near_pure_noise(table):
   process, known = processes.table(table()), np.sqrt(table())
   found = jax.jit(lambda process, t: process(t))(process, jnp.float32([0.99, 0.999, 1.0]))
   np.testing.assert_allclose(found.x, known[[989, 998, 999]], rtol=2e-5)

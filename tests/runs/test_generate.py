@@ -111,7 +111,8 @@ def test_a_sample_from_a_refilled_slot_is_the_one_it_is_alone(case):
   params = [{}] if isinstance(labels, tuple) else {}
   found = generate.draw(recipe, params, labels, seed=SEED, batch=SLOTS)
   # The noise of sample i, as its docstrings say: folded from (seed, i), then 0, then 0 for the leaf.
-  key = lambda i: jax.random.fold_in(jax.random.fold_in(generate.key_of(SEED, np.uint32(i)), 0), 0)
+  example = lambda i: jax.random.fold_in(jax.random.key(SEED), i)
+  key = lambda i: jax.random.fold_in(jax.random.fold_in(example(i), 0), 0)
   z = np.array([jax.random.normal(key(i), (2,)) for i in range(COUNT)])
   slope = np.broadcast_to(slope, COUNT)
 

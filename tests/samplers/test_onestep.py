@@ -110,7 +110,7 @@ def ancestral_against_ddim(name, steps):
     (a_d, s_d), (a_s, s_s) = (map(float, process(jnp.float64(at))) for at in (d, s))
     kept = s_d / a_d * a_s
     # s_s^2 - kept^2 as a product, which does not cancel where the step is short.
-    fresh = np.sqrt((s_s - kept) * (s_s + kept)) * arrays.noise_like(arrays.fold(keys, i), z)
+    fresh = np.sqrt((s_s - kept) * (s_s + kept)) * arrays.noise_like(arrays.fold_number(keys, i), z)
     other = a_s / a_d * jump + fresh
   return float(abs(found - other).max() / abs(other).max())
 

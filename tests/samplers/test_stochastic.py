@@ -153,7 +153,7 @@ def test_churn_1_replaces_all_noise_at_each_step(x64):
   found = samplers.sample(samplers.ddim(COSINE, outputs.x, churn=1.0), lambda z, t: 0.25 + 0 * z, z,
                           np.array([0.9, 0.6]), keys)
   state = COSINE(jnp.float64(0.6))
-  fresh = arrays.noise_like(arrays.fold(keys, 0), z)
+  fresh = arrays.noise_like(arrays.fold_number(keys, 0), z)
   np.testing.assert_allclose(found, state.x * 0.25 + state.eps * fresh, rtol=1e-12)
   for grid in (grids.uniform(4), np.array([1.0, 1.0, 0.5, 0.5, 0.0, 0.0])):
     end = samplers.sample(samplers.ddim(COSINE, outputs.v, churn=1.0), lambda z, t: z, z, grid, keys)
@@ -195,7 +195,7 @@ def test_edms_sampler_is_algorithm_2_of_its_paper(churn, x64):
   x = z
   for i, (t, s) in enumerate(zip(grid[:-1], grid[1:])):
     gamma = min(churn / n, np.sqrt(2) - 1) if 0.05 <= t <= 50 else 0.0
-    noise = 1.003 * np.asarray(arrays.noise_like(arrays.fold(keys, i), jnp.asarray(z)))
+    noise = 1.003 * np.asarray(arrays.noise_like(arrays.fold_number(keys, i), jnp.asarray(z)))
     t_hat = t + gamma * t
     x_hat = x + np.sqrt(t_hat**2 - t**2) * noise
     d = (x_hat - denoiser(x_hat, t_hat)) / t_hat

@@ -78,7 +78,7 @@ def test_averages_count_the_examples_of_skipped_steps():
   # w counts the updates. An average of std .05 has its profile although some steps were skipped, as if
   # it had been moved once in their place.
   power = float(ema.power_from_std(0.05))
-  share = lambda step, examples, added: {'mean': ema.power_share(power, examples, added)}
+  share = lambda step, examples, added: {'mean': ema.power_rate(power, examples, added)}
   def loss(keys, params, batch, histogram):
     losses = -params['w'] * batch['x']
     return losses, {'error': losses}

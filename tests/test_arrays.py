@@ -1,0 +1,112 @@
+"""Pytrees of functions, and one random stream for each use of an example's key."""
+
+import ast
+import functools
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import Partial
+import numpy as np
+import pytest
+
+from eqflow import arrays
+from eqflow.arrays import Stream
+from tests import ROOT
+
+# Where each stream is folded from an example's key. START and SOLVER are used by --mode=denoise too,
+# which replaces sampling in a run and never follows it.
+STREAMS = {
+    'START': {'config/samplings.py', 'commands/denoise.py'},
+    'NOISE': {'losses.py', 'config/recipes.py'},   # the coupling deals out the noise of the loss
+    'LABEL_DROP': {'config/recipes.py'},
+    'PAIRS': {'config/samplings.py'},
+    'DROPOUT': {'config/recipes.py'},
+    'TIME': {'losses.py'},
+    'SOLVER': {'config/samplings.py', 'commands/denoise.py'},
+    'LABEL': {'runs/generate.py'},
+    'PARTNER': {'couplings.py'},
+    'UNCERTAINTY': {'config/recipes.py'},
+}
+# Numbers of steps, probes and blocks, folded from the keys of one stream.
+NUMBERED = {'samplers/base.py', 'descent/loops.py', 'likelihood.py', 'models/edm2.py'}
+# Where random numbers are drawn, each from keys that the caller passes or a stream of its own.
+DRAWN = {'arrays.py', 'densities.py', 'likelihood.py', 'models/magnitude.py', 'runs/generate.py'}
+# Of jax.random, what makes keys and draws nothing.
+KEYS = {'key', 'key_data', 'wrap_key_data', 'split'}
+
+
+def _calls():
+  """(file, name as written, call) of every call in eqflow."""
+  for path in sorted((ROOT / 'eqflow').rglob('*.py')):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Call):
+        yield path.relative_to(ROOT / 'eqflow').as_posix(), ast.unparse(node.func), node
+
+
+def test_every_use_of_an_examples_key_has_a_stream_of_its_own():
+  streams, numbered = {}, set()
+  for file, name, call in _calls():
+    if name.split('.')[-1] == 'fold':
+      assert len(call.args) == 2, f'{file}: {ast.unparse(call)}'
+      kind, _, stream = ast.unparse(call.args[1]).rpartition('.')
+      assert kind.split('.')[-1] == 'Stream', f'{file}: {ast.unparse(call)} folds no Stream'
+      streams.setdefault(stream, set()).add(file)
+    if name.split('.')[-1] == 'fold_number':
+      numbered.add(file)
+  assert streams == STREAMS and set(STREAMS) == {stream.name for stream in Stream}
+  assert numbered == NUMBERED
+
+
+def test_random_numbers_are_drawn_only_where_their_keys_are_known():
+  for path in sorted((ROOT / 'eqflow').rglob('*.py')):
+    file = path.relative_to(ROOT / 'eqflow').as_posix()
+    used = {node.attr for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == 'jax.random'}
+    if file != 'arrays.py':
+      assert 'fold_in' not in used, f'{file}: fold a Stream or a number with arrays'
+    if file not in DRAWN and file != 'models/magnitude.py':
+      assert used <= KEYS, f'{file} draws {used - KEYS}'
+
+
+def test_streams_of_one_example_and_examples_of_one_stream_differ():
+  keys = arrays.example_keys(3, jnp.arange(4, dtype=jnp.uint32))
+  data = np.array([jax.random.key_data(arrays.fold(keys, stream)) for stream in Stream])
+  assert len(np.unique(data.reshape(-1, data.shape[-1]), axis=0)) == 4 * len(Stream)
+  by_hand = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 2), 1)
+  np.testing.assert_array_equal(data[1, 2], jax.random.key_data(by_hand))
+
+
+def test_numbers_are_folded_one_for_all_or_one_for_each():
+  keys = jax.random.split(jax.random.key(0), 3)
+  for number in (5, jnp.array([5, 1, 2])):
+    found = jax.random.key_data(arrays.fold_number(keys, number))
+    for j, n in enumerate(np.broadcast_to(number, 3)):
+      np.testing.assert_array_equal(found[j], jax.random.key_data(jax.random.fold_in(keys[j], n)))
+
+
+def _scaled(x, *, scale, then):
+  return scale * then[0](x)
+
+
+def _plus(x, y):
+  return x + y
+
+
+@pytest.mark.parametrize('bind', [functools.partial, Partial])
+def test_functions_bound_at_any_depth_are_arguments_of_what_is_compiled(bind):
+  traced = []
+
+  @jax.jit
+  def apply(function, x):
+    traced.append(1)
+    return function(x)
+
+  def bound(scale, shift):
+    return bind(_scaled, scale=scale, then=[bind(_plus, shift), _plus])
+
+  for scale, shift in ((2.0, 1.0), (3.0, 5.0)):
+    found = apply(arrays.pytree(bound(scale, shift)), jnp.array(4.0))
+    assert found == scale * (4 + shift)
+  assert len(traced) == 1, 'another number compiled again'
+  assert apply(arrays.pytree((jnp.sin,))[0], jnp.array(0.0)) == 0
+  assert arrays.pytree({'a': None, 'b': jnp.float32}) == {'a': None, 'b': jnp.float32}
