@@ -58,8 +58,8 @@ def log_likelihood(predict: Predict, x: Data, *, process: Process, output: Outpu
   converge slowly: first `processes.transport` to a smooth process.
 
   At the first time, with sigma/alpha = r, p is the density of data plus noise of std r; its error is
-  r^2 (lap p)/2. At the last, z ~ N(alpha mean, alpha^2 std^2 + sigma^2). mean and std are those of the
-  data, numbers or arrays shaped as one x. They matter where alpha is not 0: on `variance_preserving`,
+  r^2 (lap p)/2. At the last, z ~ N(alpha mean, alpha^2 std^2 + sigma^2). mean and std describe the
+  data, as numbers or arrays shaped as one x. They matter where alpha is not 0: on `variance_preserving`,
   and on `edm`, which is integrated to sigma = 80 or so.
 
   Without keys the divergence is exact, at one derivative per element. With keys [b] it is the mean
@@ -111,7 +111,7 @@ def _check_times(times, process, output):
 def _log_likelihood(predict, x, process, output, times, keys, probe, tolerances, moments, *,
                     num_probes, max_steps):
   b, (start, end) = arrays.batch_size(x), (process(t) for t in (times[0], times[-1]))
-  # In the dtype of t, whatever the network computes in.
+  # In the dtype of t or wider, also where the network computes in a smaller one.
   x = jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, times.dtype)), x)
   velocity = fields.as_output(predict, process=process, output=output, to=outputs.u)
   if keys is None:

@@ -1,9 +1,9 @@
 """Weights, (process, t) -> [b]: the weight of a squared error at time t.
 
 A loss is, up to a constant, int w(lambda) E|eps error|^2 dlambda over log-SNR, and the field's
-objectives differ in w alone. `implied` gives the w of any density, output and weight; `on_logsnr`
-goes back, from a w to the weight that has it under a given density: the loss is then the same
-integral, whatever process and density draw it.
+objectives differ in w alone. `implied` gives the w of any density, output and weight. `on_logsnr` is
+its inverse, from a w to the weight for a given density: the loss is then the same integral for every
+process and density.
 
 | objective | w(lambda) |
 |---|---|

@@ -24,5 +24,5 @@ def track(stds, updates, *, batch, every, params, chunks=1):
 
 
 def basis(updates):
-  """The parameters at update k: the k-th basis vector, of which an average is its own profile."""
+  """The parameters at update k: the k-th basis vector, so that an average is its own profile."""
   return lambda examples, k: (jnp.arange(updates, dtype=jnp.uint32) == k).astype(float)

@@ -1,10 +1,10 @@
-"""Every test runs on the CPU with eight virtual devices; float64 is asked for where it is meant.
+"""Every test runs on the CPU with eight virtual devices, in float32 unless it uses the fixture x64.
 
-Most of the time goes into compiling: unless XLA_FLAGS are given, nothing is optimized, which takes a
-fifth of it and computes the same mathematics. `make test-all` compiles as a user's run does.
+Most of the time is compiling. Without XLA_FLAGS, XLA does not optimize, which takes a fifth of the time
+and computes the same mathematics; `make test-all` compiles as a user's run does.
 
-What one test compiles, the next, the other process and the programs they start need not compile
-again: it is kept in a folder of this session alone, which the first process makes and removes.
+All processes of one session share a compilation cache, a folder that the first process makes and
+removes.
 """
 
 import os

@@ -24,7 +24,7 @@ RESTATED = {'dot': lambda z, f: np.sum(z * f), 'squared_norm': lambda z, f: np.s
 
 
 def _tree_network(z, t, condition):
-  """A network on a tree, its leaves coupled, that depends on all that it is told."""
+  """A network on a tree that couples its leaves, the time and the condition."""
   mean = jnp.mean(z['a'], axis=(1, 2))
   return {'a': jnp.sin(2 * z['a']) + (t + z['b'])[:, None, None] * condition[:, None, None],
           'b': jnp.cos(z['b'] * mean) + t}

@@ -1,4 +1,4 @@
-"""The house keeps its order: seven levels, arrows down, light imports, docstrings, names."""
+"""The house rules: seven levels with imports downwards, light imports, docstrings and names."""
 
 import ast
 import graphlib
@@ -8,9 +8,11 @@ import subprocess
 import sys
 import warnings
 
+from jax import numpy as jnp
+import jaxtyping
 import pytest
 
-from eqflow import descent, outputs, processes, samplers
+from eqflow import descent, losses, oracles, outputs, processes, samplers
 from eqflow.config import tables
 from tests import ROOT
 
@@ -63,26 +65,26 @@ def _other_imports(path):
       yield from (alias.name.split('.')[0] for alias in node.names)
 
 
-def test_arrows_between_the_seven_levels_only_point_down():
+def test_imports_between_the_seven_levels_point_down():
   up = []
   for path in FILES:
-    room = _module(path).split('.')[0]
-    if room == '__init__':
+    package = _module(path).split('.')[0]
+    if package == '__init__':
       continue
-    assert room in LEVEL, f'{room} has no level: add it to LEVELS in {__file__}'
+    assert package in LEVEL, f'{package} has no level: add it to LEVELS in {__file__}'
     up += [f'{_module(path)} imports {other}' for other in _eqflow_imports(path)
-           if other and LEVEL[other.split('.')[0]] > LEVEL[room]]
+           if other and LEVEL[other.split('.')[0]] > LEVEL[package]]
   assert not up, up
 
 
-def test_no_two_rooms_import_each_other():
-  rooms = {}
+def test_no_two_packages_import_each_other():
+  packages = {}
   for path in FILES:
-    room = _module(path).split('.')[0]
-    rooms.setdefault(room, set()).update(
-        other.split('.')[0] for other in _eqflow_imports(path) if other and other.split('.')[0] != room)
+    package = _module(path).split('.')[0]
+    packages.setdefault(package, set()).update(
+        other.split('.')[0] for other in _eqflow_imports(path) if other and other.split('.')[0] != package)
   # Raises CycleError, naming the cycle.
-  order = list(graphlib.TopologicalSorter(rooms).static_order())
+  order = list(graphlib.TopologicalSorter(packages).static_order())
   assert order.index('mix') < order.index('samplers') < order.index('commands')
 
 
@@ -92,10 +94,10 @@ def test_no_two_files_import_each_other():
   assert len(list(graphlib.TopologicalSorter(files).static_order())) >= len(files)
 
 
-def test_the_first_three_levels_need_jax_numpy_and_jaxtyping_alone():
+def test_the_first_three_levels_need_only_jax_numpy_and_jaxtyping():
   for path in FILES:
-    room = _module(path).split('.')[0]
-    if LEVEL.get(room, 1) <= 3:
+    package = _module(path).split('.')[0]
+    if LEVEL.get(package, 1) <= 3:
       allowed = LIGHT | OPTIONAL.get(path.relative_to(HOUSE).as_posix(), set())
       assert set(_other_imports(path)) <= allowed, f'{path}: {set(_other_imports(path)) - allowed}'
 
@@ -130,7 +132,7 @@ def test_no_attribute_is_set_on_a_function():
         assert not found, f'{path}: {found}'
 
 
-def test_files_are_named_for_what_they_hold():
+def test_files_have_names_that_say_what_is_in_them():
   for path in FILES:
     assert path.stem not in ('utils', 'common', 'helpers', 'misc')
     lines = path.read_text().count('\n')
@@ -147,7 +149,7 @@ def test_no_function_of_eqflow_is_longer_than_60_lines():
         assert lines <= 60, f'{path}: {node.name} has {lines} lines'
 
 
-def test_everything_public_says_what_it_computes():
+def test_everything_public_has_a_docstring():
   for path in FILES:
     tree = ast.parse(path.read_text())
     if tree.body:
@@ -182,6 +184,18 @@ def test_processes_and_outputs_are_plain_functions_with_their_own_help():
           module.__name__):
         assert inspect.getdoc(value), f'{module.__name__}.{name}'
   assert inspect.isfunction(processes.linear) and inspect.isfunction(outputs.u)
+
+
+def test_signatures_read_as_written():
+  assert str(inspect.signature(processes.shifted)) == (
+      "(t: 'Coef', *, process: 'Process', shift: 'ArrayLike') -> 'Mix'")
+  assert "density: 'Density'" in str(inspect.signature(losses.matching_loss))
+
+
+def test_shapes_are_checked_while_tests_run():
+  with pytest.raises(jaxtyping.TypeCheckError, match='parameter .t.'):
+    oracles.gaussian(jnp.zeros((2, 3)), jnp.zeros(3), process=processes.linear, output=outputs.x,
+                     mean=jnp.zeros(3), cov=jnp.eye(3))
 
 
 def test_the_project_names_no_registry_and_no_machine():

@@ -231,8 +231,8 @@ def test_the_loss_in_a_space_does_not_depend_on_the_output(source, x64):
     np.testing.assert_allclose(loss, expected, rtol=1e-9, err_msg=f'{source} in {name}')
 
 
-# Three records in one dimension, noise on an even grid of which the trapezoid rule makes an
-# expectation exact to rounding, and three times.
+# Three records in one dimension, three times, and noise on an even grid, where the trapezoid rule gives
+# expectations exact to rounding.
 RECORDS, AT = np.array([-1.1, 0.2, 0.9]), np.array([0.3, 0.5, 0.8])
 GRID = np.linspace(-9, 9, 361)
 

@@ -24,7 +24,7 @@ def test_inner_products_are_the_integrals():
     exact = fractions.Fraction((a + 1) * (b + 1) * min(s, t) ** (a + b + 1),
                                s ** (a + 1) * t ** (b + 1) * (a + b + 1))
     np.testing.assert_allclose(posthoc_ema.inner_product(a, s, b, t), float(exact), rtol=1e-12)
-  # Gauss-Legendre in u = x^(1/8), where powers that are no integers are smooth.
+  # Gauss-Legendre in u = x^(1/8), where non-integer powers are smooth.
   nodes, weights = np.polynomial.legendre.leggauss(100)
   for a, b, s, t in ((16.97, 6.94, 1.0, 0.7), (6.94, 0.72, 0.3, 1.0), (1.83, 3.56, 2e9, 1e9)):
     end = min(s, t) ** (1 / 8)
@@ -88,7 +88,7 @@ def test_expected_error_is_the_distance_of_the_profiles():
     wanted = profile(std, target)
     distance = np.linalg.norm(column @ rows - wanted) / np.linalg.norm(wanted)
     np.testing.assert_allclose(error, distance, rtol=1e-4)
-    # Least squares: the best sum, but for the rescaling, which moves along one direction.
+    # Least squares: the best sum, up to its rescaling.
     best = np.linalg.lstsq(rows.T, wanted)[0]
     np.testing.assert_allclose(column, best / best.sum(), rtol=1e-3, atol=1e-4)
 

@@ -1,9 +1,9 @@
 """Drift f and diffusion g of a process, and the process of a drift and a diffusion.
 
 Forward: dz = f z dt + g dW. Backward, with the same marginals for every eta >= 0:
-dz = (f z - (1 + eta^2)/2 g^2 score) dt + eta g dW = (u - w score) dt + sqrt(2 w) dW, where
-w = (eta g)^2/2 may be any function of time: eta = 0 is the probability-flow ODE, 1 the SDE of DDPM
-[Song+ 2011.13456].
+dz = (f z - (1 + eta^2)/2 g^2 score) dt + eta g dW = (u - w score) dt + sqrt(2 w) dW.
+Here w = (eta g)^2/2, and eta may depend on time: 0 is the probability-flow ODE, 1 the SDE of DDPM
+[Song+ 2011.13456]. `samplers.sde` takes w as its diffusion.
 """
 
 from __future__ import annotations
