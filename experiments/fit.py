@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 import optax
 
-from eqflow import losses
+from eqflow import arrays, losses
 from eqflow.fields import Network, Predict
 
 
@@ -20,8 +20,8 @@ def fit(model: Any, x: Any, *, process: Any, output: Any, density: Any, num_step
   x [n, ...] are the records, drawn with replacement. model is a flax module (z, t) -> y, or
   (z, t, label) -> y if labels [n] are given.
   """
-  params, loss = _fit(x, label, process, output, density, jnp.uint32(seed), model=model,
-                      num_steps=num_steps, batch=batch, rate=rate)
+  params, loss = _fit(x, label, *arrays.pytree((process, output, density)), jnp.uint32(seed),
+                      model=model, num_steps=num_steps, batch=batch, rate=rate)
   return Partial(model.apply, {'params': params}), loss
 
 
