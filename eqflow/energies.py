@@ -38,7 +38,7 @@ def dot(network: Network) -> Energy:
 
   A network initialized at zero can learn: the gradient is linear in its last layer.
   """
-  return Partial(_dot, network=arrays.pytree(network))
+  return arrays.pytree(Partial(_dot, network=network))
 
 
 def _dot(z, t, condition, *, network):
@@ -53,7 +53,7 @@ def squared_norm(network: Network) -> Energy:
   The code of Equilibrium Matching trains this: it writes -|f|^2/2 and ascends. A network initialized at
   zero never learns: J and f are 0, and so is the gradient in every parameter.
   """
-  return Partial(_squared_norm, network=arrays.pytree(network))
+  return arrays.pytree(Partial(_squared_norm, network=network))
 
 
 def _squared_norm(z, t, condition, *, network):
@@ -65,7 +65,7 @@ def negative_squared_norm(network: Network) -> Energy:
 
   A network initialized at zero never learns, as with `squared_norm`.
   """
-  return Partial(_negative_squared_norm, network=arrays.pytree(network))
+  return arrays.pytree(Partial(_negative_squared_norm, network=network))
 
 
 def _negative_squared_norm(z, t, condition, *, network):
@@ -78,7 +78,7 @@ def energy_gradient(energy: Energy) -> Network:
   Differentiable again, so it can be trained as any network. Raises ValueError where the energy is not
   one number for each example.
   """
-  return Partial(_energy_gradient, energy=arrays.pytree(energy))
+  return arrays.pytree(Partial(_energy_gradient, energy=energy))
 
 
 def _energy_gradient(z, t, condition, *, energy):

@@ -65,8 +65,8 @@ def conditioned(network: Network, process: Process, *, scale_input: Callable,
 
   Loss and samplers share it, so both scale the input and encode the noise level alike.
   """
-  return Partial(_conditioned, network=arrays.pytree(network), process=arrays.pytree(process),
-                 scale_input=arrays.pytree(scale_input), label_noise=arrays.pytree(label_noise))
+  return arrays.pytree(Partial(_conditioned, network=network, process=process, scale_input=scale_input,
+                               label_noise=label_noise))
 
 
 def _conditioned(z, t, condition, *, network, process, scale_input, label_noise):
@@ -75,7 +75,7 @@ def _conditioned(z, t, condition, *, network, process, scale_input, label_noise)
 
 def bind(network: Network, condition: Any) -> Predict:
   """(z, t) -> network(z, t, condition)."""
-  return Partial(_bound, network=arrays.pytree(network), condition=condition)
+  return arrays.pytree(Partial(_bound, network=network, condition=condition))
 
 
 def _bound(z, t, *, network, condition):
@@ -92,8 +92,7 @@ def at_rest(field: Predict, z: Data) -> Data:
 
 def as_output(predict: Predict, *, process: Process, output: Output, to: Output) -> Predict:
   """A predictor of `output` as a predictor of `to`: the remix of z and its prediction."""
-  return Partial(_as_output, predict=arrays.pytree(predict), process=arrays.pytree(process),
-                 output=arrays.pytree(output), to=arrays.pytree(to))
+  return arrays.pytree(Partial(_as_output, predict=predict, process=process, output=output, to=to))
 
 
 def _as_output(z, t, *, predict, process, output, to):
@@ -105,7 +104,7 @@ def transported(predict: Predict, transport: Transport) -> Predict:
 
   On process_b it predicts the output `outputs.transported`. See `processes.transport` for an example.
   """
-  return Partial(_transported, predict=arrays.pytree(predict), transport=transport)
+  return arrays.pytree(Partial(_transported, predict=predict, transport=transport))
 
 
 def _transported(z, t, *, predict, transport):

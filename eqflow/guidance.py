@@ -34,8 +34,8 @@ def guided(network: Network, condition: Any, null: Any, *, scale: Scale,
   if arrays.is_number(scale, 1):
     return bind(network, condition)
   arrays.check_alike('null', null, 'condition', condition)
-  return Partial(_guided, network=arrays.pytree(network), condition=condition, null=null,
-                 scale=_checked(scale), rescale=_phi(rescale))
+  return arrays.pytree(Partial(_guided, network=network, condition=condition, null=null,
+                               scale=_checked(scale), rescale=_phi(rescale)))
 
 
 def _guided(z, t, *, network, condition, null, scale, rescale):
@@ -81,8 +81,7 @@ def added(predicts: Sequence[Predict], scales: Sequence[ArrayLike]) -> Predict:
   let the scales sum to 1. Raises ValueError unless there is one scale for each predictor.
   """
   _check_scales(predicts, scales)
-  return Partial(_added, predicts=[arrays.pytree(predict) for predict in predicts],
-                 scales=list(scales))
+  return arrays.pytree(Partial(_added, predicts=list(predicts), scales=list(scales)))
 
 
 def _added(z, t, *, predicts, scales):
@@ -100,9 +99,8 @@ def _check_scales(predicts, scales):
 def _composition(base, predicts, scales, rescale):
   if all(isinstance(scale, numbers.Number) for scale in scales) and sum(scales) == 1:
     base = None
-  return Partial(_composed, base=None if base is None else arrays.pytree(base),
-                 predicts=[arrays.pytree(predict) for predict in predicts],
-                 scales=[_checked(scale) for scale in scales], rescale=rescale)
+  return arrays.pytree(Partial(_composed, base=base, predicts=list(predicts),
+                               scales=[_checked(scale) for scale in scales], rescale=rescale))
 
 
 def _composed(z, t, *, base, predicts, scales, rescale):
@@ -171,9 +169,8 @@ def on_interval(inside: Predict, outside: Predict, *, process: Process, low: Num
   interval. Raises ValueError where low > high.
   """
   check_interval(low, high)
-  return Partial(_on_interval, inside=arrays.pytree(inside), outside=arrays.pytree(outside),
-                 process=arrays.pytree(process), low=low, high=high,
-                 measure=arrays.pytree(measure))
+  return arrays.pytree(Partial(_on_interval, inside=inside, outside=outside, process=process, low=low,
+                               high=high, measure=measure))
 
 
 def check_interval(low: Number, high: Number) -> None:

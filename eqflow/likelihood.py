@@ -59,8 +59,8 @@ def log_likelihood(predict: Predict, x: Data, *, process: Process, output: Outpu
 
   At the first time, with sigma/alpha = r, p is the density of data plus noise of std r; its error is
   r^2 (lap p)/2. At the last, z ~ N(alpha mean, alpha^2 std^2 + sigma^2). mean and std describe the
-  data, as numbers or arrays shaped as one x. They matter where alpha is not 0: on `variance_preserving`,
-  and on `edm`, which is integrated to sigma = 80 or so.
+  data, as numbers or arrays shaped as one x. They matter where alpha is not 0: on
+  `variance_preserving`, and on `edm`, which is integrated to sigma = 80 or so.
 
   Without keys the divergence is exact, at one derivative per element. With keys [b] it is the mean
   of <v, du/dz v> over num_probes probes v = probe(keys, x): `rademacher`, or `arrays.noise_like`.

@@ -81,8 +81,8 @@ def test_no_two_packages_import_each_other():
   packages = {}
   for path in FILES:
     package = _module(path).split('.')[0]
-    packages.setdefault(package, set()).update(
-        other.split('.')[0] for other in _eqflow_imports(path) if other and other.split('.')[0] != package)
+    others = {other.split('.')[0] for other in _eqflow_imports(path) if other}
+    packages.setdefault(package, set()).update(others - {package})
   # Raises CycleError, naming the cycle.
   order = list(graphlib.TopologicalSorter(packages).static_order())
   assert order.index('mix') < order.index('samplers') < order.index('commands')

@@ -48,7 +48,7 @@ def test_batches_are_yielded_in_order_and_each_example_keeps_its_key(devices, ba
   noise, rows = map(np.concatenate, zip(*generate.in_batches(
       function, params, given, seed=5, batch=batch, first=3)))
   np.testing.assert_array_equal(rows, given[3:])
-  want = [jax.random.normal(generate.key_of(5, np.uint32(i))) for i in range(3, 30)]
+  want = [jax.random.normal(jax.random.fold_in(jax.random.key(5), i)) for i in range(3, 30)]
   np.testing.assert_array_equal(noise, np.array(want))
 
 
