@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import enum
 import functools
-import numbers
 from typing import Any
 
 import jax
@@ -99,8 +98,8 @@ def floating(a: Any) -> Array:
 
 
 def is_number(value: Any, number: Number) -> bool:
-  """Whether value is this number, known on the host: not an array, and not traced."""
-  return isinstance(value, numbers.Number) and value == number
+  """Whether value is this one number, and known on the host."""
+  return not is_traced(value) and np.ndim(value) == 0 and float(value) == number
 
 
 def inverse(f: Callable, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Float[Array, '...']:

@@ -85,7 +85,7 @@ def _remixed(process, t, z, y, *, out, to):
 
 def as_predict(convention: Convention, model: Model) -> Predict:
   """(z, t) -> model(scale z, their_time(t)): a network of theirs, predicting convention.output."""
-  return Partial(_as_predict, convention=_pytrees(convention), model=arrays.pytree(model))
+  return arrays.pytree(Partial(_as_predict, convention=convention, model=model))
 
 
 def _as_predict(z, t, *, convention, model):
@@ -94,18 +94,13 @@ def _as_predict(z, t, *, convention, model):
 
 def as_model(convention: Convention, predict: Predict, *, output: Output) -> Model:
   """Their (z, t) -> their output: a predictor of our `output`, for their samplers."""
-  return Partial(_as_model, convention=_pytrees(convention), predict=arrays.pytree(predict),
-                 output=arrays.pytree(output))
+  return arrays.pytree(Partial(_as_model, convention=convention, predict=predict, output=output))
 
 
 def _as_model(z, t, *, convention, predict, output):
   t = convention.time(t)
   z = arrays.combine((1 / convention.scale(t), z))
   return _remixed(convention.process, t, z, predict(z, t), out=output, to=convention.output)
-
-
-def _pytrees(convention):
-  return arrays.pytree(convention)
 
 
 def velocity(process: Process, t: Coef) -> Mix:

@@ -31,7 +31,7 @@ def ddim(process: Process, output: Output, *, churn: ArrayLike = 0.0,
   (alpha, sigma); on the linear process DDIM is Euler's step. Stochastic unless the number given is 0.
   """
   if eta is not None:
-    if not _is(churn, 0):
+    if not arrays.is_number(churn, 0):
       raise ValueError(f'churn={churn} and eta={eta} both set the noise of a step: give one of them')
     return _renewing(process, output, kept_by_eta, 'eta', eta)
   return _renewing(process, output, kept_by_churn, 'churn', churn)
@@ -41,14 +41,10 @@ def _renewing(process, output, kept, name, number):
   one_number(name, number, most=1)
   bound = plane(process, output)
   check = Partial(blind_spots.check_grid, **bound)
-  if _is(number, 0):
+  if arrays.is_number(number, 0):
     return Solver(Partial(no_state), Partial(_ddim_step, **bound), check, Traits('ddim'))
   step = Partial(_noisy_ddim_step, **bound, kept=Partial(kept, number=number))
   return Solver(Partial(no_state), step, check, Traits('ddim', stochastic=True))
-
-
-def _is(number, value):
-  return not arrays.is_traced(number) and jnp.ndim(number) == 0 and float(number) == value
 
 
 def _ddim_step(predict, z, state, t, s, keys, *, process, output):
@@ -181,7 +177,7 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
   if not arrays.is_traced(sigma_min, sigma_max) and not sigma_min <= sigma_max:
     raise ValueError(f'sigma_min={sigma_min} exceeds sigma_max={sigma_max}, so that no step would add '
                      'noise: give sigma_min <= sigma_max')
-  if _is(churn, 0):
+  if arrays.is_number(churn, 0):
     return heun(process, output, along=outputs.eps)
   bound = plane(process, output)
   step = Partial(_edm_step, **bound, churn=churn, num_steps=float(num_steps), sigma_min=sigma_min,
