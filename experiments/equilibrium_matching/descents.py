@@ -30,7 +30,7 @@ OPTIMIZERS = {
 
 
 def step_of(row: str) -> float:
-  """The step size that makes a row's descent as fast as that of gain 4."""
+  """The step size that makes a row's descent as fast as the descent of gain 4."""
   changes = models.ROWS[row][1]
   decay = changes.get('output', {}).get('decay', dict(name='truncated', gain=4.0))
   gain = 1.0 if row == 'blind_flow' else decay['gain']

@@ -9,7 +9,7 @@ from experiments.equilibrium_matching import flows, models, results
 
 TITLES = {
     'eqm': 'truncated .8, gain 4', 'flow': 'flow matching', 'blind_flow': 'blind flow matching',
-    'eqm_time': 'EqM given the time', 'linear': 'linear', 'constant': 'constant',
+    'eqm_time': 'time-conditional EqM', 'linear': 'linear', 'constant': 'constant',
     'start_.5': 'truncated .5', 'start_.9': 'truncated .9', 'height_.8': 'piecewise .8, height .8',
     'height_1.4': 'piecewise .8, height 1.4', 'gain_1': 'truncated .8, gain 1',
     'gain_2': 'truncated .8, gain 2', 'gain_8': 'truncated .8, gain 8', 'dot': 'energy z · f(z)',
@@ -56,7 +56,7 @@ def models_table(data: str) -> str:
       ('flow matching, SDE', 'stochastic', 'flow', _solvers),
       ('blind flow matching, ODE', 'ode', 'blind_flow', _solvers),
       ('blind flow matching, descent', 'descended', 'blind_flow', _steps),
-      ('EqM given the time, ODE of f/c', 'ode', 'eqm_time', _solvers)):
+      ('time-conditional EqM, ODE of f/c', 'ode', 'eqm_time', _solvers)):
     found = results.read(data, measurement, row)
     if found:
       rows[name] = _row(found, how(found))
@@ -107,7 +107,7 @@ def two_by_two(data: str) -> str:
     pairs = [[one['best']['distance'] for one in found] for found in tried if found]
     return spread(min(pairs, key=np.mean)) if pairs else ''
   return report.table({
-      'given the time': {'constant': best('flow'), 'truncated .8': best('eqm_time')},
+      'time-conditional': {'constant': best('flow'), 'truncated .8': best('eqm_time')},
       'blind to time': {'constant': best('blind_flow'), 'truncated .8': best('eqm')}})
 
 
