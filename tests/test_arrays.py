@@ -13,19 +13,21 @@ from eqflow import arrays
 from eqflow.arrays import Stream
 from tests import ROOT
 
-# Where each stream is folded from an example's key. START and SOLVER are used by --mode=denoise too,
-# which replaces sampling in a run and never follows it.
+# The functions that fold each stream from an example's key, each once. Functions that share a stream
+# compute the same numbers (a coupling permutes the noise of the loss) or exclude each other: an example
+# is sampled by one of draw, draw_refilled and --mode=denoise.
+SAMPLED = ['config/samplings.py draw', 'config/samplings.py draw_refilled']
 STREAMS = {
-    'START': {'config/samplings.py', 'commands/denoise.py'},
-    'NOISE': {'losses.py', 'config/recipes.py'},   # the coupling deals out the noise of the loss
-    'LABEL_DROP': {'config/recipes.py'},
-    'PAIRS': {'config/samplings.py'},
-    'DROPOUT': {'config/recipes.py'},
-    'TIME': {'losses.py'},
-    'SOLVER': {'config/samplings.py', 'commands/denoise.py'},
-    'LABEL': {'runs/generate.py'},
-    'PARTNER': {'couplings.py'},
-    'UNCERTAINTY': {'config/recipes.py'},
+    'START': ['commands/denoise.py one', *SAMPLED],
+    'NOISE': ['config/recipes.py keys_of', 'losses.py matching_loss'],
+    'LABEL_DROP': ['config/recipes.py loss'],
+    'PAIRS': ['config/samplings.py pair'],
+    'DROPOUT': ['config/recipes.py _trained'],
+    'TIME': ['losses.py matching_loss'],
+    'SOLVER': ['commands/denoise.py one', *SAMPLED],
+    'LABEL': ['runs/generate.py labels_of'],
+    'PARTNER': ['couplings.py'],
+    'UNCERTAINTY': ['config/recipes.py init'],
 }
 # Numbers of steps, probes and blocks, folded from the keys of one stream.
 NUMBERED = {'samplers/base.py', 'descent/loops.py', 'likelihood.py', 'models/edm2.py'}
@@ -36,24 +38,28 @@ KEYS = {'key', 'key_data', 'wrap_key_data', 'split'}
 
 
 def _calls():
-  """(file, name as written, call) of every call in eqflow."""
+  """(file and innermost function, name as written, call) of every call in eqflow."""
+  def within(node, place):
+    for child in ast.iter_child_nodes(node):
+      if isinstance(child, ast.Call):
+        yield place, ast.unparse(child.func), child
+      inner = f'{place.split()[0]} {child.name}' if isinstance(child, ast.FunctionDef) else place
+      yield from within(child, inner)
   for path in sorted((ROOT / 'eqflow').rglob('*.py')):
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.Call):
-        yield path.relative_to(ROOT / 'eqflow').as_posix(), ast.unparse(node.func), node
+    yield from within(ast.parse(path.read_text()), path.relative_to(ROOT / 'eqflow').as_posix())
 
 
 def test_every_use_of_an_examples_key_has_a_stream_of_its_own():
   streams, numbered = {}, set()
-  for file, name, call in _calls():
+  for place, name, call in _calls():
     if name.split('.')[-1] == 'fold':
-      assert len(call.args) == 2, f'{file}: {ast.unparse(call)}'
       kind, _, stream = ast.unparse(call.args[1]).rpartition('.')
-      assert kind.split('.')[-1] == 'Stream', f'{file}: {ast.unparse(call)} folds no Stream'
-      streams.setdefault(stream, set()).add(file)
+      assert kind.split('.')[-1] == 'Stream', f'{place}: {ast.unparse(call)} folds no Stream'
+      streams.setdefault(stream, []).append(place)
     if name.split('.')[-1] == 'fold_number':
-      numbered.add(file)
-  assert streams == STREAMS and set(STREAMS) == {stream.name for stream in Stream}
+      numbered.add(place.split()[0])
+  assert {stream: sorted(places) for stream, places in streams.items()} == STREAMS
+  assert set(STREAMS) == {stream.name for stream in Stream}
   assert numbered == NUMBERED
 
 
@@ -64,7 +70,7 @@ def test_random_numbers_are_drawn_only_where_their_keys_are_known():
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == 'jax.random'}
     if file != 'arrays.py':
       assert 'fold_in' not in used, f'{file}: fold a Stream or a number with arrays'
-    if file not in DRAWN and file != 'models/magnitude.py':
+    if file not in DRAWN:
       assert used <= KEYS, f'{file} draws {used - KEYS}'
 
 
