@@ -48,7 +48,7 @@ def clothes(n: int) -> np.ndarray:
   return x.reshape(n, 8, 4, 8, 4, 1).mean((2, 4))
 
 
-def detected(model: measure.Model, row: str) -> dict:
+def detected(model: measure.Training, row: str) -> dict:
   """{set: {score: AUROC}} against held-out digits. Classes are unknown: min and mean over all ten."""
   train, inside = (pipeline.arrays(dataset.open_source(model.config, split=split))[0]
                    for split in ('train', 'heldout'))
@@ -74,7 +74,7 @@ def _scores(model, x, train):
   return found
 
 
-def composed(model: measure.Model, row: str) -> dict:
+def composed(model: measure.Training, row: str) -> dict:
   """{a+b: norms, pictures}: descents from noise of f_a, f_b and (f_a + f_b)/2.
 
   norms[x][y] is the mean |f_y| over the samples x: of class a, of class b, or of `both`.
@@ -99,7 +99,7 @@ def composed(model: measure.Model, row: str) -> dict:
   return found
 
 
-def pictured(model: measure.Model, row: str) -> dict:
+def pictured(model: measure.Training, row: str) -> dict:
   """Ten samples by the row's own sampler, from pure noise and from partly noised records."""
   clean = measure.records(model.data)[0][:10]
   few = model._replace(labels=measure.records(model.data)[1][:10], noise=model.noise[:10],
@@ -112,7 +112,7 @@ def pictured(model: measure.Model, row: str) -> dict:
           descent.gradient_descent(descents.STEP), predict, z, max_steps=250,
           threshold=descents.threshold_of(model))[0])
     else:
-      solver = samplers.ddim(*flows.vectors(model))
+      solver = samplers.ddim(*flows.process_and_output(model))
       ends = {name: samplers.sample(solver, predict, z, grids.uniform(50, start=start))
               for name, start in (('at_1', 1.0), ('at_level', level))}
     found[level] = {'start': pack(z), **{name: pack(end) for name, end in ends.items()}}
@@ -131,7 +131,7 @@ def unpack(packed: dict) -> np.ndarray:
   return levels.reshape(packed['shape']).astype(np.float32) / 127.5 - 1
 
 
-def timed(model: measure.Model, row: str) -> dict:
+def timed(model: measure.Training, row: str) -> dict:
   """Seconds for 10,000 samples stopped at norm 3.5, by refilled slots and by whole batches.
 
   Refilling saves fractions of the evaluations, of CPU time and of wall time. Wall time means

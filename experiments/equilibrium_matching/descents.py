@@ -37,17 +37,17 @@ def step_of(row: str) -> float:
   return STEP * 4 / gain * (2 if decay['name'] == 'linear' else 1)
 
 
-def descended(model: measure.Model, row: str) -> dict:
+def descended(model: measure.Training, row: str) -> dict:
   """{step_size, curve, best}: gradient descent for 250 steps."""
   size, every = step_of(row), 5
   states = measure.descent_path(model, descent.gradient_descent(size), 250, every=every)
   curve = measure.curve(model.data, states, every)
   steps = measure.best(curve)
-  found = dict(steps=steps, distance=curve[steps]) | measure.more(model.data, states[steps // every])
+  found = dict(steps=steps, distance=curve[steps]) | measure.details(model.data, states[steps // every])
   return dict(step_size=size, curve=curve, best=found)
 
 
-def swept(model: measure.Model, row: str) -> dict:
+def swept(model: measure.Training, row: str) -> dict:
   """{name: curve} of other step sizes and momenta."""
   found = {}
   for name, (make, steps) in DESCENTS.items():
@@ -57,13 +57,13 @@ def swept(model: measure.Model, row: str) -> dict:
   return found
 
 
-def optimized(model: measure.Model, row: str) -> dict:
+def optimized(model: measure.Training, row: str) -> dict:
   """{name: curve} of optax optimizers over 100 steps."""
   return {name: measure.curve(model.data, measure.descent_path(
       model, descent.from_optax(make()), 100, every=5), 5) for name, make in OPTIMIZERS.items()}
 
 
-def adaptive(model: measure.Model, row: str) -> dict:
+def adaptive(model: measure.Training, row: str) -> dict:
   """Stopping by the norm of the field: {threshold: evaluations, distance, ...}, and the steps taken.
 
   One descent of 250 steps contains all thresholds: a sample stops at the first state whose norm is
@@ -81,12 +81,12 @@ def adaptive(model: measure.Model, row: str) -> dict:
               checked=stopped(model, threshold_of(model), model.noise))
 
 
-def threshold_of(model: measure.Model, threshold: float = 3.5) -> float:
+def threshold_of(model: measure.Training, threshold: float = 3.5) -> float:
   """`threshold` scaled from the 64 elements of a digit to the elements of this data."""
   return threshold * float(np.sqrt(np.prod(model.config.data.shape) / 64))
 
 
-def by_threshold(model: measure.Model, states: np.ndarray, norms: np.ndarray) -> dict:
+def by_threshold(model: measure.Training, states: np.ndarray, norms: np.ndarray) -> dict:
   """{threshold: evaluations, distance, distance after as many fixed steps, samples not converged}."""
   rows = {}
   for threshold in THRESHOLDS:
@@ -99,7 +99,7 @@ def by_threshold(model: measure.Model, states: np.ndarray, norms: np.ndarray) ->
   return rows
 
 
-def stopped(model: measure.Model, threshold: float, z: np.ndarray, size: float = STEP) -> dict:
+def stopped(model: measure.Training, threshold: float, z: np.ndarray, size: float = STEP) -> dict:
   """Distance and evaluations of `descend_until` from z."""
   ends, steps = [], []
   for rows in measure.in_batches(model):

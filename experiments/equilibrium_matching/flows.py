@@ -14,16 +14,16 @@ LEVELS = (0.25, 0.5, 0.75)
 DESCENDED = 'eqm', 'gain_1', 'dot'
 
 
-def vectors(model: measure.Model) -> tuple:
+def process_and_output(model: measure.Training) -> tuple:
   """The process and the output of the network's config."""
   config = model.config
   output = sections.bound(tables.OUTPUTS, config.output, 'output', nested=tables.NESTED)
   return tables.PROCESSES[config.process.name], output
 
 
-def ode(model: measure.Model, row: str) -> dict:
+def ode(model: measure.Training, row: str) -> dict:
   """{solver and steps: distance}, and {best} with precision and recall."""
-  process, output = vectors(model)
+  process, output = process_and_output(model)
   found, kept = {}, {}
   for solver, counts in ((samplers.ddim, (25, 50, 100)), (samplers.heun, (25,)),
                          (samplers.adams_bashforth, (50,))):
@@ -33,12 +33,12 @@ def ode(model: measure.Model, row: str) -> dict:
       found[name] = measure.distance(model.data, kept[name])
   name = measure.best(found)
   return dict(distances=found,
-              best=dict(solver=name, distance=found[name]) | measure.more(model.data, kept[name]))
+              best=dict(solver=name, distance=found[name]) | measure.details(model.data, kept[name]))
 
 
-def stochastic(model: measure.Model, row: str) -> dict:
+def stochastic(model: measure.Training, row: str) -> dict:
   """{diffusion and steps: distance} of the SDE with the flow's marginals."""
-  process, output = vectors(model)
+  process, output = process_and_output(model)
   found, kept = {}, {}
   for diffusion, norm, steps in (
       (diffusions.sigma, 1.0, 50), (diffusions.sigma, 1.0, 100), (diffusions.sigma, 1.0, 250),
@@ -50,10 +50,10 @@ def stochastic(model: measure.Model, row: str) -> dict:
     found[name] = measure.distance(model.data, kept[name])
   name = measure.best(found)
   return dict(distances=found,
-              best=dict(solver=name, distance=found[name]) | measure.more(model.data, kept[name]))
+              best=dict(solver=name, distance=found[name]) | measure.details(model.data, kept[name]))
 
 
-def step_sizes(model: measure.Model, row: str) -> dict:
+def step_sizes(model: measure.Training, row: str) -> dict:
   """{factor: distance} of 50 Euler steps whose length is multiplied by a factor."""
   found = {}
   for factor in (0.4, 0.7, 0.9, 1.0, 1.1, 1.5, 2.0, 2.5):
@@ -72,7 +72,7 @@ def _euler(predict, z, factor):
   return jax.lax.scan(step, z, jnp.arange(50))[0]
 
 
-def noisy(model: measure.Model, row: str) -> dict:
+def noisy(model: measure.Training, row: str) -> dict:
   """{t0: {method: distance}} from z = (1 - t0) x + t0 eps.
 
   Descents do not need t0. A flow starts at t = t0 (`at_level`) or, t0 unknown, at t = 1 (`at_1`).
@@ -90,7 +90,7 @@ def noisy(model: measure.Model, row: str) -> dict:
       found[level] = dict(threshold=rows[3.5], rows=rows,
                           fixed=measure.curve(model.data, states[::5], 5))
     else:
-      process, output = vectors(model)
+      process, output = process_and_output(model)
       solver = samplers.ddim(process, output)
       found[level] = {name: measure.distance(model.data, measure.integrated(
           model, solver, grids.uniform(50, start=start), z))

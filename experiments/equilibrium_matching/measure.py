@@ -20,7 +20,7 @@ COUNT = {'digits': 1_797, 'fashion_mnist': 1_000}
 BATCH = {'digits': 120, 'fashion_mnist': 40}
 
 
-class Model(NamedTuple):
+class Training(NamedTuple):
   """One training. labels[i] and noise[i] of sample i depend on the seed and i only."""
   data: str
   config: Any
@@ -36,14 +36,14 @@ class Model(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Model:
+def load(data: str, row: str, seed: int, runs: pathlib.Path) -> Training:
   """The trained network with labels and noise for one distance."""
   config, recipe, params = models.load(data, row, seed, runs)
   count = COUNT[data]
   keys = arrays.example_keys(seed, jnp.arange(count, dtype=jnp.uint32))
   noise = arrays.noise_like(arrays.fold(keys, Stream.START), jnp.zeros((count, *config.data.shape)))
   own = arrays.fold(keys, Stream.SOLVER)
-  return Model(data, config, recipe, params, labels(data), own, np.asarray(noise))
+  return Training(data, config, recipe, params, labels(data), own, np.asarray(noise))
 
 
 @functools.cache
@@ -80,7 +80,7 @@ def distance(data: str, x: np.ndarray) -> float | None:
   return distances.frechet_distance(_moments(data), fake)
 
 
-def more(data: str, x: np.ndarray) -> dict[str, float]:
+def details(data: str, x: np.ndarray) -> dict[str, float]:
   """Precision, recall, and the median squared distance in pixels to the nearest record."""
   x, (real, _) = np.clip(x, -1, 1), records(data)
   real = real[:10_000]
@@ -90,7 +90,7 @@ def more(data: str, x: np.ndarray) -> dict[str, float]:
   return dict(precision=precision, recall=recall, nearest=float(np.median(near)))
 
 
-def in_batches(model: Model) -> Iterator[np.ndarray]:
+def in_batches(model: Training) -> Iterator[np.ndarray]:
   """Sample indices, batch by batch. All batches have one size, so that one compilation serves them.
 
   The last batch is filled up with the first samples: drop them after joining the results.
@@ -100,7 +100,7 @@ def in_batches(model: Model) -> Iterator[np.ndarray]:
     yield np.arange(start, start + size) % n
 
 
-def descent_path(model: Model, method: descent.Descent, num_steps: int, *, every: int = 1,
+def descent_path(model: Training, method: descent.Descent, num_steps: int, *, every: int = 1,
                  z: np.ndarray | None = None) -> np.ndarray:
   """z after 0, every, 2 every, ... steps [k, n, ...]: one descent contains every shorter one."""
   z = model.noise if z is None else z
@@ -112,7 +112,7 @@ def descent_path(model: Model, method: descent.Descent, num_steps: int, *, every
   return np.concatenate(parts, axis=1)[:, :len(z)]
 
 
-def integrated(model: Model, solver: samplers.Solver, grid: np.ndarray,
+def integrated(model: Training, solver: samplers.Solver, grid: np.ndarray,
             z: np.ndarray | None = None) -> np.ndarray:
   """Samples of a solver along a grid of times, from noise or from z."""
   z = model.noise if z is None else z

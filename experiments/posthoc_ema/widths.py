@@ -20,7 +20,7 @@ from experiments.equilibrium_matching.figures import LABEL
 KEPT = 0.05, 0.1
 
 
-class Run(NamedTuple):
+class Training(NamedTuple):
   """A training of the digits with its averages and snapshots."""
   recipe: Any
   params: Any                # the last ones
@@ -55,7 +55,7 @@ def realised(std: float, every: int, *, in_examples: bool, steps: int = 20_000) 
 
 
 def trained(examples: int, *, rate: float = 0.006, snapshots: int = 24,
-            stds: Sequence[float] = KEPT) -> Run:
+            stds: Sequence[float] = KEPT) -> Training:
   """Trains the digits' transformer in EDM's preconditioning with an inverse square root rate."""
   config = digits.get_config('edm')
   config.ema.decays, config.sample.params = (), 'params'
@@ -86,10 +86,10 @@ def trained(examples: int, *, rate: float = 0.006, snapshots: int = 24,
         times.append((i + 1) * size)
         kept.append(std)
         trees.append(jax.tree.map(np.array, means.means[repr(std)]))
-  return Run(recipe, params, means.means, times, kept, trees)
+  return Training(recipe, params, means.means, times, kept, trees)
 
 
-def averaged(run: Run, stds: Sequence[float]) -> dict[float, Any]:
+def averaged(run: Training, stds: Sequence[float]) -> dict[float, Any]:
   """{std: parameters} at the end of the run, each a sum of its snapshots."""
   x = posthoc_ema.solve(run.times, run.stds, run.times[-1], list(stds))
   return dict(zip(stds, posthoc_ema.reconstruct(run.snapshots, x)))
@@ -100,7 +100,7 @@ def relative_distance(tree: Any, other: Any) -> float:
   return float(optax.tree.norm(jax.tree.map(jnp.subtract, tree, other)) / optax.tree.norm(other))
 
 
-def distances(run: Run, params: dict[Any, Any], count: int) -> dict[Any, float]:
+def distances(run: Training, params: dict[Any, Any], count: int) -> dict[Any, float]:
   """{key: Fréchet distance in pixels} of `count` digits sampled with each tree of parameters."""
   labels, found = measure.labels('digits')[:count], {}
   for key, tree in params.items():
