@@ -1,1 +1,1 @@
-"""python -m tests.faults: runs that are killed, stopped and damaged, and what is left of them."""
+"""python -m tests.faults: kills, stops and damages small runs, and checks that they resume."""

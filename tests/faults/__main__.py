@@ -1,10 +1,10 @@
-"""Kills, stops, damages and starves small runs, and says what was lost.
+"""Kills, stops, damages and starves small runs, and counts what was lost.
 
   python -m tests.faults [--kills=20] [--points=9] [--only=kills,points] [--results=FOLDER]
 
-What is found is stored in FOLDER as it comes, runs/faults unless given, and counts: the same command,
-or one that asks for more, goes on. With --results=tests/faults/results that is what its README
-has.
+Each case is stored in FOLDER, by default runs/faults, as soon as it ends. The same command, or one that
+asks for more cases, continues from there. With --results=tests/faults/results the table of README.md is
+updated too.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tempfile
 
 from tests.faults import configs, damages, disk, kills, nans, records, results, states, tables, victim
 
-# How many of each are asked for unless told: the short form.
+# The default numbers of cases.
 SHORT = {'kills': 20, 'points': len(victim.POINTS), 'signals': 2 * len(victim.PHASES), 'damages': 100,
          'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10}
 OF_VICTIM = 'kills', 'points', 'signals', 'damages'
@@ -23,22 +23,22 @@ CHAINED = 10   # kills of one run of records
 
 
 def measures(folder: pathlib.Path, seed: int) -> dict:
-  """{measurement: (case(i, wanted) -> row, what is counted)}; the run left alone comes first."""
+  """{measurement: (case(i, wanted) -> row, what is counted)}; an undisturbed run comes first."""
   whole = {}
 
   def unbroken(*flags):
-    # The first compiles what all others read; the second tells how long a run takes.
+    # The first fills the compilation cache; the second measures how long a run takes.
     if flags not in whole:
       places = [folder / f'{name}{"".join(flags)}' for name in ('whole', 'again')]
       seconds = [kills.finish(place, *flags) for place in places][1]
       expected, other = (states.digest(place) for place in places)
       if other != expected:
-        raise RuntimeError('two runs that were left alone ended elsewhere')
+        raise RuntimeError('two undisturbed runs ended in different states')
       whole[flags] = expected, seconds
     return whole[flags]
 
   def killed(i, wanted):
-    # Every other run is a short one, of which more are killed in the same time.
+    # Every other run is a short one, which allows more kills in the same time.
     what, flags = (('at random, moons', ['--short']) if i % 2 else ('at random, digits', []))
     return dict(what=what, **kills.chain(folder, *unbroken(*flags), wanted, f'{seed} {i}', *flags))
 
@@ -64,7 +64,7 @@ def measures(folder: pathlib.Path, seed: int) -> dict:
     return dict(what=kind, **disk.hurt(folder / f'disk{i}', whole['disk'], kind))
 
   def poisoned(i, wanted):
-    # Each policy has a step to compile, and then many cases.
+    # Compiles one step for each policy, and then runs many cases.
     return [dict(what=what, **row) for most in (0, 3) for what, row in nans.poison(
         folder, most, -(-wanted // 2), seed + i).items()]
 
@@ -76,7 +76,7 @@ def measures(folder: pathlib.Path, seed: int) -> dict:
 
   return {'kills': (killed, 'killed'), 'points': (at_point, ''), 'signals': (stopped, ''),
           'damages': (damaged, ''), 'disk': (starved, ''), 'records': (read, 'killed'),
-          'configs': (lambda i, wanted: configs.refuse(folder, wanted, seed + i), 'cases'),
+          'configs': (lambda i, wanted: configs.reject(folder, wanted, seed + i), 'cases'),
           'nans': (poisoned, 'cases')}
 
 
@@ -93,7 +93,7 @@ def main():
     parser.error(f'--only={given.only}: choose from {",".join(SHORT)}')
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    # Nobody wants to see the same compilations again and again.
+    # Compile once for all runs.
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/compiled')
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
@@ -101,8 +101,8 @@ def main():
     for name in names:
       case, counted = found[name]
       before = len(results.read(name, given.results))
-      rows = results.go_on(name, getattr(given, name), case, counted=counted, folder=given.results)
-      print(f'{name}: {len(rows) - before} rows now, {before} were stored in {given.results}')
+      rows = results.resume(name, getattr(given, name), case, counted=counted, folder=given.results)
+      print(f'{name}: {len(rows) - before} new rows, {before} were stored in {given.results}')
       for what, row in results.summed(rows).items():
         print(f'{what}: {row}', flush=True)
   if given.results.resolve() == results.FOLDER.resolve():

@@ -1,10 +1,10 @@
-"""The share of its wall time that a training is held up by its saves, with one save a minute.
+"""The percentage of wall time for which saves block a training, with one save a minute.
 
   python -m tests.faults.blocking [--minutes=5] [--interval=60] [--width=768 --depth=3 --heads=12]
 
-The step is that of the digits' training with a larger network, on one batch again and again; state,
-saves and ledger are a run's own. A save is written beside the steps: what counts is copying the state,
-beginning to write, and waiting for the write before it.
+The step is that of the digits' training with a larger network, repeated on one batch; state, saves and
+ledger are those of a run. A save is written in the background: what counts is copying the state,
+starting to write, and waiting for the write before it.
 """
 
 import argparse
@@ -54,12 +54,12 @@ def main():
         jax.block_until_ready(health)
         health = fresh
         if time.monotonic() - last >= given.interval:
-          jax.block_until_ready(fresh)   # As training does, which looks at the health of what it saves.
+          jax.block_until_ready(fresh)   # As in training, which checks what it saves.
           last = time.monotonic()
           with book.on('save'):
             checkpoints.save(state)
           longest, saves = max(longest, time.monotonic() - last), saves + 1
-      # What waits for the last save is the end of a run, not one of its minutes.
+      # Waiting for the last save is part of the end of a run, and is not counted.
       book.close()
     found = ledger.totals(folder / 'ledger.jsonl')
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -1,4 +1,4 @@
-"""Configs that no run can have, given to training: each is refused by name before its step is made."""
+"""Invalid configs: training must reject each, naming the key, before it builds a step."""
 
 import collections
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.faults import mutations
 
 
 class Accepted(Exception):
-  """Training went on to compile."""
+  """Training started to compile."""
 
 
 def _accept(*given, **named):
@@ -27,14 +27,14 @@ def _accept(*given, **named):
 
 @contextlib.contextmanager
 def nothing_compiled() -> Iterator[None]:
-  """Within, a training that goes on to make its state or its step raises Accepted."""
+  """Inside, a training raises Accepted when it creates its state or step."""
   with (mock.patch.object(train_state, 'create', _accept),
         mock.patch.object(train_step, 'make_step', _accept)):
     yield
 
 
 def judged(mutation: mutations.Mutation, folder: pathlib.Path) -> str:
-  """'refused', or what became of the config instead; within `nothing_compiled`."""
+  """'rejected', or what happened instead; call it inside `nothing_compiled`."""
   workdir = folder / 'run'
   try:
     train.train(mutation.config(str(folder / 'data')), workdir)
@@ -44,33 +44,33 @@ def judged(mutation: mutations.Mutation, folder: pathlib.Path) -> str:
   except ValueError as error:
     if not any(named(str(error), key) for key in mutation.keys):
       return f'does not name {" or ".join(mutation.keys)}: {error}'
-    return 'refused' if not workdir.exists() else f'{workdir} was made'
+    return 'rejected' if not workdir.exists() else f'{workdir} was made'
   except Exception as error:
     return f'{type(error).__name__}: {error}'
   return 'ended'
 
 
 def named(said: str, key: str) -> bool:
-  """Whether a refusal names the key: whole, or its section and itself."""
+  """Whether an error names the key, whole, or its section and its last part."""
   parent, _, last = key.rpartition('.')
   return f'config.{key}' in said or bool(
       parent and f'config.{parent}' in said and re.search(rf'\b{last}\b', said))
 
 
-def refuse(folder: pathlib.Path, wanted: int, seed: int) -> dict[str, int | str]:
-  """{'what', 'cases', 'accepted'}: so many mutations, in this process; those accepted are printed."""
+def reject(folder: pathlib.Path, wanted: int, seed: int) -> dict[str, int | str]:
+  """{'what', 'cases', 'accepted'}: tries `wanted` mutations in this process; prints accepted ones."""
   found = collections.Counter(cases=0, accepted=0)
   with nothing_compiled():
     for mutation in mutations.drawn(wanted, seed):
       said = judged(mutation, folder)
-      found.update(cases=1, accepted=said != 'refused')
-      if said != 'refused':
+      found.update(cases=1, accepted=said != 'rejected')
+      if said != 'rejected':
         print(mutation, '->', said, flush=True)
-  return {'what': 'refused by train', **found}
+  return {'what': 'rejected by train', **found}
 
 
-def refuse_by_command(folder: pathlib.Path, wanted: int, seed: int) -> dict[str, float]:
-  """{'cases', 'refused', 'slowest' in s}: the same through the command line, as files of configs."""
+def reject_by_command(folder: pathlib.Path, wanted: int, seed: int) -> dict[str, float]:
+  """{'cases', 'rejected', 'slowest' in s}: the same through the command line, with config files."""
   found = collections.Counter()
   for i, mutation in enumerate(mutations.drawn(wanted, seed)):
     path = folder / f'mutation{i}.py'
@@ -84,7 +84,7 @@ def refuse_by_command(folder: pathlib.Path, wanted: int, seed: int) -> dict[str,
     said = [line for line in done.stderr.strip().splitlines() if line.startswith('eqflow: ')]
     good = (done.returncode == 2 and len(said) == 1 and 'Traceback' not in done.stderr
             and any(named(said[0], key) for key in mutation.keys))
-    found.update(cases=1, refused=good)
+    found.update(cases=1, rejected=good)
     found['slowest'] = max(found['slowest'], round(seconds, 1))
     if not good:
       print(mutation, '->', done.returncode, done.stderr[-1000:], flush=True)

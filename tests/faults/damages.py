@@ -1,4 +1,4 @@
-"""A file of the newest checkpoint damaged: the one before it is taken, never what is not as written."""
+"""Damages a file of the newest checkpoint: the one before it must be restored."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ KINDS = {
 
 
 def like() -> Any:
-  """A state as the victim's checkpoints hold."""
+  """A state with the structure of the victim's checkpoints."""
   config = victim.config_of()
   recipe = recipes.recipe(config)
   return train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0,
@@ -47,7 +47,7 @@ def like() -> Any:
 
 def damaged(folder: pathlib.Path, whole: pathlib.Path, state: Any, kind: str,
             chance: random.Random) -> dict[str, int]:
-  """{'cases', 'older', 'silent'}: whether the checkpoint before was taken, or the damage read."""
+  """{'cases', 'older', 'silent'}: whether the checkpoint before was restored, or the damaged one."""
   workdir = folder / 'damaged'
   shutil.copytree(whole / 'checkpoints', workdir / 'checkpoints')
   older, newest = states.steps(workdir)[-2:]

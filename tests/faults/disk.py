@@ -1,4 +1,4 @@
-"""Disks that are full, files that may not grow, folders that may not be written to."""
+"""Full disks, limits on file size, and read-only folders."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ FLAGS = ('--config=configs/toy.py', '--config.model.width=16', '--config.model.d
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
-  """The command of a user; what it says on stderr is kept."""
+  """Starts the command of a user, and captures its stderr."""
   return subprocess.Popen([sys.executable, '-m', 'eqflow.main', *FLAGS, f'--workdir={workdir}'],
                           cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -31,7 +31,7 @@ def _mount(folder, options, *more):
 
 
 def _mounted(folder):
-  """A file system of its own, to be full or read-only. Raises PermissionError where it may not be."""
+  """Mounts a small file system. Raises PermissionError if this user may not mount."""
   try:
     _mount(folder, f'size={ROOM}', '-t', 'tmpfs', 'tmpfs')
   except (OSError, subprocess.CalledProcessError) as error:
@@ -44,27 +44,27 @@ def _fill(process, folder):
   _mount(folder, f'remount,size={used + 4096}')
 
 
-# How each keeps a run from writing, and lets the next write again; what of the run's folder is a file
-# system of its own for that, None: nothing.
+# {kind: (the part of the run's folder that gets its own file system, None: no part; what keeps the run
+# from writing; what lets the next run write again)}.
 KINDS = {
     'disk full': ('checkpoints', _fill, lambda folder: _mount(folder, f'remount,size={ROOM}')),
     'files may not grow': (None, lambda process, folder: resource.prlimit(
         process.pid, resource.RLIMIT_FSIZE, (4096, 4096)), lambda folder: None),
     'folder read-only': ('checkpoints', lambda process, folder: _mount(folder, 'remount,ro'),
                          lambda folder: _mount(folder, 'remount,rw')),
-    # The log and TensorBoard's files too.
+    # Also the log and TensorBoard's files.
     'disk of the whole run full': ('', _fill, lambda folder: _mount(folder, f'remount,size={ROOM}')),
 }
 
 
 def hurt(folder: pathlib.Path, expected: str, kind: str) -> dict[str, int]:
-  """{'cases', 'unrefused', 'broken', 'other'}: one run that cannot write once its first state stands.
+  """{'cases', 'unreported', 'broken', 'other'}: one run that cannot write after its first save.
 
-  unrefused: not exit code 2 and a line that names the newest checkpoint that stands, or the log;
-  broken: that one is not whole; other: the command given again does not end where the run that was
-  left alone did. Raises PermissionError where this user may not mount.
+  unreported: no exit code 2 and line that names the newest checkpoint, or the log; broken: that
+  checkpoint is damaged; other: the same command then does not end in the state of the undisturbed run.
+  Raises PermissionError if this user may not mount.
   """
-  own, break_it, mend = KINDS[kind]
+  own, break_it, repair = KINDS[kind]
   workdir = folder / kind.replace(' ', '_')
   checkpoints = workdir / 'checkpoints'
   place = workdir / (own or '')
@@ -74,30 +74,30 @@ def hurt(folder: pathlib.Path, expected: str, kind: str) -> dict[str, int]:
       _mounted(place)
       stack.callback(subprocess.run, ['umount', str(place)], check=True)
     process, clock = start(workdir), time.perf_counter()
-    # It stands before the step compiles, so well before the next.
+    # The first save comes before the step compiles, so well before the second.
     while not states.steps(workdir) and process.poll() is None and time.perf_counter() - clock < LIMIT:
       time.sleep(0.01)
     break_it(process, place)
     _, said = process.communicate(timeout=LIMIT)
-    # Orbax may tell of its own threads after that.
-    told = [line for line in said.splitlines() if line.startswith('eqflow: ')]
-    stand = states.steps(workdir)
-    refused = process.returncode == 2 and len(told) == 1 and (
-        told[0].startswith('eqflow: a checkpoint could not be written')
-        and f'the newest checkpoint is {stand[-1]};' in told[0]
-        or own == '' and 'metrics.jsonl cannot be written' in told[0])
-    intact = not checksums.damages(checkpoints / str(stand[-1]))
-    mend(place)
+    # Threads of orbax may print more after that.
+    lines = [line for line in said.splitlines() if line.startswith('eqflow: ')]
+    steps = states.steps(workdir)
+    reported = process.returncode == 2 and len(lines) == 1 and (
+        lines[0].startswith('eqflow: a checkpoint could not be written')
+        and f'the newest checkpoint is {steps[-1]};' in lines[0]
+        or own == '' and 'metrics.jsonl cannot be written' in lines[0])
+    intact = not checksums.damages(checkpoints / str(steps[-1]))
+    repair(place)
     process = start(workdir)
     _, again = process.communicate(timeout=LIMIT)
     same = process.returncode == 0 and states.digest(workdir) == expected
-  if not (refused and intact and same):
+  if not (reported and intact and same):
     print(kind, said[-1500:], again[-1500:], flush=True)
-  return dict(cases=1, unrefused=int(not refused), broken=int(not intact), other=int(not same))
+  return dict(cases=1, unreported=int(not reported), broken=int(not intact), other=int(not same))
 
 
 def unbroken(folder: pathlib.Path) -> str:
-  """The digest of the run that is left alone."""
+  """The digest of an undisturbed run."""
   process = start(folder / 'whole')
   _, said = process.communicate(timeout=LIMIT)
   if process.returncode:

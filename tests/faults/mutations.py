@@ -1,7 +1,7 @@
-"""Configs that no run can have: every key of every real one made wrong in every way that it can be.
+"""Invalid configs: every key of every config made wrong in every way.
 
-Each mutation is one config of configs/ with one key (or an inconsistent pair of them) changed; what is
-refused must name it.
+Each mutation is a config of configs/ with one key, or an inconsistent pair of keys, changed; the error
+must name it.
 """
 
 from collections.abc import Iterator
@@ -17,19 +17,19 @@ from tests import config_file
 
 CONFIGS = {'digits': None, 'toy': None, 'fashion_mnist': None, 'imagenet64': ('s', 's_autoguided'),
            'imagenet512': ('s', 'xs_classless', 'xxl_interval')}
-MISSING = '<missing>'   # The key is left out.
-# Any text is a folder, and '' no folder: what is there is not the config's to know.
+MISSING = '<missing>'   # The key is deleted.
+# Any text names a folder, and '' none.
 FREE_TEXT = 'data.dir', 'sample.guide.workdir', 'sample.guide.params'
-# What splits and data sets there are is told by the data.
+# The data set knows its splits.
 SPLITS = 'data.split', 'evaluate.split', 'data.name'
-# What may be left out.
+# Keys that are optional.
 OPTIONAL = {
     'sample.guide', 'sample.grid', 'model.dtype', 'model.remat', 'model.final_scale', 'model.dropout',
     'model.attention', 'model.head_width', 'model.blocks', 'model.multipliers', 'output.decay.gain',
     'optimizer.schedule.rampup_examples', 'sample.grid.start', 'sample.grid.end', 'sample.grid.rho',
     'loss.density.bins', 'loss.density.keep', 'sample.grid.sigma_min', 'sample.grid.sigma_max',
     'model.width', 'model.depth'}
-# Numbers that the key's kind allows, and its meaning does not.
+# Numbers of the right type but outside the key's limits.
 OUTSIDE = {
     'seed': (-1, 2**32), 'data.num_classes': (-1, 7), 'data.workers': (-1, 10**6),
     'data.shape': ((0, 8, 1), (8, -8, 1), (8.0, 8, 1), (), (3,), (8, 8)),
@@ -68,14 +68,14 @@ OUTSIDE = {
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-  """One wrong config: `changes` {dotted key: value, or MISSING}; a refusal names one of `keys`."""
+  """One wrong config: `changes` {dotted key: value, or MISSING}; the error names one of `keys`."""
   name: str
   variant: str
   changes: tuple
   keys: tuple
 
   def config(self, data_dir: str) -> ConfigDict:
-    """The mutated config, locked as a run has it."""
+    """The mutated config, locked."""
     config = _file(self.name).get_config(self.variant)
     if config.data.name in ('digits', 'fashion_mnist'):
       config.data.dir = data_dir
@@ -116,9 +116,9 @@ def every() -> list[Mutation]:
 
 
 def drawn(count: int, seed: int) -> list[Mutation]:
-  """`count` mutations, each key of each section in turn, so that every key is there before any twice.
+  """`count` mutations, the keys in turn: none comes twice before all have come once.
 
-  Which of a key's are taken, and of which config, `seed` draws.
+  The mutation of a key, and its config, depend on `seed`.
   """
   chance, of_key = random.Random(seed), {}
   for mutation in every():
@@ -141,7 +141,7 @@ def _of_config(name, variant) -> Iterator[Mutation]:
       yield Mutation(name, variant, ((path, wrong),), (path,))
     if path not in OPTIONAL and '.angles.' not in path:
       yield Mutation(name, variant, ((path, MISSING),), (path,))
-    # Misspelt, and where it does not belong.
+    # Misspelt, and in the wrong section.
     *_, key = path.split('.')
     typo = path.removesuffix(key) + key[0] + key[2:] + key[1] if len(key) > 2 else path + '_'
     yield Mutation(name, variant, ((typo, plain),), (typo,))
@@ -159,7 +159,7 @@ def leaves(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _wrong(path, value):
-  """Values that cannot stand where `value` does."""
+  """Values that are invalid in place of `value`."""
   if isinstance(value, ConfigDict):
     yield from (None, 5, 'linear', (), True)
     if 'name' in value and path not in ('data',):
@@ -184,7 +184,7 @@ def _wrong(path, value):
     yield from OUTSIDE.get(path, ())
 
 
-# Keys that are right alone, and wrong together.
+# Pairs of keys that are valid alone and inconsistent together.
 PAIRS = [
     ('digits', 'eqm', {'model.label_noise': dict(name='time')}, ('model.label_noise',)),
     ('digits', 'eqm', {'model.label_noise': dict(name='logsnr')}, ('model.label_noise',)),

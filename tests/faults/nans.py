@@ -1,4 +1,4 @@
-"""Numbers that are none, in a batch, the loss or one leaf of the gradient: nothing of them is kept."""
+"""Puts NaN or infinity into a batch, the loss or one leaf of the gradient: no state keeps any."""
 
 import collections
 from collections.abc import Callable
@@ -29,7 +29,7 @@ BAD = np.nan, np.inf, -np.inf
 
 @jax.custom_vjp
 def _marked(leaf, factor):
-  """leaf; its gradient is multiplied by factor."""
+  """leaf, with its gradient multiplied by factor."""
   return leaf
 
 
@@ -38,7 +38,7 @@ _marked.defvjp(lambda leaf, factor: (leaf, factor),
 
 
 def config_of(most: int) -> ConfigDict:
-  """6 steps on moons with three checkpoints and two averages, which may leave out `most` in a row."""
+  """6 steps on moons with three checkpoints and two averages, which may skip `most` in a row."""
   config, batch = config_file('toy').get_config(), 16
   config.model.update(dict(width=16, depth=1))
   config.train.update(dict(
@@ -50,10 +50,10 @@ def config_of(most: int) -> ConfigDict:
 
 
 def injected(config: ConfigDict) -> tuple[recipes.Recipe, Callable, int]:
-  """(recipe, step, number of leaves): one compiled step, whose loss and gradients the batch may spoil.
+  """(recipe, step, number of leaves): a compiled step whose loss and gradients the batch can spoil.
 
-  A batch brings 'loss' [b], what each loss is multiplied by, and 'leaves' [b, n], of whose first row
-  entry i multiplies the gradient of leaf i.
+  A batch has 'loss' [b], which multiplies the losses, and 'leaves' [b, n], of whose first row entry i
+  multiplies the gradient of leaf i.
   """
   recipe = recipes.recipe(config)
   shapes = jax.tree.leaves(jax.eval_shape(recipe.init, jax.random.key(0)))
@@ -71,7 +71,7 @@ def injected(config: ConfigDict) -> tuple[recipes.Recipe, Callable, int]:
 
 
 def spoiled(batch: dict, kind: str, leaves: int, chance: random.Random | None) -> dict[str, Any]:
-  """The batch with a number that is none in one entry, loss or leaf; as it is without chance."""
+  """The batch with NaN or infinity in one entry, loss or leaf; unchanged if chance is None."""
   b = len(batch['index'])
   batch = batch | {'x': np.array(batch['x']), 'loss': np.ones(b, np.float32),
                    'leaves': np.ones((b, leaves), np.float32)}
@@ -83,7 +83,7 @@ def spoiled(batch: dict, kind: str, leaves: int, chance: random.Random | None) -
   elif kind == 'loss':
     batch['loss'][row] = bad
   else:
-    # Infinity times a gradient of zero is no number either, and both are to be found.
+    # Infinity times a gradient of 0 is NaN.
     batch['leaves'][:, chance.randrange(leaves)] = bad
   return batch
 
@@ -91,9 +91,9 @@ def spoiled(batch: dict, kind: str, leaves: int, chance: random.Random | None) -
 def run(config: ConfigDict, recipe: recipes.Recipe, step: Callable, leaves: int, workdir: pathlib.Path,
         source: Any, *, kind: str = '', at: range = range(0), chance: random.Random | None = None,
         seen: Callable = lambda *given: None) -> Any:
-  """The train loop with the injected step; batches numbered `at` are spoiled. The last state.
+  """The training loop with the injected step; spoils the batches `at`. Returns the last state.
 
-  seen(number, state before, state after), each on the host, is told of every spoiled step.
+  Calls seen(number, state before, state after), with states on the host, for every spoiled step.
   """
   mesh = sharding.device_mesh()
   state = blueprint.first_state(config, recipe, mesh)
@@ -123,7 +123,7 @@ def _host(tree):
 
 
 def untouched(before: Any, after: Any) -> bool:
-  """Whether two states are the same, bit for bit, but for place in the data and count of bad steps."""
+  """Whether two states are equal bit for bit, but for position in the data and skipped steps."""
   kept = lambda state: [np.asarray(leaf).tobytes() for name in (
       'seed', 'params', 'opt_state', 'emas', 'histogram') for leaf in jax.tree.leaves(
           getattr(state, name))]
@@ -142,13 +142,13 @@ def clean(workdir: pathlib.Path) -> bool:
 
 
 def poison(folder: pathlib.Path, most: int, wanted: int, seed: int) -> dict[str, dict[str, int]]:
-  """{policy and kind: {'cases', 'unclean'}}: so many cases with `most` allowed, all kinds in turn."""
+  """{policy and kind: {'cases', 'unclean'}}: `wanted` cases, all kinds in turn."""
   config, found = config_of(most), {}
   source = train.dataset.open_source(config)
   recipe, step, leaves = injected(config)
   for case in range(wanted):
     kind = KINDS[case % len(KINDS)]
-    row = found.setdefault(f'{kind}, {"left out" if most else "the end"}',
+    row = found.setdefault(f'{kind}, {"skipped" if most else "run ended"}',
                            collections.Counter(cases=0, unclean=0))
     with contextlib.redirect_stdout(io.StringIO()):
       good = (_skipped if most else _aborted)(
@@ -162,18 +162,18 @@ def poison(folder: pathlib.Path, most: int, wanted: int, seed: int) -> dict[str,
 
 
 def _aborted(config, recipe, step, leaves, workdir, source, kind, chance):
-  """One bad step: the run ends and names it, and its checkpoints are those before."""
+  """One bad step: the run ends and names it, with the checkpoints from before it."""
   at = chance.randrange(STEPS)
   try:
     run(config, recipe, step, leaves, workdir, source, kind=kind, at=range(at, at + 1), chance=chance)
   except FloatingPointError as error:
-    stand = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
-    return f'step {at + 1}: ' in str(error) and clean(workdir) and stand == at // EVERY * EVERY
+    newest = max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+    return f'step {at + 1}: ' in str(error) and clean(workdir) and newest == at // EVERY * EVERY
   return False
 
 
 def _skipped(config, recipe, step, leaves, workdir, source, kind, chance):
-  """One to four bad steps in a row, three being allowed: left out, the fourth ends the run."""
+  """One to four bad steps in a row, of which three are allowed: skipped; a fourth ends the run."""
   most, count = config.train.max_skipped, chance.randint(1, config.train.max_skipped + 1)
   at = chance.randrange(STEPS - count + 1)
   same = []

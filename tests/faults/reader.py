@@ -1,8 +1,8 @@
-"""One process of a run, but for the network: it reads the batches of its share and logs what it reads.
+"""One process of a run, without a network: it reads its rows of the batches and logs them.
 
   python -m tests.faults.reader --folder=DIR --attempt=0 --process=0 --processes=2 --workers=1
 
-Every few steps, once all processes are there, the first commits: what is restarted goes on from there.
+Every few steps, once all processes are there, the first commits: a restart resumes from there.
 """
 
 import argparse
@@ -17,15 +17,15 @@ from eqflow import files
 from eqflow.data import pipeline
 from eqflow.data.records import InMemory, Source
 
-# How many bytes a record has, in its floats, is to be found again in what is left of it.
+# The size of a record, so that batches left in shared memory can be recognized.
 WIDTH = 509
-# An epoch is no whole number of batches, and a batch is shared by up to four processes.
+# An epoch is not a whole number of batches, and up to four processes share a batch.
 RECORDS, BATCH, EVERY, SEED = 101, 8, 5, 7
 PAUSE = 0.01   # a step, in seconds
 
 
 def source() -> Source:
-  """Records that are their own numbers."""
+  """Records whose values are their own index."""
   x = np.repeat(np.arange(RECORDS, dtype=np.float32)[:, np.newaxis], WIDTH, axis=1)
   return Source(InMemory(x, np.zeros(RECORDS, np.int32)), (WIDTH,), 0, 'numbers')
 

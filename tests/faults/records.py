@@ -1,4 +1,4 @@
-"""Which records a run has seen that was killed again and again, each time by other processes."""
+"""Which records a run has read that is killed often and restarted with other processes."""
 
 import collections
 import contextlib
@@ -18,13 +18,13 @@ from tests.faults import reader
 
 LIMIT = 300
 PROCESSES, WORKERS = (1, 2, 4), (0, 1, 4)
-TAG = 'EQFLOW_FAULT'   # An environment variable, which a killed process's children keep.
+TAG = 'EQFLOW_FAULT'   # An environment variable, which children of a killed process inherit.
 SHARED = pathlib.Path('/dev/shm')
 
 
 def start(folder: pathlib.Path, attempt: int, processes: int, workers: int,
           steps: int) -> list[subprocess.Popen]:
-  """The processes of one attempt, each with those that it starts in a group of its own."""
+  """Starts the processes of one attempt, each in a process group of its own."""
   return [subprocess.Popen(
       [sys.executable, '-m', 'tests.faults.reader', f'--folder={folder}', f'--attempt={attempt}',
        f'--process={i}', f'--processes={processes}', f'--workers={workers}', f'--steps={steps}'],
@@ -33,10 +33,10 @@ def start(folder: pathlib.Path, attempt: int, processes: int, workers: int,
 
 
 def kill(folder: pathlib.Path, wanted: int, seed: int, steps: int) -> dict[str, int]:
-  """A run of `steps` batches that is killed `wanted` times, by other processes each time; what it read.
+  """Kills a run of `steps` batches `wanted` times, with other processes each time; counts what it read.
 
   {'killed', 'processes left', 'files left', 'epochs', 'lost', 'repeated', 'misplaced'}: counts of
-  records over all whole epochs, and of those that the single process would have read elsewhere.
+  records over all complete epochs, and of those that a single process would have read elsewhere.
   """
   chance, before = random.Random(seed), set(os.listdir(SHARED))
   found, spans = collections.Counter(), []
@@ -47,7 +47,7 @@ def kill(folder: pathlib.Path, wanted: int, seed: int, steps: int) -> dict[str, 
     last = attempt == wanted
     if not last:
       _wait(folder, attempt, running, chance)
-      # Not all at the same instant: some go on alone for a while.
+      # Not at the same instant: some continue alone for a while.
       for process in chance.sample(running, len(running)):
         found['killed while reading'] += process.poll() is None and bool(
             reader.lines(reader.log_of(folder, attempt, 0)))
@@ -65,7 +65,7 @@ def kill(folder: pathlib.Path, wanted: int, seed: int, steps: int) -> dict[str, 
 
 
 def _wait(folder, attempt, running, chance):
-  """Until some instant of starting, or of reading, which most are of."""
+  """Waits for a random instant of starting or, mostly, of reading."""
   clock = time.perf_counter()
   if chance.random() < 0.2:
     time.sleep(chance.uniform(0, 2))
@@ -78,7 +78,7 @@ def _wait(folder, attempt, running, chance):
 
 
 def judged(folder: pathlib.Path, spans: list[tuple], steps: int) -> dict[str, int]:
-  """What was read on the way to committed steps, against what one process without workers reads."""
+  """Compares what was read for committed steps with what one process without workers reads."""
   index, records, mixes = [], [], set()
   ends = [span[3] for span in spans[1:]] + [steps]
   for (attempt, processes, workers, first), end in zip(spans, ends):
@@ -103,7 +103,7 @@ def judged(folder: pathlib.Path, spans: list[tuple], steps: int) -> dict[str, in
 
 
 def left(folder: pathlib.Path) -> list[int]:
-  """The processes that an attempt has left running a second after it was killed."""
+  """The processes of an attempt that still run a second after it was killed."""
   tag, found = f'{TAG}={folder}'.encode(), []
   for _ in range(10):
     found = [int(path.name) for path in pathlib.Path('/proc').iterdir()
@@ -116,18 +116,18 @@ def left(folder: pathlib.Path) -> list[int]:
 
 def _environment(path):
   try:
-    # One that has ended but is not yet waited for has none.
+    # A zombie has none.
     return (path / 'environ').read_bytes()
   except OSError:
     return b''
 
 
 def _cleaned(before):
-  """How many batches of these records are left in shared memory, and nobody's; they go."""
+  """Deletes batches of these records that nobody owns from shared memory; returns how many."""
   sizes = {4 * reader.WIDTH * reader.BATCH // count for count in PROCESSES}
   new = []
   for path in SHARED.iterdir():
-    # Others on this machine have theirs there too.
+    # Other programs have files there too.
     with contextlib.suppress(OSError):
       if path.name not in before and path.stat().st_size in sizes:
         new.append(path)

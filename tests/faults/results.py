@@ -1,4 +1,4 @@
-"""What was found, case by case, in results/<measurement>.json: measuring goes on where it stopped."""
+"""Results of each case in results/<measurement>.json, so that a measurement can resume."""
 
 import collections
 from collections.abc import Callable
@@ -12,16 +12,16 @@ FOLDER = pathlib.Path(__file__).parent / 'results'
 
 
 def read(name: str, folder: pathlib.Path = FOLDER) -> list[dict[str, Any]]:
-  """The rows of a measurement, {'what', counts}, in the order that they were found."""
+  """The rows of a measurement, {'what', counts}, in the order in which they were measured."""
   path = folder / f'{name}.json'
   return json.loads(path.read_text()) if path.exists() else []
 
 
-def go_on(name: str, wanted: int, case: Callable, *, counted: str = '',
+def resume(name: str, wanted: int, case: Callable, *, counted: str = '',
           folder: pathlib.Path = FOLDER) -> list[dict[str, Any]]:
-  """All rows, after case(i, how many are still wanted) -> row or rows has made what is missing.
+  """All rows, after running case(i, how many are missing) -> row or rows for those that are missing.
 
-  Counted are the rows, or what they hold under `counted`. Each row is on disk before the next begins.
+  Counts rows, or the sum of their entries `counted`. Each row is on disk before the next case starts.
   """
   rows = read(name, folder)
   count = lambda: sum(row[counted] for row in rows) if counted else len(rows)

@@ -1,4 +1,4 @@
-"""What a run has left behind: its last state as one number, and whether a whole checkpoint stands."""
+"""What a run has written: a digest of its last state, and which of its checkpoints are undamaged."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,7 @@ def digest(workdir: pathlib.Path) -> str:
   """SHA-256 of every leaf of the last state, and of every snapshot."""
   found = hashlib.sha256()
   newest = max(workdir.glob('checkpoints/*/state'), key=lambda path: int(path.parent.name))
-  # As numpy, on however many devices it was saved.
+  # As numpy, independent of the devices it was saved on.
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
     leaves = orbax.metadata(newest).item_metadata.tree
     tree = orbax.restore(newest, args=ocp.args.PyTreeRestore(restore_args=jax.tree.map(
@@ -30,20 +30,20 @@ def digest(workdir: pathlib.Path) -> str:
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
-  """The steps whose checkpoints stand, rising."""
+  """The steps that have a checkpoint, in ascending order."""
   return sorted(int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdecimal())
 
 
 def whole(workdir: pathlib.Path) -> list[int]:
-  """The steps whose checkpoints are whole, rising."""
+  """The steps that have an undamaged checkpoint, in ascending order."""
   return [step for step in steps(workdir) if not checksums.damages(workdir / f'checkpoints/{step}')]
 
 
-def gone_on_from(workdir: pathlib.Path) -> list[int]:
-  """The step that each training went on from, in turn; -1 where it began anew."""
+def resumed_from(workdir: pathlib.Path) -> list[int]:
+  """The step that each training resumed from, in order; -1 if it started from scratch."""
   found, path = [], workdir / 'ledger.jsonl'
   for text in path.read_text().splitlines() if path.exists() else ():
-    # A line may have been cut short.
+    # A kill may have truncated a line.
     with contextlib.suppress(ValueError, KeyError):
       step = json.loads(text)['from']
       found.append(-1 if step is None else step)

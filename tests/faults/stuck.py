@@ -1,9 +1,9 @@
-"""How soon a training that is stopped, or whose main thread hangs, is found, named and ended.
+"""How soon a training that is stopped, or whose main thread hangs, is detected, reported and ended.
 
-  python -m tests.faults.stuck [--times=20] [--seconds=10]   goes on where it was broken off
+  python -m tests.faults.stuck [--times=20] [--seconds=10]   resumes after an interruption
 
-A small training of the digits in two processes. One of them, in turn, is sent SIGSTOP; or its main
-thread hangs in C, within a callback of what is compiled. Times are from then until it is told.
+A small training of the digits in two processes. One of them, in turn, is sent SIGSTOP, or its main
+thread hangs in C, inside a callback of compiled code. Times are from then until it is reported.
 """
 
 import argparse
@@ -24,7 +24,7 @@ KINDS = 'stopped', 'hanging in C'
 
 
 def run(workdir: pathlib.Path, process: int, port: int, seconds: float, hang: bool) -> None:
-  """One of the two, which never ends by itself."""
+  """One of the two processes, which never ends by itself."""
   import ctypes
 
   import jax
@@ -41,7 +41,7 @@ def run(workdir: pathlib.Path, process: int, port: int, seconds: float, hang: bo
 
   def placed(*given):
     calls.append(1)
-    # Compiled by then, which may take longer than is allowed here.
+    # After the first steps: the timeout here is too short for compilation.
     if len(calls) == 10:
       watching.enter_context(watchdog.watching(workdir, seconds, book.pulse, process=process, count=2))
     if len(calls) == 30:
@@ -57,7 +57,7 @@ def run(workdir: pathlib.Path, process: int, port: int, seconds: float, hang: bo
 
 def start(workdir: pathlib.Path, process: int, port: int, seconds: float,
           hang: bool) -> subprocess.Popen:
-  """One of the two, in a process group of its own."""
+  """Starts one of the two processes, in a process group of its own."""
   command = [sys.executable, '-m', 'tests.faults.stuck', f'--workdir={workdir}',
              f'--process={process}', f'--port={port}', f'--seconds={seconds}', *['--hang'] * hang]
   return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -78,20 +78,20 @@ def once(workdir: pathlib.Path, kind: str, seconds: float, victim: int) -> dict[
           raise RuntimeError(process.stderr.read()[-3000:])
     clock = time.perf_counter()
     if not hangs:
-      time.sleep(seconds / 5)   # Each has heard of the other.
+      time.sleep(seconds / 5)   # Each has read a heartbeat of the other.
       clock = time.perf_counter()
       processes[victim].send_signal(signal.SIGSTOP)
-    teller = processes[victim if hangs else 1 - victim]
-    # It is told before it is ended, which waits for what the others have to say.
-    path = workdir / f'stuck-{processes.index(teller)}.txt'
+    reporter = processes[victim if hangs else 1 - victim]
+    # The report comes before the exit, which waits for the reports of the others.
+    path = workdir / f'stuck-{processes.index(reporter)}.txt'
     while not path.exists() and time.perf_counter() - clock < 3 * seconds:
       time.sleep(0.02)
     took = time.perf_counter() - clock
-    _, said = teller.communicate(timeout=3 * seconds + 60)
+    _, said = reporter.communicate(timeout=3 * seconds + 60)
     named = f'process {victim} (host ' in said.partition(', pid')[0]
     stacks = 'most recent call first' in said and '_watch' in said
     return {'stopped': 1, 'slowest': round(took, 2), 'late': int(took > seconds),
-            'misnamed': int(not named), 'not ended': int(teller.returncode != 70),
+            'misnamed': int(not named), 'not ended': int(reporter.returncode != 70),
             'stackless': int(not stacks)}
   finally:
     for process in processes:
@@ -114,7 +114,7 @@ def main():
     return
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    # Nobody wants to see the same compilations again and again.
+    # Compile once for all runs.
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', f'{folder}/compiled')
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
@@ -124,7 +124,7 @@ def main():
       what = f'{kind}, {given.seconds:g} s allowed'
       return dict(what=what) | once(workdir, kind, given.seconds, victim=i // 2 % 2)
 
-    rows = results.go_on('stuck', 2 * given.times, case)
+    rows = results.resume('stuck', 2 * given.times, case)
     for what, row in results.summed(rows).items():
       print(f'{what}: {row}', flush=True)
   tables.README.write_text(tables.filled(tables.README.read_text()))

@@ -1,4 +1,4 @@
-"""python -m tests.faults.tables: the README's table from what is stored in results/."""
+"""python -m tests.faults.tables: updates the table in README.md from results/."""
 
 import pathlib
 
@@ -6,15 +6,15 @@ from tests.faults import results
 
 README = pathlib.Path(__file__).parent / 'README.md'
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
-# Measurements, what their cases are called, and the counts that are to be zero.
+# Measurements, the names of their cases, and the counts that should be zero.
 ROWS = {
-    'kills': ('killed {}', 'killed', ('lost', 'other', 'without', 'anew')),
-    'points': ('killed {}', 'killed', ('lost', 'other', 'without', 'anew')),
-    'signals': ('asked to stop while {}', 'stopped', ('lost', 'other', 'without', 'anew')),
+    'kills': ('killed {}', 'killed', ('lost', 'other', 'unsaved', 'regressed')),
+    'points': ('killed {}', 'killed', ('lost', 'other', 'unsaved', 'regressed')),
+    'signals': ('asked to stop while {}', 'stopped', ('lost', 'other', 'unsaved', 'regressed')),
     'damages': ('a file of the newest checkpoint {}', 'cases', ('silent',)),
     'configs': ('mutated configs, {}', 'cases', ('accepted',)),
     'nans': ('not finite: {}', 'cases', ('unclean',)),
-    'disk': ('{}', 'cases', ('unrefused', 'broken', 'other')),
+    'disk': ('{}', 'cases', ('unreported', 'broken', 'other')),
     'records': ('records, killed while read', 'killed', (
         'lost', 'repeated', 'misplaced', 'processes left', 'files left')),
     'stuck': ('one of two processes {}', 'stopped', ('late', 'misnamed', 'not ended', 'stackless')),
@@ -22,23 +22,23 @@ ROWS = {
 
 
 def lines() -> list[str]:
-  """The table's rows: what, how many cases, what went wrong in them."""
+  """The rows of the table: what, number of cases, what went wrong."""
   found = ['| what | cases | went wrong |', '|---|---|---|']
-  for name, (told, counted, bad) in ROWS.items():
+  for name, (label, counted, bad) in ROWS.items():
     rows = results.summed(results.read(name))
     if not rows:
-      found.append(f'| {told.replace("{}", "...")} | not run | |')
+      found.append(f'| {label.replace("{}", "...")} | not run | |')
     for what, row in rows.items():
-      # What a case that is older than a count does not tell is not said to be 0.
+      # Older cases lack some counts, which are not reported as 0.
       wrong = ', '.join(f'{key} {row[key]:,}' for key in bad if key in row)
       more = f'; slowest {row["slowest"]:g} s' if 'slowest' in row else ''
       more += f'; {row["epochs"]:,} epochs' if 'epochs' in row else ''
-      found.append(f'| {told.format(what)} | {row.get(counted, 0):,} | {wrong}{more} |')
+      found.append(f'| {label.format(what)} | {row.get(counted, 0):,} | {wrong}{more} |')
   return found
 
 
 def filled(text: str) -> str:
-  """The README with its table made of what is stored."""
+  """The README, its table filled from the stored results."""
   head, _, rest = text.partition(BEGIN)
   _, _, tail = rest.partition(END)
   return '\n'.join([head + BEGIN, *lines(), END]) + tail

@@ -1,4 +1,4 @@
-"""Faults that are injected, in their short form: python -m tests.faults has the long one."""
+"""Injected faults, in short; python -m tests.faults runs the long form."""
 
 import collections
 import os
@@ -21,14 +21,14 @@ from tests.faults import disk, kills, nans, reader, records, results, states, ta
 
 @pytest.mark.parametrize('count', [9, pytest.param(99, marks=pytest.mark.long)])
 @pytest.mark.parametrize('most', [0, 3])
-def test_numbers_that_are_none_leave_state_and_checkpoints_clean(tmp_path, most, count):
+def test_nan_and_infinity_never_reach_a_checkpoint(tmp_path, most, count):
   found = nans.poison(tmp_path, most, count, seed=0)
   assert len(found) == len(nans.KINDS)
   for name, row in found.items():
     assert row == dict(cases=count // 3, unclean=0), f'{name}: {row}'
 
 
-def test_what_is_injected_into_one_leaf_is_in_the_gradient_of_that_leaf_alone():
+def test_a_fault_in_one_leaf_is_in_the_gradient_of_that_leaf_alone():
   given = {'a': np.float32(3), 'b': np.float32(5)}
   def loss(params, factor):
     return nans._marked(params['a'], factor) ** 2 + params['b'] ** 2
@@ -37,7 +37,7 @@ def test_what_is_injected_into_one_leaf_is_in_the_gradient_of_that_leaf_alone():
 
 
 @pytest.mark.parametrize('kills,steps', [(2, 120), pytest.param(10, 600, marks=pytest.mark.long)])
-def test_every_record_is_read_once_whatever_is_killed_and_restarted(tmp_path, kills, steps):
+def test_every_record_is_read_once_after_any_kills(tmp_path, kills, steps):
   found = records.kill(tmp_path, kills, seed=5, steps=steps)
   assert found['killed'] == kills and found['epochs'] == steps * reader.BATCH // reader.RECORDS
   wrong = {key: found[key] for key in (
@@ -45,12 +45,12 @@ def test_every_record_is_read_once_whatever_is_killed_and_restarted(tmp_path, ki
   assert not wrong, f'{wrong} of {found}'
 
 
-def test_a_record_that_is_read_twice_or_elsewhere_is_found(tmp_path):
+def test_a_record_that_is_read_twice_is_detected(tmp_path):
   reader.read(tmp_path, 0, 0, 1, 0, steps=26)
   spans = [(0, 1, 0, 0)]
   assert not records.judged(tmp_path, spans, 26)['misplaced']
   path = reader.log_of(tmp_path, 0, 0)
-  # Within the first epoch: step 3 has what step 2 had.
+  # In the first epoch, step 3 repeats the records of step 2.
   third, fourth = (str(line['records']) for line in reader.lines(path)[2:4])
   path.write_text(path.read_text().replace(fourth, third))
   found = records.judged(tmp_path, spans, 26)
@@ -59,16 +59,16 @@ def test_a_record_that_is_read_twice_or_elsewhere_is_found(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize('kind', disk.KINDS)
-def test_a_run_that_cannot_write_leaves_what_stands_and_goes_on_once_it_can(tmp_path, kind):
+def test_a_run_that_cannot_write_keeps_its_checkpoints_and_resumes_later(tmp_path, kind):
   expected = disk.unbroken(tmp_path)
   try:
     found = disk.hurt(tmp_path, expected, kind)
   except PermissionError as error:
     pytest.skip(str(error))
-  assert found == dict(cases=1, unrefused=0, broken=0, other=0)
+  assert found == dict(cases=1, unreported=0, broken=0, other=0)
 
 
-def test_a_save_that_fails_is_told_one_step_after_it_has_failed(tmp_path, monkeypatch):
+def test_a_failed_save_is_reported_one_step_later(tmp_path, monkeypatch):
   config = nans.config_of(0)
   recipe, step, leaves = nans.injected(config)
   source, made = train.dataset.open_source(config), []
@@ -81,16 +81,16 @@ def test_a_save_that_fails_is_told_one_step_after_it_has_failed(tmp_path, monkey
     made.append(int(state.step) + 1)
     for thread in threading.enumerate():
       if thread is not threading.main_thread() and '_finish' in thread.name:
-        thread.join()   # The save of the step before has ended, in whichever way.
+        thread.join()   # The save of the step before has ended or failed.
     return step(state, metrics, batch)
 
   monkeypatch.setattr(files, 'sync', full)
   with pytest.raises(OSError, match='No space left.* newest checkpoint is 2;'):
     nans.run(config, recipe, counted, leaves, tmp_path, source)
-  assert made[-1] == 5, f'saved after step 4, told after step {made[-1]}'
+  assert made[-1] == 5, f'saved after step 4, reported after step {made[-1]}'
 
 
-def test_a_signal_between_two_saves_leaves_the_step_that_it_came_in(tmp_path, monkeypatch):
+def test_a_signal_between_two_saves_saves_the_step_that_it_came_in(tmp_path, monkeypatch):
   config, stop, calls = victim.config_of(short=True), preemption.Stop(), []
   place = sharding.place_batch
 
@@ -102,10 +102,10 @@ def test_a_signal_between_two_saves_leaves_the_step_that_it_came_in(tmp_path, mo
   monkeypatch.setattr(sharding, 'place_batch', placed)
   with pytest.raises(preemption.Stopped, match='SIGTERM'):
     train.train(config, tmp_path, stop)
-  assert states.whole(tmp_path)[-1] == 5, f'saved every {victim.SAVED_EVERY} steps alone'
+  assert states.whole(tmp_path)[-1] == 5, f'only saved every {victim.SAVED_EVERY} steps'
 
 
-def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, monkeypatch):
+def test_a_signal_during_the_last_save_waits_for_it(tmp_path, monkeypatch):
   config = victim.config_of(short=True).copy_and_resolve_references()
   config.train.num_examples, config.ema.snapshot_examples = 16 * 4, 0
   stop, write, ended = preemption.Stop(), checksums.write, []
@@ -120,7 +120,7 @@ def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, mon
   monkeypatch.setattr(checksums, 'write', slow)
   with pytest.raises(preemption.Stopped, match='SIGTERM'):
     train.train(config, tmp_path, stop)
-  assert states.steps(tmp_path)[-1] == 4 and not ended, 'it was ended before its last save stood'
+  assert states.steps(tmp_path)[-1] == 4 and not ended, 'the run exited before its last save was done'
 
   (tmp_path / 'config.json').unlink()
   config.seed += 1
@@ -129,20 +129,20 @@ def test_a_signal_beside_the_last_save_ends_a_run_when_that_stands(tmp_path, mon
 
 
 @pytest.mark.parametrize('count', [5, pytest.param(20, marks=pytest.mark.long)])
-def test_a_run_that_is_killed_again_and_again_ends_where_one_left_alone_does(tmp_path, count):
-  # The first compiles what the others read, so the second tells how long a run takes.
+def test_a_run_that_is_killed_often_ends_in_the_state_of_an_undisturbed_one(tmp_path, count):
+  # The first fills the compilation cache; the second measures how long a run takes.
   _, seconds = (kills.finish(tmp_path / name, '--short') for name in ('whole', 'again'))
   expected = states.digest(tmp_path / 'whole')
-  found = results.go_on('kills', count, lambda i, wanted: dict(what='all', **kills.chain(
+  found = results.resume('kills', count, lambda i, wanted: dict(what='all', **kills.chain(
       tmp_path, expected, seconds, wanted, f'0 {i}', '--short')), counted='killed',
                         folder=tmp_path / 'results')
   found = results.summed(found)['all']
-  wrong = {name: found[name] for name in ('lost', 'other', 'without', 'anew') if found[name]}
+  wrong = {name: found[name] for name in ('lost', 'other', 'unsaved', 'regressed') if found[name]}
   assert found['killed'] == count and not wrong, found
 
 
-def test_a_program_that_begins_anew_after_every_kill_is_found_out(tmp_path, monkeypatch):
-  # It ends where one left alone does, and has kept nothing.
+def test_a_program_that_starts_from_scratch_after_every_kill_is_detected(tmp_path, monkeypatch):
+  # It ends in the same state, but keeps nothing.
   training = textwrap.dedent('''
       import shutil, sys
       from tests.faults import victim
@@ -162,14 +162,14 @@ def test_a_program_that_begins_anew_after_every_kill_is_found_out(tmp_path, monk
     time.sleep(0.05)
   os.killpg(process.pid, signal.SIGKILL)
   process.communicate()
-  found = collections.Counter(lost=0, other=0, anew=0)
-  stood = [(len(states.gone_on_from(tmp_path / 'run')), states.whole(tmp_path / 'run')[-1])]
+  found = collections.Counter(lost=0, other=0, regressed=0)
+  stood = [(len(states.resumed_from(tmp_path / 'run')), states.whole(tmp_path / 'run')[-1])]
   expected = states.digest(tmp_path / 'whole')
   found = kills._judged(tmp_path / 'run', expected, found, '--short', stood=stood)
-  assert found == dict(lost=0, other=0, anew=1)
+  assert found == dict(lost=0, other=0, regressed=1)
 
 
-def test_a_measurement_goes_on_where_it_stopped(tmp_path):
+def test_a_measurement_resumes_where_it_stopped(tmp_path):
   seen = []
   def case(i, wanted):
     seen.append((i, wanted))
@@ -177,12 +177,12 @@ def test_a_measurement_goes_on_where_it_stopped(tmp_path):
       raise KeyboardInterrupt
     return dict(what='a', killed=2, slowest=1.0 + i)
   with pytest.raises(KeyboardInterrupt):
-    results.go_on('kills', 7, case, counted='killed', folder=tmp_path)
-  rows = results.go_on('kills', 7, case, counted='killed', folder=tmp_path)
+    results.resume('kills', 7, case, counted='killed', folder=tmp_path)
+  rows = results.resume('kills', 7, case, counted='killed', folder=tmp_path)
   assert seen == [(0, 7), (1, 5), (2, 3), (2, 3), (3, 1)]
   assert results.summed(rows) == {'a': {'killed': 8, 'slowest': 4.0}}
 
 
-def test_the_readme_shows_what_is_stored():
+def test_the_readme_shows_the_stored_results():
   text = tables.README.read_text()
   assert tables.filled(text) == text, 'run python -m tests.faults.tables'

@@ -1,9 +1,9 @@
-"""One small run of the digits that may be told to die at a point of its saving, or to be asked to stop.
+"""A small run that kills itself at a point of saving, or sends itself a signal in a phase.
 
   python -m tests.faults.victim --workdir=DIR [--point=NAME --count=3] [--phase=NAME]
 
-It leaves what `eqflow.main` would, and goes on as that does. Points kill its whole process group;
-phases send it SIGTERM, or --signal.
+It writes what `eqflow.main` would, and resumes like it. Points kill its process group; phases send it
+SIGTERM, or --signal.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from eqflow.training.runtime import ledger, preemption
 from tests import config_file
 
 STEPS, SAVED_EVERY = 240, 12
-SIGNALLED = 75   # the step with which a signal comes, three after a save
+SIGNALLED = 75   # the step in which a signal comes, three after a save
 
 
 def config_of(data_dir: str = '~/.cache/eqflow/data', *, short: bool = False) -> ConfigDict:
   """240 steps of 16 of a tiny network with two averages: 20 checkpoints, 10 snapshots, one picture.
 
-  A short one is of moons, and has no picture: it starts faster.
+  With `short`, of moons and without a picture, which starts faster.
   """
   config = config_file('toy' if short else 'digits').get_config()
   config.data.dir = '' if short else data_dir
@@ -54,7 +54,7 @@ def _die():
 
 
 def _before(count, function, then, *, counts=lambda *given: True):
-  """function, but `then()` comes before the count-th call that counts."""
+  """function, with a call of `then()` before the count-th call that counts."""
   calls = []
 
   @functools.wraps(function)
@@ -68,9 +68,9 @@ def _before(count, function, then, *, counts=lambda *given: True):
 
 
 def _dies(owner, name, *, own='', **options):
-  """count -> owner.name is patched so that the process dies before its count-th call.
+  """count -> patches owner.name so that the process dies before its count-th call.
 
-  With `own` it is a name of what the module `owner` calls so, of which it gets a copy.
+  With `own`, it patches owner.own.name, in a copy of the module `own` for `owner` alone.
   """
   def patch(count):
     where = _alone(owner, own) if own else owner
@@ -79,13 +79,13 @@ def _dies(owner, name, *, own='', **options):
 
 
 def _alone(module, name):
-  """A module's own os or shutil, which may be patched without anybody else's."""
+  """Gives a module its own copy of os or shutil, which can be patched for it alone."""
   setattr(module, name, types.SimpleNamespace(**vars(getattr(module, name))))
   return getattr(module, name)
 
 
 def _half_gone(count):
-  """An old checkpoint has lost its name and one of its files."""
+  """Dies when the count-th old checkpoint is renamed and one of its files is deleted."""
   shutil = _alone(checkpoint, 'shutil')
   def half(path, **options):
     next(path.rglob('_METADATA')).unlink()
@@ -97,7 +97,7 @@ def _half_gone(count):
   shutil.rmtree = rmtree
 
 
-# Each dies at the count-th time that it comes to be.
+# Each kills the run at the count-th time that it is reached.
 POINTS = {
     'before a save': _dies(checkpoint.Checkpoints, 'save'),
     'while arrays are written': _dies(checkpoint.Checkpoints, '_finish'),
@@ -116,7 +116,7 @@ POINTS = {
 
 
 def _later(number, seconds):
-  # From another thread, while the main one is within the phase.
+  # From another thread, while the main thread is in the phase.
   def send():
     time.sleep(seconds)
     print(f'signalled at {time.time()}', file=sys.stderr, flush=True)
@@ -125,7 +125,7 @@ def _later(number, seconds):
 
 
 def _signalled(owner, name, count, seconds):
-  """number -> owner.name is patched so that the signal comes soon after its count-th call begins."""
+  """number -> patches owner.name so that the signal comes soon after its count-th call starts."""
   return lambda number: setattr(owner, name, _before(
       count, getattr(owner, name), lambda: _later(number, seconds)))
 
@@ -145,7 +145,7 @@ PHASES = {
     'stepping': _step_signalled(SIGNALLED, 0.0),
     'saving': _signalled(checksums, 'write', 3, 0.0),
     'sampling': _signalled(train, 'preview', 1, 0.2),
-    # The last save: nothing comes after it but the evaluation.
+    # The last save: only the evaluation follows.
     'ending': _signalled(checksums, 'write', 1 + STEPS // SAVED_EVERY, 0.0),
     'evaluating': _signalled(evaluate.generate, 'draw', 2, 0.2),
 }
@@ -158,7 +158,7 @@ def main():
   parser.add_argument('--count', type=int, default=3, help='the save at which it dies')
   parser.add_argument('--phase', choices=PHASES)
   parser.add_argument('--signal', default='SIGTERM')
-  parser.add_argument('--short', action='store_true', help='what starts and ends soon')
+  parser.add_argument('--short', action='store_true', help='a faster run')
   given = parser.parse_args()
   workdir, config = pathlib.Path(given.workdir), config_of(short=given.short)
   if given.point:

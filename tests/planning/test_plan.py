@@ -298,7 +298,7 @@ def test_what_training_refuses_is_not_planned(monkeypatch):
   config, target = digits(sample=dict(batch=9)), topologies.of('cpu:8')
   with pytest.raises(ValueError, match=r'config.sample.batch=9 does not divide by 8'):
     plan.compiled(config, target)
-  monkeypatch.setattr(train.sharding, 'own_rows', lambda mesh: (0, 2))
+  monkeypatch.setattr(plan.sharding, 'own_rows', lambda mesh: (0, 2))
   config = digits(loss=dict(dispersive=0.5), train=dict(accumulate=2))
   with rejected('loss.dispersive', 2, 'accumulate=1'):
     plan.compiled(config, target)
