@@ -61,7 +61,7 @@ def std_from_power(power: Any) -> Numbers | np.float64:
   """
   power = np.asarray(power, np.float64)
   if not ((power >= 0) & np.isfinite(power)).all():
-    raise ValueError(f'power={_shown(power, ~((power >= 0) & np.isfinite(power)))} is not a '
+    raise ValueError(f'power={first_bad(power, ~((power >= 0) & np.isfinite(power)))} is not a '
                      'finite number >= 0; smaller powers would weigh early parameters more')
   return np.sqrt((power + 1) / ((power + 2) ** 2 * (power + 3)))
 
@@ -72,26 +72,26 @@ def power_from_std(std: Any) -> Numbers | np.float64:
   float64, for a number or an array: 0.05 -> 16.9722, 0.1 -> 6.9372. Raises ValueError where a std
   is outside (0, 1/sqrt 12).
   """
-  s = _checked_std(std, 'std') ** -2.0
+  s = checked_std(std, 'std') ** -2.0
   # With h = g + 2 it is h^3 + h^2 - s h + s, and three real roots for every s >= 12.
   p, q = s + 1 / 3, 4 * s / 3 + 2 / 27
   h = 2 * np.sqrt(p / 3) * np.cos(np.arccos(-1.5 * q / p * np.sqrt(3 / p)) / 3) - 1 / 3
   return np.maximum(h - 2, 0)
 
 
-def _checked_std(std, name):
+def checked_std(std: Any, name: str) -> Numbers | np.float64:
   """std as float64. Raises ValueError naming those outside (0, 1/sqrt 12)."""
   std = np.asarray(std, np.float64)
   # std^-2 must not overflow.
   bad = ~((std > 1e-100) & (std < WIDEST))
   if bad.any():
-    raise ValueError(f'{name}={_shown(std, bad)} is outside (0, {WIDEST:.6f}): the std of a power '
+    raise ValueError(f'{name}={first_bad(std, bad)} is outside (0, {WIDEST:.6f}): the std of a power '
                      'average is relative to the time trained; 0.01 to 0.25 is usual')
   return std
 
 
-def _shown(values, bad):
-  """The first of the bad values, and how many more there are."""
+def first_bad(values: Any, bad: Any) -> str:
+  """The first of the values where `bad` is true, and how many more there are, for a message."""
   values = values[bad]
   return f'{values[0]:g}' + (f' and {len(values) - 1} more' if len(values) > 1 else '')
 

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
-from eqflow.ema import Numbers, _checked_std, _shown, power_from_std
+from eqflow.ema import Numbers, checked_std, first_bad, power_from_std
 
 BLOCK = 1 << 16       # elements summed at a time, so that temporaries stay small
 
@@ -95,12 +95,12 @@ def _profiles(in_examples, in_stds, out_examples, out_std):
   for name, values in (('in_examples', times), ('out_examples', np.atleast_1d(target))):
     bad = ~((values > 0) & np.isfinite(values))
     if bad.any():
-      raise ValueError(f'{name}={_shown(values, bad)}: a time is a count of examples, above 0')
+      raise ValueError(f'{name}={first_bad(values, bad)}: a time is a count of examples, above 0')
   if np.ndim(out_std) > 1:
     raise ValueError(f'out_std of shape {np.shape(out_std)}: give one std or a list of them')
-  _checked_std(stds, 'in_stds')
+  checked_std(stds, 'in_stds')
   return (times, power_from_std(stds), target,
-          np.atleast_1d(power_from_std(_checked_std(out_std, 'out_std'))))
+          np.atleast_1d(power_from_std(checked_std(out_std, 'out_std'))))
 
 
 def reconstruct(snapshots: Iterable[PyTree], coefficients: Any, *,

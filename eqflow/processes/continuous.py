@@ -1,7 +1,7 @@
 """Processes of continuous time, t -> Mix(alpha, sigma).
 
 t = 0 is data and t = 1 is noise (EDM's t is its sigma, from 0 up). Bind the numbers of a process with
-one `jax.tree_util.Partial`, so that they are arguments of what is compiled.
+one `jax.tree_util.Partial`, so that they are arguments of the compiled function.
 """
 
 from __future__ import annotations

@@ -60,8 +60,9 @@ _PANELS = 24
 def _rule(order=12):
   """The Gauss-Legendre rule on panels of [0, 1] that halve towards 1.
 
-  (nodes [panels, order], the panels' widths [panels, 1], weights [panels, order], and on one panel
-  of width 1 the integrals [j, i] from node i to the end of the polynomial that is 1 at node j alone)
+  Returns nodes [panels, order], widths of the panels [panels, 1], weights [panels, order], and
+  integrals [j, i] on a panel of width 1: from node i to its end, of the polynomial that is 1 at node j
+  and 0 at the others.
   """
   nodes, weights = np.polynomial.legendre.leggauss(order)
   edges = 1 - np.append(0.5 ** np.arange(_PANELS), 0)
