@@ -14,9 +14,11 @@ from jax import numpy as jnp
 import numpy as np
 
 from eqflow import posthoc_ema
-from tests import test_ema
+from tests import averages
 
-UPDATES, SNAPSHOTS, IN = test_ema.UPDATES, test_ema.SNAPSHOTS, test_ema.IN
+UPDATES, SNAPSHOTS, IN = 4096, 64, (0.05, 0.1)
+TIMES = np.repeat(np.arange(1, SNAPSHOTS + 1) * (UPDATES // SNAPSHOTS), len(IN))
+STDS = np.tile(IN, SNAPSHOTS)
 OUT = (0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.135, 0.15, 0.18, 0.2, 0.22, 0.25)
 WALKS = 256
 
@@ -30,33 +32,32 @@ def walks(updates):
 
 
 def reconstructions(tracked, dtype, stds):
-  """[expected error], [relative distance], [|x|] of stds at the last snapshot, stored in `dtype`."""
-  given = test_ema.TIMES, test_ema.STDS, UPDATES, stds
-  x = posthoc_ema.solve(*given)
+  """[expected error], [relative distance], [norm of x], at the last snapshot stored in `dtype`."""
+  x = posthoc_ema.solve(TIMES, STDS, UPDATES, stds)
   stored = (tracked[std][i].astype(dtype) for i in range(SNAPSHOTS) for std in IN)
   found = posthoc_ema.reconstruct(stored, x)
   distance = [np.linalg.norm(sums - tracked[std][-1]) / np.linalg.norm(tracked[std][-1])
               for sums, std in zip(found, stds)]
-  return posthoc_ema.expected_error(x, *given), distance, np.linalg.norm(x, axis=0)
+  return posthoc_ema.expected_error(x, TIMES, STDS, UPDATES, stds), distance, np.linalg.norm(x, axis=0)
 
 
 def realised(batch, every, stds, total=2**20):
   """[the std of t/total under each average's weights], from the averages of t and t^2."""
-  moments = test_ema.track(stds, total // (batch * every), batch=batch, every=every,
+  moments = averages.track(stds, total // (batch * every), batch=batch, every=every,
                            params=lambda t, k: (t / total) ** jnp.arange(1.0, 3.0))
   return [np.sqrt(moments[std][-1, 1] - moments[std][-1, 0] ** 2) for std in stds]
 
 
 def main():
-  makes = {'basis': test_ema.basis, 'walks': walks}
+  makes = {'basis': averages.basis, 'walks': walks}
   with jax.enable_x64(True):
-    tables = {name: test_ema.track(sorted({*IN, *OUT}), UPDATES, batch=1, every=1, chunks=SNAPSHOTS,
+    tables = {name: averages.track(sorted({*IN, *OUT}), UPDATES, batch=1, every=1, chunks=SNAPSHOTS,
                                    params=make(UPDATES)) for name, make in makes.items()}
   dtypes = {'float64': np.float64, 'float32': np.float32, 'bfloat16': jnp.bfloat16}
   found = {(name, dtype): reconstructions(table, kind, OUT)
            for name, table in tables.items() for dtype, kind in dtypes.items()}
   print(f'{UPDATES} updates, {SNAPSHOTS} snapshots of std {IN}; relative L2 distances\n')
-  columns = ['std', '|x|', 'expected'] + [f'{name} {dtype}' for name, dtype in found]
+  columns = ['std', '‖x‖', 'expected'] + [f'{name} {dtype}' for name, dtype in found]
   print('| ' + ' | '.join(columns) + ' |\n|' + '---|' * len(columns))
   expected, _, norm = found['basis', 'float64']
   for i, std in enumerate(OUT):

@@ -1,7 +1,10 @@
 """Every experiment imports, is in the status table and shows its pictures; the tree and the widths."""
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +22,15 @@ MODULES = sorted('.'.join(path.relative_to(ROOT).with_suffix('').parts).removesu
 @pytest.mark.parametrize('name', [name for name in MODULES if name not in PEERS])
 def test_module_imports(name):
   importlib.import_module(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['laws', 'solvers', 'posthoc_ema.profiles', 'posthoc_ema.layers'])
+def test_printed_table_has_no_nan(name):
+  run = subprocess.run([sys.executable, '-m', f'experiments.{name}'], cwd=ROOT, capture_output=True,
+                       text=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+  assert run.returncode == 0, run.stderr[-4000:]
+  assert run.stdout.count('|') > 20 and 'nan' not in run.stdout
 
 
 def test_every_experiment_is_in_the_status_table():
