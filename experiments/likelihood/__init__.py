@@ -1,0 +1,1 @@
+"""python -m experiments.likelihood: errors of likelihoods, and the digits in bits per dimension."""

@@ -1,0 +1,1 @@
+"""python -m experiments.plane: the first picture of the README."""

@@ -1,0 +1,1 @@
+"""python -m experiments.reflow: straightness of paths, and quality in few steps."""
