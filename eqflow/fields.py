@@ -8,7 +8,7 @@ they can be arguments of compiled functions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -23,6 +23,12 @@ from eqflow.processes import Process, Transport
 
 Network = Callable[[Data, Float[Array, 'b'], Any], Data]
 Predict = Callable[[Data, Float[Array, 'b']], Data]
+
+
+class Model(NamedTuple):
+  """A trained network: network(params) is a Network. A pytree, where `network` is a Partial."""
+  network: Callable[[Any], Network]
+  params: Any
 
 
 def unit(process: Process, t: Coef) -> Coef:

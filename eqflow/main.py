@@ -171,14 +171,14 @@ def given_config() -> ConfigDict:
 def draw_samples(config: ConfigDict, workdir: pathlib.Path) -> None:
   """mode=sample: workdir/samples-seed<seed>.png and .npz."""
   default = generate.labels_of(_SEED.value, _NUM_SAMPLES.value, config.data.num_classes)
-  asked = composition.asked(config, workdir, _LABELS.value, default, weights=_WEIGHTS.value,
-                        others=_WITH.value)
-  x, evaluations, norms = generate.draw(asked.recipe, asked.params, asked.labels, seed=_SEED.value,
-                                      batch=config.sample.batch)
+  found = composition.composed(config, workdir, _LABELS.value, default, weights=_WEIGHTS.value,
+                               others=_WITH.value)
+  x, evaluations, norms = generate.samples(found.sampling, found.models, found.labels,
+                                           seed=_SEED.value, batch=config.sample.batch)
   path = workdir / f'samples-seed{_SEED.value}'
   generate.check_finite(x)
-  generate.write(path, x, **asked.columns, evaluations=evaluations, norms=norms)
-  print(f'{len(x):,} samples of {config.sample.params!r} at step {asked.step:,}: {path}.png, '
+  generate.write(path, x, **found.columns, evaluations=evaluations, norms=norms)
+  print(f'{len(x):,} samples of {config.sample.params!r} at step {found.step:,}: {path}.png, '
         f'{path}.npz\n{generate.steps_taken(config, evaluations)}'
         f'{generate.unsettled(config, norms)}', end='')
   if _NEIGHBOURS.value:
@@ -193,14 +193,14 @@ def draw_pairs(config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path, *, 
   goes on. Raises ValueError where the solver draws noise, or `out` holds other pairs.
   """
   recipe, classes = recipes.recipe(config), config.data.num_classes
-  generate.check_pairs(recipe)
-  step, params = restore.restore(config, recipe, workdir)
+  generate.check_pairs(recipe.sampling, recipe.model)
+  step, models = restore.models(config, recipe, workdir)
   labels = generate.labels_of(seed, count, classes)
   made = {'config': json.loads(config.to_json_best_effort()), 'step': step, 'num_classes': classes,
           'shape': config.data.shape}
   with claim.locked(out, 'writing to', '--out'):
-    norms = generate.write_pairs(recipe, params, out, labels, seed=seed, batch=config.sample.batch,
-                               made=made)
+    norms = generate.write_pairs(recipe.sampling.pair, models, out, labels, seed=seed,
+                                 batch=config.sample.batch, made=made)
   there = len(labels) - len(norms)
   print(f'{len(labels):,} pairs of {config.sample.params!r} at step {step:,}: {out}'
         f'{f", {there:,} of which were there" if there else ""}\n'

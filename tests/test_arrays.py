@@ -15,19 +15,19 @@ from tests import ROOT
 
 # The functions that fold each stream from an example's key, each once. Functions that share a stream
 # compute the same numbers (a coupling permutes the noise of the loss) or exclude each other: an example
-# is sampled by one of draw, draw_refilled and --mode=denoise.
-SAMPLED = ['config/samplings.py draw', 'config/samplings.py draw_refilled']
+# is sampled by one of generate, generate_refilled and --mode=denoise.
+SAMPLED = ['config/sampling.py generate', 'config/sampling.py generate_refilled']
 STREAMS = {
     'START': ['commands/denoise.py one', *SAMPLED],
-    'NOISE': ['config/recipes.py keys_of', 'losses.py matching_loss'],
-    'LABEL_DROP': ['config/recipes.py loss'],
-    'PAIRS': ['config/samplings.py pair'],
-    'DROPOUT': ['config/recipes.py _trained'],
+    'NOISE': ['config/objective.py keys_of', 'losses.py matching_loss'],
+    'LABEL_DROP': ['config/objective.py loss'],
+    'PAIRS': ['config/sampling.py pair'],
+    'DROPOUT': ['config/networks.py trained'],
     'TIME': ['losses.py matching_loss'],
     'SOLVER': ['commands/denoise.py one', *SAMPLED],
     'LABEL': ['runs/generate.py labels_of'],
     'PARTNER': ['couplings.py'],
-    'UNCERTAINTY': ['config/recipes.py init'],
+    'UNCERTAINTY': ['config/networks.py init'],
 }
 # Numbers of steps, probes and blocks, folded from the keys of one stream.
 NUMBERED = {'samplers/base.py', 'descent/loops.py', 'likelihood.py', 'models/edm2.py'}

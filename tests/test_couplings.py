@@ -245,11 +245,11 @@ def test_devices_do_not_change_a_coupled_step():
   recipe, states = recipes.recipe(config), []
   for devices in (1, 8):
     mesh = sharding.device_mesh(jax.devices()[:devices])
-    state = train_state.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh)
-    gradient = train_step.gradient_of(recipe.loss, accumulate=2)
-    step = train_step.make_step(gradient, recipe.optimizer, recipe.share, mesh)
+    state = train_state.create(recipe.model.init, recipe.optimizer, ['0.999'], 0, mesh)
+    gradient = train_step.gradient_of(recipe.objective.loss, accumulate=2)
+    step = train_step.make_step(gradient, recipe.optimizer, recipe.averages.rates, mesh)
     batch = batch_of(32)
-    batch['eps'] = recipe.couple(batch)
+    batch['eps'] = recipe.objective.couple(batch)
     states.append(step(state, train_state.empty_metrics(mesh), sharding.place_batch(batch, mesh)))
   np.testing.assert_allclose(states[0][2], states[1][2], rtol=1e-5)
 

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from eqflow import densities, descent, energies, fields, guidance, losses, oracles, outputs, processes
-from eqflow.config import recipes
+from eqflow.config import networks, recipes
+from eqflow.fields import Model
 from eqflow.models import dit, embed, mlp
 from tests import config_file as load
 from tests import rows
@@ -203,12 +204,13 @@ def test_a_config_samples_by_the_gradient_of_its_energy(kind):
   config = _config(kind)
   recipe, plain = recipes.recipe(config), recipes.recipe(_config('none'))
   assert plain.energy is None
-  params = recipe.init(jax.random.key(0))
+  params = recipe.model.init(jax.random.key(0))
   keys, labels = jax.random.split(jax.random.key(1), 3), jnp.array([0, 1, 1])
-  found, evaluations, _ = recipe.draw(params, keys, labels)
+  models = [Model(recipe.model.network, params)]
+  found, evaluations, _ = recipe.sampling.generate(models, keys, labels)
   assert (np.asarray(evaluations) == 5).all()
 
-  module, t = recipes.model(config.model, 2), jnp.zeros(3)
+  module, t = networks.flax_module(config.model, 2), jnp.zeros(3)
   f = lambda z: module.apply({'params': params}, z, t, labels)
   def written(z):
     # f + J^T z, or J^T f, or its negative.
@@ -217,13 +219,13 @@ def test_a_config_samples_by_the_gradient_of_its_energy(kind):
     return {'dot': y + back(z), 'squared_norm': back(y), 'negative_squared_norm': -back(y)}[kind]
   # The same noise, with the network as the field itself and steps too small to see.
   still = _config('none', sample__solver=dict(name='gradient_descent', step_size=1e-30))
-  start = recipes.recipe(still).draw(params, keys, labels)[0]
+  start = recipes.recipe(still).sampling.generate(models, keys, labels)[0]
   z, by_network = start, start
   for _ in range(5):
     z, by_network = z - 0.1 * written(z), by_network - 0.1 * f(by_network)
   np.testing.assert_allclose(found, z, atol=1e-5)
   assert abs(np.asarray(found - by_network)).max() > 0.05, 'f itself would give this'
-  values = recipe.energy(params)(start, t, labels)
+  values = recipe.model.energy(params)(start, t, labels)
   np.testing.assert_allclose(values, [RESTATED[kind](np.asarray(a), np.asarray(b))
                                       for a, b in zip(start, f(start))], rtol=1e-5)
 
@@ -233,16 +235,16 @@ def test_a_config_trains_the_gradient_and_the_loss_falls():
   x = np.random.default_rng(0).choice([-1.0, 1.0], (64, 2)).astype(np.float32)
   batch = {'x': jnp.asarray(x), 'label': jnp.zeros(64, jnp.int32), 'index': jnp.arange(64)}
   keys = jax.random.split(jax.random.key(0), 64)
-  mean = lambda params: recipe.loss(keys, params, batch)[0].mean()
+  mean = lambda params: recipe.objective.loss(keys, params, batch)[0].mean()
   adam = optax.adam(1e-2)
   def step(carry, _):
     params, state = carry
     value, grads = jax.value_and_grad(mean)(params)
     updates, state = adam.update(grads, state)
     return (optax.apply_updates(params, updates), state), value
-  params = recipe.init(jax.random.key(1))
-  found = recipe.network(params)(batch['x'], jnp.zeros(64), batch['label'])
-  energy = lambda z: recipe.energy(params)(z, jnp.zeros(64), batch['label']).sum()
+  params = recipe.model.init(jax.random.key(1))
+  found = recipe.model.network(params)(batch['x'], jnp.zeros(64), batch['label'])
+  energy = lambda z: recipe.model.energy(params)(z, jnp.zeros(64), batch['label']).sum()
   np.testing.assert_allclose(found, jax.grad(energy)(batch['x']), rtol=1e-5)
   values = jax.jit(lambda: jax.lax.scan(step, (params, adam.init(params)), length=200)[1])()
   assert values[-1] < 0.8 * values[0]

@@ -11,7 +11,8 @@ import numpy as np
 
 from eqflow import arrays
 from eqflow.arrays import Stream
-from eqflow.config import recipes, samplings
+from eqflow.config import recipes
+from eqflow.config.sampling import Sampling, scale_of
 from eqflow.data import inputs
 from eqflow.evaluation import images
 from eqflow.mix import mix
@@ -30,31 +31,31 @@ def finish(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path, *, see
   """
   x, label = inputs.read(path, tuple(config.data.shape))
   grid = _grid(recipes.recipe(config).sampling, noise)
-  asked = composition.asked(
+  composed = composition.composed(
       config, workdir, labels, _default(config, path, label, len(x), labels, others),
-                        weights=weights, others=others)
-  sampling = asked.recipe.sampling
+      weights=weights, others=others)
+  sampling = composed.sampling
 
-  def one(params, keys, given):
+  def one(models, keys, given):
     x, labels = given
     start = x if noise is None else mix(
         sampling.process(np.float32(noise)), x, sampling.noise(arrays.fold(keys, Stream.START)))
-    predict = sampling.predictor(params, labels)
-    return start, *sampling.carry(predict, start, arrays.fold(keys, Stream.SOLVER), grid)
+    predict = sampling.predictor(models, labels)
+    return start, *sampling.integrate(predict, start, arrays.fold(keys, Stream.SOLVER), grid)
 
-  parts = generate.in_batches(one, asked.params, (x, asked.labels), seed=seed,
-                            batch=config.sample.batch)
+  parts = generate.in_batches(one, composed.models, (x, composed.labels), seed=seed,
+                              batch=config.sample.batch)
   start, found, evaluations, norms = (np.concatenate(part) for part in zip(*parts))
   generate.check_finite(found)
   out = workdir / f'finished-seed{seed}'
   rows = [x, found] if noise is None else [x, start, found]
-  images.save_png(out.with_suffix('.png'), generate.picture(found, asked.columns['labels'])
+  images.save_png(out.with_suffix('.png'), generate.picture(found, composed.columns['labels'])
                   if x.ndim != 4 else images.stacked(*(row[:100] for row in rows), columns=20))
   generate.save(out.with_suffix('.npz'), inputs=x, started=start, samples=found,
-              evaluations=evaluations, norms=norms, **asked.columns)
+              evaluations=evaluations, norms=norms, **composed.columns)
   mixed = '' if noise is None else f', mixed with noise at t={noise:g},'
-  print(f'{len(x):,} inputs from {x.min():.3g} to {x.max():.3g}{mixed} finished at step {asked.step:,} '
-        f'in {evaluations.mean():.0f} evaluations each: {out}.png, {out}.npz\n'
+  print(f'{len(x):,} inputs from {x.min():.3g} to {x.max():.3g}{mixed} finished at step '
+        f'{composed.step:,} in {evaluations.mean():.0f} evaluations each: {out}.png, {out}.npz\n'
         f'{generate.steps_taken(config, evaluations)}{generate.unsettled(config, norms)}', end='')
 
 
@@ -65,16 +66,16 @@ def _default(config, path, label, count, given, others):
     return np.zeros(count, np.int32)
   if label is not None:
     return inputs.classes(path, label, count, classes)
-  if config.train.drop_label and not others and samplings.scale_of(config.sample) == 1:
+  if config.train.drop_label and not others and scale_of(config.sample) == 1:
     return np.full(count, classes, np.int32)
   raise ValueError('--mode=finish: the model is told a class, and was not trained to do without: give '
                    f"--labels, one or more in turn, or {path} as .npz with 'labels' [n] "
                    '(config.train.drop_label > 0 and config.sample.scale=1 need none)')
 
 
-def _grid(sampling: samplings.Sampling, noise: float | None):
+def _grid(sampling: Sampling, noise: float | None):
   """The rest of the grid from the time `noise` on, or None for a descent."""
-  first = samplings.first_time(sampling)
+  first = sampling.start
   last = 0.0 if sampling.grid is None else float(sampling.grid[-1])
   if noise is not None and not last < noise <= first:
     raise ValueError(f'--noise={noise:g}: give a time above {last:g}, the data, and at most {first:g}, '

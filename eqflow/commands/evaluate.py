@@ -27,7 +27,7 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
   they are images. Of several processes all draw; the first does the rest, and the others return {}.
   Writes evaluation.json, samples.png and samples.npz to workdir. None of the distances is an FID:
   their spaces are pixels and fixed random features. With `near`, the samples' nearest training
-  records too; `restored` is (step, params) to take instead of the checkpoint's. Wall time is booked
+  records too; `restored` is (step, models) to take instead of the checkpoint's. Wall time is booked
   in `book`, or in a ledger of this call alone.
   """
   active = jax.process_index() == 0 and checkpoint.exists(workdir)
@@ -40,7 +40,7 @@ def _evaluate(config, workdir, near, restored, book):
   source = dataset.evaluation_source(config)
   real, label = pipeline.arrays(source)
   with book.on('restore'):
-    step, params = restored or restore.restore(config, recipe, workdir)
+    step, models = restored or restore.models(config, recipe, workdir)
   book.step = step
 
   wanted = np.resize(label, config.evaluate.num_samples)
@@ -48,8 +48,8 @@ def _evaluate(config, workdir, near, restored, book):
   # What follows the samples is this host's own work, for which nobody waits.
   with watchdog.watching(workdir, config.train.stuck_seconds, book.pulse, process=jax.process_index(),
                          count=jax.process_count()):
-    fake, evaluations, norms = generate.draw(recipe, params, wanted, seed=config.seed,
-                                           batch=config.sample.batch, beat=book.beat)
+    fake, evaluations, norms = generate.samples(recipe.sampling, models, wanted, seed=config.seed,
+                                                 batch=config.sample.batch, beat=book.beat)
   if jax.process_index():
     return {}
   seconds = time.perf_counter() - clock

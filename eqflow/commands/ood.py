@@ -32,10 +32,10 @@ def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict
   outside, _ = inputs.read(path, shape)
   inside = pipeline.arrays(dataset.evaluation_source(config))[0][:config.evaluate.num_samples]
   train = neighbours.records(config)
-  step, params = restore.restore(config, recipe, workdir, alone=True)
+  step, model = restore.restore(config, recipe, workdir)
 
   both, n = np.concatenate([inside, outside]), len(inside)
-  found = _model_scores(config, recipe, params, both)
+  found = _model_scores(config, recipe, model.params, both)
   nearest, near = distances.nearest(features.pixels(both), features.pixels(train))
   # Splits may overlap, so no name of one tells which records the model was trained on: those lie at
   # no distance from themselves, and are as far out as the nearest other record is.
@@ -75,10 +75,10 @@ def _model_scores(config, recipe, params, x):
   kinds = {'gradient_norm': ood.gradient_norm}
   if solver.name in _STEPPING:
     kinds['descent_drop'] = Partial(ood.descent_drop, step_size=solver.step_size, num_steps=_STEPS)
-  energy = recipe.energy and recipe.energy(params)
+  energy = recipe.model.energy and recipe.model.energy(params)
 
   def all_scores(params, keys, z):
-    network = recipe.network(params)
+    network = recipe.model.network(params)
     rows = [ood.over_classes(kind, network, z, num_classes=classes) for kind in kinds.values()]
     if energy is not None:
       rows.append(ood.over_classes(ood.energy_at, energy, z, num_classes=classes))

@@ -57,8 +57,8 @@ def _write(found, workdir):
 def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   """What the step of config needs of each device of target, as `report.text` tells it."""
   recipe, mesh = recipes.recipe(config), run.mesh_of(config, target.devices)
-  check_averages(config)
-  check_parts(config, mesh, recipe.rules)
+  check_averages(config, recipe)
+  check_parts(config, mesh, recipe.model.rules)
   # A training asks it of the samples that evaluation will draw.
   sharding.check_rows(config.sample.batch, mesh)
   step, given = blueprint.step_and_shapes(config, recipe, mesh)
@@ -67,7 +67,7 @@ def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
       batch=config.train.batch, accumulate=config.train.accumulate,
       remat=bool(config.model.get('remat')), examples=config.train.num_examples,
       state=state_bytes(given[0]),
-      undivided=undivided(given[0].params, recipe.rules, mesh), chip=target.chip._asdict())
+      undivided=undivided(given[0].params, recipe.model.rules, mesh), chip=target.chip._asdict())
   traced = step.trace(*given)
   asked = flops.of_jaxpr(traced.jaxpr.jaxpr)
   start, work_start = time.perf_counter(), time.process_time()

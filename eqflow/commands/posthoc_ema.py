@@ -65,7 +65,8 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
   all widths; the host holds a tree for each, and one more. Raises as `snapshots.plan` does.
   """
   identity.check_config(config, workdir)
-  like = restore.average_like(recipes.recipe(config))
+  recipe = recipes.recipe(config)
+  like = restore.average_like(recipe)
   name, times = identity.identity(config), snapshots.listed(workdir / 'snapshots')
   last = max(times, default=0)
   if examples and 0 < last < examples:
@@ -84,7 +85,7 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
     snapshots.write(folder, at, {repr(std): tree}, run=name)
     told = dict(examples=at, std=std, expected_error=error, snapshots=len(made.terms))
     (folder / 'expected_error.json').write_text(json.dumps(told, indent=2) + '\n')
-    use = ('kept in training: --mode=sweep evaluates this one' if repr(std) in recipes.ema_names(config)
+    use = ('kept in training: --mode=sweep evaluates this one' if repr(std) in recipe.averages.names
            else f'--config.sample.params={std!r}')
     print(f'std {std:g} at {at:,} examples: expected error {error:.1e}, of {len(made.terms)} averages '
           f'in snapshots; {use}', flush=True)
@@ -100,7 +101,8 @@ def sweep(config: ConfigDict, workdir: pathlib.Path, stds: list[float], **option
     with each.unlocked():
       each.sample.params = repr(std)
     # Also where the average was kept in training: that one stands at its end, these at `examples`.
-    found = evaluate(each, workdir, restored=restore.reconstructed(each, recipe, workdir))
+    found = evaluate(each, workdir,
+                     restored=restore.models(each, recipe, workdir, reconstructed=True))
     rows[repr(std)] = {'expected error': f'{error:.1e}', **next(iter(found.values()))}
   (workdir / 'sweep.json').write_text(json.dumps(rows, indent=2) + '\n')
   print(report.table(rows))

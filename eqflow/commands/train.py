@@ -13,6 +13,7 @@ import numpy as np
 from eqflow.config import recipes
 from eqflow.config.errors import ConfigError, naming
 from eqflow.data import pipeline, sources
+from eqflow.fields import Model
 from eqflow.evaluation import images
 from eqflow.runs import blueprint, claim, dataset, generate, identity, restore, run
 from eqflow.training import (
@@ -32,10 +33,10 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
   """
   recipe, mesh = recipes.recipe(config), run.mesh_of(config)
-  check_averages(config)
+  check_averages(config, recipe)
   # Evaluation follows: what it would reject must not be found after hours of training.
   restore.guide_of(config, recipe)
-  check_parts(config, mesh, recipe.rules)
+  check_parts(config, mesh, recipe.model.rules)
   source = dataset.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = dataset.open_source(config)
@@ -78,7 +79,7 @@ def started(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pat
     checkpoints.save(state)
     checkpoints.wait()
   if jax.process_index() == 0:
-    print(overview.describe(state.params, mesh, recipe.rules, workdir / 'parameters.txt'))
+    print(overview.describe(state.params, mesh, recipe.model.rules, workdir / 'parameters.txt'))
     print(f'resuming from step {book.step:,}' if restored else 'starting from scratch', flush=True)
   return state
 
@@ -99,7 +100,8 @@ def trained(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pat
   own, readers = sharding.own_rows(mesh)
   rows = pipeline.batches(
       source, seed=config.seed, batch=section.batch, start=start * section.batch, process_index=own,
-      process_count=readers, workers=config.data.workers, flip=config.data.flip, couple=recipe.couple)
+      process_count=readers, workers=config.data.workers, flip=config.data.flip,
+      couple=recipe.objective.couple)
   log = logging.Log(workdir, step=start, batch=section.batch, num_examples=section.num_examples,
                     active=jax.process_index() == 0)
   batches, step = book.timed_loop((sharding.place_batch(each, mesh) for each in rows), step)
@@ -166,9 +168,9 @@ def check_parts(config: ConfigDict, mesh: Mesh, rules: sharding.Rules) -> None:
                       'use --config.train.accumulate=1')
 
 
-def check_averages(config: ConfigDict) -> None:
+def check_averages(config: ConfigDict, recipe: recipes.Recipe) -> None:
   """Raises ValueError for averages that training cannot keep, sample or write snapshots of."""
-  section, names = config.ema, ['params', *recipes.ema_names(config)]
+  section, names = config.ema, ['params', *recipe.averages.names]
   if config.sample.params not in names:
     raise ConfigError('sample.params', config.sample.params, 'is made by --mode=reconstruct, after '
                       'training', f'train with one of {names}')
@@ -201,7 +203,9 @@ def preview(config: ConfigDict, recipe: recipes.Recipe, state: train_state.Train
   count = 1_000 if len(config.data.shape) == 1 else 100
   label = np.arange(count, dtype=np.int32) % max(classes, 1)
   params = train_state.parameters(state, config.sample.params)
-  x, *_ = generate.draw(recipe, params, label, seed=config.seed, batch=config.sample.batch, beat=beat)
+  models = [Model(recipe.model.network, params)]
+  x, *_ = generate.samples(recipe.sampling, models, label, seed=config.seed,
+                           batch=config.sample.batch, beat=beat)
   if jax.process_index():
     return   # All processes draw, the first one writes.
   picture = generate.picture(x, label)

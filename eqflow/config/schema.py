@@ -114,8 +114,8 @@ KEYS = {
     # Precision and recall look at third neighbours.
     'evaluate': dict(split=text, num_samples=functools.partial(whole, least=4)),
 }
-# A descent goes along no grid; older runs knew no guide.
-OPTIONAL = 'sample.guide', 'sample.grid'
+# A descent has no grid.
+OPTIONAL = 'sample.grid',
 # Numbers of the rows that a descent and its field are made of.
 STEPS = dict(
     momentum=_below_one, temperature=_from_zero, b1=_below_one, b2=_below_one,

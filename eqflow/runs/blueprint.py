@@ -14,19 +14,22 @@ from eqflow.training import nonfinite, sharding, train_state, train_step
 def first_state(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, *,
                 abstract: bool = False) -> train_state.TrainState:
   """The state that a run starts from, sharded over the mesh; if abstract, only shapes and shardings."""
-  return train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), config.seed, mesh,
-                            rules=recipe.rules, histogram=recipe.histogram, scale=recipe.scale,
-                            abstract=abstract)
+  return train_state.create(
+      recipe.model.init, recipe.optimizer, recipe.averages.names, config.seed, mesh,
+      rules=recipe.model.rules, histogram=recipe.objective.histogram, scale=recipe.objective.scale,
+      abstract=abstract)
 
 
 def make_step(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh,
               state: train_state.TrainState) -> Callable:
   """The jitted training step, for states that are sharded like this one."""
-  scaled = recipe.scale != 1
-  gradient = train_step.gradient_of(recipe.loss, accumulate=config.train.accumulate, scaled=scaled)
+  scaled = recipe.objective.scale != 1
+  gradient = train_step.gradient_of(recipe.objective.loss, accumulate=config.train.accumulate,
+                                    scaled=scaled)
   return train_step.make_step(
-      gradient, recipe.optimizer, recipe.share, mesh,
-      places=jax.tree.map(lambda a: a.sharding, state), measure=recipe.measure, prepare=recipe.prepare,
+      gradient, recipe.optimizer, recipe.averages.rates, mesh,
+      places=jax.tree.map(lambda a: a.sharding, state), measure=recipe.objective.measure,
+      prepare=recipe.model.prepare,
       skip=(nonfinite.rescaled if scaled else nonfinite.counted) if config.train.max_skipped else None)
 
 
@@ -38,7 +41,7 @@ def step_and_shapes(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> t
       jax.eval_shape(train_state.TrainMetrics.empty))
   rows = {'x': ((b, *config.data.shape), np.float32), 'label': ((b,), np.int32),
           'index': ((b,), np.uint32)}
-  if recipe.couple or config.data.name == 'pairs':
+  if recipe.objective.couple or config.data.name == 'pairs':
     rows['eps'] = rows['x']
   batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.by_example(mesh))
            for name, (shape, dtype) in rows.items()}

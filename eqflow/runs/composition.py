@@ -4,36 +4,39 @@ The fields are added, each with its weight: y = sum_i w_i y_i. By default the we
 sum to one, so that steps are as long as those of one model; the paper's sum has 1 for each.
 """
 
+from collections.abc import Sequence
 import math
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jax.tree_util import Partial
+from jax import numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import guidance
-from eqflow.config import recipes, samplings
+from eqflow.config import recipes
+from eqflow.config.sampling import Sampling
+from eqflow.fields import Model
 from eqflow.runs import compatibility, restore
 
 
-class Asked(NamedTuple):
-  """What is to be sampled: `labels` is what recipe.draw takes, and `columns` tell of it in files."""
-  recipe: recipes.Recipe
-  params: Any
+class Composed(NamedTuple):
+  """What is sampled: sampling.generate(models, keys, labels)."""
+  sampling: Sampling
+  models: Sequence[Model]
   step: int
-  labels: Any                       # [n], or ([n, k], weights [n, k])
-  columns: dict[str, np.ndarray]
+  labels: np.ndarray                # int32 [n], or [n, k] where fields are added: -1 for fewer than k
+  columns: dict[str, np.ndarray]    # labels, and weights, as files have them
 
 
-def asked(config: ConfigDict, workdir: pathlib.Path, labels: list[str] | None,
-          default: np.ndarray, *, weights: list[str] | None = None,
-          others: list[str] | None = None) -> Asked:
-  """The newest model of workdir, and of `others`, asked for labels, repeated in turn, or for `default`.
+def composed(config: ConfigDict, workdir: pathlib.Path, labels: list[str] | None,
+             default: np.ndarray, *, weights: list[str] | None = None,
+             others: list[str] | None = None) -> Composed:
+  """The newest model of workdir and of `others`, at `labels` repeated in turn, or at `default` [n].
 
-  A label is a class, or classes joined by '+': of one model, or one for each model. `default` [n] says
-  how many. Raises ValueError for labels, weights or models that do not fit, before a checkpoint is
-  read, and FileNotFoundError where there is none.
+  A label is a class, or classes joined by '+': of one model, or one for each model. Raises ValueError
+  for labels, weights or models that do not fit, before a checkpoint is read, and FileNotFoundError
+  where there is none.
   """
   folders = [workdir, *(pathlib.Path(other).expanduser() for other in others or [])]
   flags = [f'--with={folder}' for folder in folders]
@@ -47,36 +50,37 @@ def asked(config: ConfigDict, workdir: pathlib.Path, labels: list[str] | None,
     raise ValueError(f'the models have {classes} classes: give --labels, a class for each joined by +')
   terms = _terms(labels, default, classes)
   scales = _weights(weights, terms)
-  if built[0].sampling.grid is not None and not np.allclose(scales.sum(1), 1, atol=1e-6):
+  sampling = built[0].sampling
+  if sampling.grid is not None and not np.allclose(scales.sum(1), 1, atol=1e-6):
     raise ValueError(f'--weights={",".join(weights)}: along times weights sum to 1; only a descent '
                      'takes others')
-  given, columns = terms, dict(labels=terms, weights=scales)
+  found = [restore.models(*each) for each in zip(configs, built, folders)]
+  models, step = [model for _, models in found for model in models], found[0][0]
   if single and weights is None and terms.shape[1] == 1:
-    given = terms[:, 0]
-    columns = dict(labels=given)
-  found = [restore.restore(*each) for each in zip(configs, built, folders)]
-  if given is not terms:
-    return Asked(built[0], found[0][1], found[0][0], given, columns)
-  return Asked(joined(built), [params for _, params in found], found[0][0],
-               (np.where(terms < 0, 0, terms), scales), columns)
+    return Composed(sampling, models, step, terms[:, 0], dict(labels=terms[:, 0]))
+  parts = [(recipe.sampling, len(models)) for recipe, (_, models) in zip(built, found)]
+  return Composed(added(parts, weights and scales[0]), models, step, terms,
+                  dict(labels=terms, weights=scales))
 
 
-def joined(built: list[recipes.Recipe]) -> recipes.Recipe:
-  """The first recipe, its field sum_i w_i y_i: of k classes of one model, or one class of each of k.
+def added(parts: Sequence[tuple[Sampling, int]], weights: np.ndarray | None = None) -> Sampling:
+  """The first sampling, of the field sum_i w_i y_i: k classes of one model, or one class of each of k.
 
-  Its params are a list of theirs, its labels (labels [b, k], weights [b, k]).
+  parts has each sampling, and how many models it takes (itself, and what guides it). Labels are
+  [b, k], -1 where an example has fewer classes. weights is [k], or None for equal ones that sum to 1.
   """
-  def predictor(params, given):
-    labels, weights = given
-    models, k = list(zip(built, params)), labels.shape[1]
-    models = models * k if len(models) == 1 else models
-    predicts = [recipe.sampling.predictor(theirs, labels[:, i])
-                for i, (recipe, theirs) in enumerate(models)]
-    return guidance.added(predicts, [weights[:, i] for i in range(k)])
+  def predictor(models, labels):
+    ends = np.cumsum([count for _, count in parts])
+    groups = [(sampling, models[end - count:end]) for (sampling, count), end in zip(parts, ends)]
+    k = labels.shape[1]
+    groups = groups * k if len(groups) == 1 else groups
+    there = labels >= 0
+    scales = there / there.sum(1, keepdims=True) if weights is None else jnp.where(there, weights, 0.0)
+    labels = jnp.where(there, labels, 0)
+    predicts = [sampling.predictor(theirs, labels[:, i]) for i, (sampling, theirs) in enumerate(groups)]
+    return guidance.added(predicts, [scales[:, i] for i in range(k)])
 
-  sampling = built[0].sampling._replace(predictor=predictor)
-  return built[0]._replace(sampling=sampling, draw=Partial(samplings.draw, sampling),
-                             pair=Partial(samplings.pair, sampling))
+  return parts[0][0]._replace(predictor=predictor)
 
 
 def _terms(given, default, classes):

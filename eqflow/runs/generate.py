@@ -1,7 +1,7 @@
 """--mode=sample and pairs: samples, each a function of the seed and its index alone."""
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import functools
 import pathlib
@@ -17,10 +17,12 @@ import tqdm
 
 from eqflow import arrays, files
 from eqflow.arrays import Stream
-from eqflow.config import samplings
-from eqflow.config.recipes import Recipe
+from eqflow.config.errors import ABSENT, ConfigError
+from eqflow.config.networks import Architecture
+from eqflow.config.sampling import Sampling
 from eqflow.data import pairs
 from eqflow.evaluation import images
+from eqflow.fields import Model
 from eqflow.training import sharding
 
 
@@ -36,24 +38,23 @@ def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
 _QUEUE = 32
 
 
-def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int, batch: int,
-         beat: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def samples(sampling: Sampling, models: Sequence[Model], labels: Any, *, seed: int, batch: int,
+            beat: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(samples [n, ...], evaluations [n], norms [n]) with the given labels [n], `batch` at a time.
 
-  labels is what recipe.draw takes of each sample, a pytree [n, ...]. Where samples stop one by one,
-  each device has a queue of its own and is kept full. `beat` is called after every batch. Raises
-  ValueError where the batch does not divide by the devices.
+  Where samples converge one by one, each device has its own queue and its slots are refilled. `beat`
+  is called after every batch. Raises ValueError where the batch does not divide by the devices.
   """
-  mesh, n = sharding.mesh_of(params), len(jax.tree.leaves(labels)[0])
-  if recipe.sampling.refill and n > batch:
-    function = _on_each(mesh, recipe.sampling, batch)
+  mesh, n = sharding.mesh_of(models), len(labels)
+  if sampling.refill and n > batch:
+    function = _on_each(mesh, sampling, batch)
     # Equal queues, as few as may be: a queue stands on the device with all its noise and samples.
     queues = -(-n // (_QUEUE * batch))
     batch = -(-n // (queues * sharding.parts(mesh))) * sharding.parts(mesh)
   else:
-    function = recipe.draw
+    function = sampling.generate
   parts = []
-  for part in in_batches(function, params, labels, seed=seed, batch=batch):
+  for part in in_batches(function, models, labels, seed=seed, batch=batch):
     parts.append(part)
     beat()
   samples, evaluations, norms = (np.concatenate(part) for part in zip(*parts))
@@ -62,7 +63,7 @@ def draw(recipe: Recipe, params: Any, labels: Any, *, seed: int, batch: int,
 
 def _on_each(mesh, sampling, batch):
   sharding.check_rows(batch, mesh)
-  function = functools.partial(samplings.draw_refilled, sampling, slots=batch // sharding.parts(mesh))
+  function = functools.partial(sampling.generate_refilled, slots=batch // sharding.parts(mesh))
   if mesh.size == 1:
     return function
   examples = sharding.by_example(mesh).spec
@@ -101,14 +102,14 @@ def steps_taken(config: ConfigDict, evaluations: np.ndarray) -> str:
                  for low, high, count in zip(edges, edges[1:], counts))
 
 
-def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch: int,
+def in_batches(function: Callable, models: Any, given: Any, *, seed: int, batch: int,
                first: int = 0) -> Iterator[tuple[np.ndarray, ...]]:
-  """function(params, keys, given) for samples `first` to n - 1, `batch` at a time, as numpy arrays.
+  """function(models, keys, given) for samples `first` to n - 1, `batch` at a time, as numpy arrays.
 
   given is a pytree of arrays [n, ...], mostly labels. The last batch is padded to the one compiled
   shape, and the padding is dropped. Raises ValueError where the batch does not divide by the devices.
   """
-  mesh = sharding.mesh_of(params)
+  mesh = sharding.mesh_of(models)
   sharding.check_rows(batch, mesh)
   keys = jax.jit(lambda index: arrays.example_keys(seed, index))
   count = len(jax.tree.leaves(given)[0])
@@ -121,7 +122,7 @@ def in_batches(function: Callable, params: Any, given: Any, *, seed: int, batch:
     index = start + np.arange(batch, dtype=np.uint32)
     whole = lambda a: np.resize(a[start:start + batch], (batch, *a.shape[1:]))
     index, rows = sharding.spread((index, jax.tree.map(whole, given)), mesh)
-    found = function(params, keys(index), rows)
+    found = function(models, keys(index), rows)
     return tuple(sharding.fetch(a)[:count - start] for a in found)
 
   starts = range(first, count, batch)
@@ -142,29 +143,30 @@ def _in_order(function, starts, workers):
       yield pending.popleft().result()
 
 
-def check_pairs(recipe: Recipe) -> None:
+def check_pairs(sampling: Sampling, model: Architecture) -> None:
   """Raises ValueError unless the config's solver makes a sample a function of its noise."""
-  params = jax.eval_shape(recipe.init, jax.random.key(0))
+  models = [Model(model.network, jax.eval_shape(model.init, jax.random.key(0)))]
   keys, labels = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
   try:
-    jax.eval_shape(recipe.pair, params, keys, labels)
+    jax.eval_shape(sampling.pair, models, keys, labels)
   except ValueError as error:
-    raise ValueError('config.sample.solver: pairs need one that draws nothing, such as '
-                     f"{{'name': 'ddim'}}, so that noise alone makes a sample ({error})") from error
+    raise ConfigError('sample.solver', ABSENT, f'pairs need a solver that is not stochastic ({error})',
+                      "use --config.sample.solver=\"{'name': 'ddim'}\"") from error
 
 
-def write_pairs(recipe: Recipe, params: Any, folder: pathlib.Path, labels: Int[np.ndarray, 'n'], *,
-                seed: int, batch: int, made: dict[str, Any]) -> np.ndarray:
+def write_pairs(pair: Callable, models: Sequence[Model], folder: pathlib.Path,
+                labels: Int[np.ndarray, 'n'], *, seed: int, batch: int,
+                made: dict[str, Any]) -> np.ndarray:
   """(eps, x, label) of pairs 0 to n - 1 into `folder`, going on where it was broken off.
 
-  Returns the norms [m] of those drawn now: the last m, for those that were there stand no norms.
-  `made` tells the model, and stands beside the pairs. Raises ValueError where the folder holds
-  other pairs, FloatingPointError where a sample is not finite.
+  `pair` is that of a Sampling. Returns the norms [m] of the new pairs, the last m; existing pairs have
+  none. `made` describes the model, and is written next to the pairs. Raises ValueError where the folder
+  holds other pairs, FloatingPointError where a sample is not finite.
   """
   norms = [np.zeros(0, np.float32)]
 
   def blocks(first):
-    found = in_batches(recipe.pair, params, labels, seed=seed, batch=batch, first=first)
+    found = in_batches(pair, models, labels, seed=seed, batch=batch, first=first)
     for eps, x, seen in found:
       check_finite(x)
       norms.append(seen)

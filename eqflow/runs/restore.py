@@ -4,11 +4,11 @@ import pathlib
 from typing import Any
 
 import jax
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from eqflow import ema
-from eqflow.config import recipes, samplings
+from eqflow.config import recipes
+from eqflow.fields import Model
 from eqflow.runs import blueprint, compatibility
 from eqflow.runs.identity import check_config, identity
 from eqflow.runs.run import mesh_of
@@ -16,18 +16,25 @@ from eqflow.training import checkpoint, sharding, snapshots, train_state
 
 
 def restore(config: ConfigDict, recipe: recipes.Recipe, workdir: pathlib.Path, *,
-            alone: bool = False) -> tuple[int, Any]:
-  """(step, params): the parameters called config.sample.params, of the newest checkpoint.
+            reconstructed: bool = False) -> tuple[int, Model]:
+  """(step, model): the parameters called config.sample.params, of the newest checkpoint.
 
-  A std that was not kept in training is what --mode=reconstruct has made of it. Where config.sample
-  has a guide, params are draws.Guided, unless they are asked for alone. Raises FileNotFoundError
-  where there is none, ValueError where workdir is another config's; writes nothing.
+  A std that training does not track, or any with `reconstructed`, was made by --mode=reconstruct.
+  Raises FileNotFoundError where there is none, ValueError where workdir is another config's; writes
+  nothing.
   """
   check_config(config, workdir)
-  guide = None if alone else guide_of(config, recipe)
-  kept = config.sample.params in ('params', *recipes.ema_names(config))
+  kept = config.sample.params in ('params', *recipe.averages.names) and not reconstructed
   step, params = (_kept if kept else _reconstructed)(config, recipe, workdir)
-  return step, _guided(params, guide)
+  return step, Model(recipe.model.network, params)
+
+
+def models(config: ConfigDict, recipe: recipes.Recipe, workdir: pathlib.Path, *,
+           reconstructed: bool = False) -> tuple[int, tuple[Model, ...]]:
+  """(step, models) that recipe.sampling takes: the run's own, and the one that guides it, if any."""
+  guide = guide_of(config, recipe)
+  step, own = restore(config, recipe, workdir, reconstructed=reconstructed)
+  return step, (own, restore(*guide)[1]) if guide else (own,)
 
 
 def _kept(config, recipe, workdir):
@@ -48,8 +55,8 @@ def guide_of(config: ConfigDict,
 
   Reads no checkpoint. Raises ValueError where there is no run, or none that could guide this one.
   """
-  guide = config.sample.get('guide')
-  if not guide or not guide.workdir:
+  guide = config.sample.guide
+  if not guide.workdir:
     return None
   folder = pathlib.Path(guide.workdir).expanduser()
   flag = f'config.sample.guide.workdir={guide.workdir!r}'
@@ -67,31 +74,9 @@ def guide_of(config: ConfigDict,
   return other, theirs, folder
 
 
-def _guided(params, guide):
-  if guide is None:
-    return params
-  config, recipe, folder = guide
-  network = recipe.network(restore(config, recipe, folder)[1])
-  if not config.data.num_classes:
-    network = Partial(samplings.classless, network=network)
-  return samplings.Guided(params, network)
-
-
-def reconstructed(config: ConfigDict, recipe: recipes.Recipe,
-                  workdir: pathlib.Path) -> tuple[int, Any]:
-  """(step, params) that --mode=reconstruct made for the std config.sample.params.
-
-  Guided as `restore` says. Raises FileNotFoundError where it made none, ValueError where they are
-  damaged or another run's.
-  """
-  guide = guide_of(config, recipe)
-  step, params = _reconstructed(config, recipe, workdir)
-  return step, _guided(params, guide)
-
-
 def average_like(recipe: recipes.Recipe) -> Any:
   """The shapes and dtypes of an average of the parameters."""
-  return jax.eval_shape(lambda key: ema.init(recipe.init(key), ['']), jax.random.key(0))['']
+  return jax.eval_shape(lambda key: ema.init(recipe.model.init(key), ['']), jax.random.key(0))['']
 
 
 def _reconstructed(config, recipe, workdir):
@@ -102,5 +87,5 @@ def _reconstructed(config, recipe, workdir):
   like = average_like(recipe)
   newest = snapshots.check(folder, like=like, run=identity(config))[-1]
   params = snapshots.placed(snapshots.read(newest.path, name, like), like,
-                            sharding.of(like, recipe.rules, mesh_of(config)))
+                            sharding.of(like, recipe.model.rules, mesh_of(config)))
   return newest.examples // config.train.batch, params

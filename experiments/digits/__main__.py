@@ -27,11 +27,12 @@ def measured(variant, seeds):
   workdir = ROOT / f'runs/digits_{variant}'
   train(config, workdir)
   recipe = recipes.recipe(config)
-  _, params = restore.restore(config, recipe, workdir)
+  _, models = restore.models(config, recipe, workdir)
   real, label = pipeline.arrays(dataset.open_source(config))
   rows, described = [], report.summary(real)
   for seed in range(seeds):
-    x, evaluations, _ = generate.draw(recipe, params, label, seed=seed, batch=config.sample.batch)
+    x, evaluations, _ = generate.samples(recipe.sampling, models, label, seed=seed,
+                                         batch=config.sample.batch)
     row = report.compare(described, report.summary(np.clip(x, -1, 1)))
     rows.append(row | {'evaluations': evaluations.mean()})
   column = lambda name: np.array([row[name] for row in rows])

@@ -30,8 +30,9 @@ def stepping(kind):
   source = dataset.open_source(config)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=config.train.batch)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
-  step = train_step.make_step(train_step.gradient_of(recipe.loss), recipe.optimizer, recipe.share, mesh)
-  at = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh)
+  step = train_step.make_step(train_step.gradient_of(recipe.objective.loss), recipe.optimizer,
+                              recipe.averages.rates, mesh)
+  at = train_state.create(recipe.model.init, recipe.optimizer, recipe.averages.names, 0, mesh)
   state = [at, train_state.empty_metrics(mesh)]
 
   def take(count=10):

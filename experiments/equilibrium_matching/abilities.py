@@ -64,7 +64,7 @@ def detected(model: measure.Training, row: str) -> dict:
 
 
 def _scores(model, x, train):
-  network = model.recipe.network(model.params)
+  network = model.recipe.model.network(model.params)
   found = {'nearest': np.sqrt(distances.nearest_distance(features.pixels(x), features.pixels(train)))}
   for name, score in SCORES.items():
     values = np.concatenate([
@@ -79,7 +79,7 @@ def composed(model: measure.Training, row: str) -> dict:
 
   norms[x][y] is the mean |f_y| over the samples x: of class a, of class b, or of `both`.
   """
-  network, found = model.recipe.network(model.params), {}
+  network, found = model.recipe.model.network(model.params), {}
   z = model.noise[:100]
   for a, b in PAIRS:
     of = {str(y): fields.bind(network, jnp.full(len(z), y)) for y in (a, b)}
@@ -90,7 +90,7 @@ def composed(model: measure.Training, row: str) -> dict:
         norms={name: {y: float(ood.gradient_norm(field, end).mean()) for y, field in of.items()}
                for name, end in ends.items()},
         pictures={name: pack(end[:10]) for name, end in ends.items()})
-    energy = model.recipe.energy
+    energy = model.recipe.model.energy
     energy = energy and energy(model.params)
     if energy:
       found[f'{a}+{b}']['energies'] = {
@@ -141,7 +141,7 @@ def timed(model: measure.Training, row: str) -> dict:
   keys = arrays.example_keys(0, jnp.arange(n, dtype=jnp.uint32))
   z = arrays.noise_like(arrays.fold(keys, Stream.START), jnp.zeros((n, *model.config.data.shape)))
   labels = jnp.asarray(np.resize(model.labels, n))
-  network = model.recipe.network(model.params)
+  network = model.recipe.model.network(model.params)
   solver, threshold = descent.gradient_descent(descents.STEP), descents.threshold_of(model)
 
   def refilled(max_steps):

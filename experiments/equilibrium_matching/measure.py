@@ -32,7 +32,7 @@ class Training(NamedTuple):
 
   def predict(self, labels: Any) -> fields.Predict:
     """The predictor conditioned on these classes."""
-    return fields.bind(self.recipe.network(self.params), jnp.asarray(labels))
+    return fields.bind(self.recipe.model.network(self.params), jnp.asarray(labels))
 
 
 @functools.lru_cache(maxsize=64)

@@ -101,4 +101,4 @@ def load(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> tuple[Con
     raise FileNotFoundError(f'{folder(data, row, seed, runs)} is not trained; run '
                             f'python -m experiments.equilibrium_matching.train --data={data}')
   recipe = recipes.recipe(config)
-  return config, recipe, restore.restore(config, recipe, folder(data, row, seed, runs))[1]
+  return config, recipe, restore.restore(config, recipe, folder(data, row, seed, runs))[1].params.params

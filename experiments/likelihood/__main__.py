@@ -64,14 +64,14 @@ def bits_of_digits(workdir, count):
   """Bits per dimension of dequantized digits under a trained class-conditional flow."""
   config = digits.get_config('flow').lock()
   recipe = recipes.recipe(config)
-  _, params = restore.restore(config, recipe, workdir)
+  _, model = restore.restore(config, recipe, workdir)
   x, label = pipeline.arrays(dataset.open_source(config))
   print(f'uniform over 17 levels: {np.log2(17):.3f} bits; a histogram for each pixel: '
         f'{_pixelwise(x):.3f}\n')
   image = np.rint((x[:count] + 1) * 127.5).astype(np.uint8)
   keys = lambda seed: jax.random.split(jax.random.key(seed), count)
   x = likelihood.dequantize(keys(0), image, bin_width=DIGITS_BIN)
-  predict = fields.bind(recipe.network(params), jnp.asarray(label[:count]))
+  predict = fields.bind(model.network(model.params), jnp.asarray(label[:count]))
 
   print('| start t | divergence | bits per dimension | evaluations |\n|---|---|---|---|')
   one, many = dict(keys=keys(1)), dict(keys=keys(2), num_probes=16)

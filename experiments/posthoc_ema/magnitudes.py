@@ -19,7 +19,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from configs import digits
-from eqflow.config import recipes
+from eqflow.config import networks, recipes
 from eqflow.data import pipeline
 from eqflow.models import magnitude
 from eqflow.runs import dataset
@@ -75,10 +75,11 @@ def trained(parts: str, examples: int) -> dict:
   config.ema.update(dict(stds=(), snapshot_examples=0))
   config.sample.params = 'params'
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
-  state = train_state.create(recipe.init, recipe.optimizer, [], config.seed, mesh)
-  step = train_step.make_step(train_step.gradient_of(recipe.loss), recipe.optimizer, recipe.share, mesh,
-                         prepare=recipe.prepare if parts == 'all' else None)
-  measure = measured(recipes.model(config.model, config.data.num_classes), config)
+  state = train_state.create(recipe.model.init, recipe.optimizer, [], config.seed, mesh)
+  step = train_step.make_step(train_step.gradient_of(recipe.objective.loss), recipe.optimizer,
+                              recipe.averages.rates, mesh,
+                         prepare=recipe.model.prepare if parts == 'all' else None)
+  measure = measured(networks.flax_module(config.model, config.data.num_classes), config)
   batches = pipeline.batches(
       dataset.open_source(config), seed=config.seed, batch=config.train.batch, start=0, process_index=0,
       process_count=1, workers=0, flip=False, couple=None)

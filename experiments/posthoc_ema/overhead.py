@@ -24,10 +24,11 @@ def prepared(variant, stds):
   config.ema.update(dict(decays=(), stds=stds))
   config.sample.params = 'params'
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
-  state = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh,
-                       histogram=recipe.histogram)
-  return train_step.make_step(train_step.gradient_of(recipe.loss), recipe.optimizer, recipe.share, mesh,
-                              measure=recipe.measure, prepare=recipe.prepare), state
+  state = train_state.create(recipe.model.init, recipe.optimizer, recipe.averages.names, 0, mesh,
+                       histogram=recipe.objective.histogram)
+  return train_step.make_step(train_step.gradient_of(recipe.objective.loss), recipe.optimizer,
+                              recipe.averages.rates, mesh,
+                              measure=recipe.objective.measure, prepare=recipe.model.prepare), state
 
 
 def main():

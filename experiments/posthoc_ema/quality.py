@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import digits, fashion_mnist
 from eqflow.commands.train import train
+from eqflow.fields import Model
 from eqflow.config import recipes
 from eqflow.runs import generate, identity
 from eqflow.training import snapshots
@@ -51,12 +52,13 @@ def config_of(data: str, rate: float, seed: int) -> ConfigDict:
 def distances(data: str, config: ConfigDict, folder: pathlib.Path, examples: int) -> dict[str, float]:
   """{std: distance} of the averages of that run after `examples`."""
   recipe = recipes.recipe(config)
-  like = jax.eval_shape(recipe.init, jax.random.key(0))
+  like = jax.eval_shape(recipe.model.init, jax.random.key(0))
   made = snapshots.plan(folder / 'snapshots', examples, STDS, like=like, run=identity.identity(config))
   found = {}
   for std, params in snapshots.reconstruct(made, like).items():
-    x, _, _ = generate.draw(recipe, jax.device_put(params), measure.labels(data), seed=config.seed,
-                          batch=measure.BATCH[data])
+    models = [Model(recipe.model.network, jax.device_put(params))]
+    x, _, _ = generate.samples(recipe.sampling, models, measure.labels(data), seed=config.seed,
+                               batch=measure.BATCH[data])
     found[repr(std)] = measure.distance(data, x)
   return found
 

@@ -12,6 +12,7 @@ import optax
 from configs import digits
 from eqflow import ema, posthoc_ema
 from eqflow.config import recipes
+from eqflow.fields import Model
 from eqflow.runs import generate
 from experiments import colours
 from experiments.equilibrium_matching import measure
@@ -72,12 +73,12 @@ def trained(examples: int, *, rate: float = 0.006, snapshots: int = 24,
     batch = {'x': jnp.asarray(x)[rows], 'label': jnp.asarray(label)[rows],
              'index': i * size + jnp.arange(size, dtype=jnp.uint32)}
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), batch['index'])
-    grads = jax.grad(lambda params: recipe.loss(keys, params, batch)[0].mean())(params)
+    grads = jax.grad(lambda params: recipe.objective.loss(keys, params, batch)[0].mean())(params)
     updates, opt = adam.update(grads, opt)
     params = optax.apply_updates(params, updates)
     return params, opt, average.update(means, params, (i + 1) * size)
 
-  params = jax.jit(recipe.init)(jax.random.key(0))
+  params = jax.jit(recipe.model.init)(jax.random.key(0))
   opt, means, times, kept, trees = adam.init(params), average.init(params), [], [], []
   for i in range(every * snapshots):
     params, opt, means = step(jnp.uint32(i), params, opt, means)
@@ -104,7 +105,8 @@ def distances(run: Training, params: dict[Any, Any], count: int) -> dict[Any, fl
   """{key: Fréchet distance in pixels} of `count` digits sampled with each tree of parameters."""
   labels, found = measure.labels('digits')[:count], {}
   for key, tree in params.items():
-    x, *_ = generate.draw(run.recipe, tree, labels, seed=0, batch=min(count, 120))
+    models = [Model(run.recipe.model.network, tree)]
+    x, *_ = generate.samples(run.recipe.sampling, models, labels, seed=0, batch=min(count, 120))
     found[key] = measure.distance('digits', x)
   return found
 

@@ -59,7 +59,7 @@ def models(data, runs):
     train(config, workdir)
     if name != 'optimal transport':
       last = config, workdir
-    found[name] = config, restore.restore(config, recipes.recipe(config), workdir)[1]
+    found[name] = config, restore.restore(config, recipes.recipe(config), workdir)[1].params.params
   return found
 
 
@@ -70,14 +70,15 @@ def in_steps(config, steps):
 def samples(config, params, steps, labels, seed):
   """Samples [n, ...] in `steps` steps with the given labels."""
   recipe = recipes.recipe(in_steps(config, steps))
-  return generate.draw(recipe, params, labels, seed=seed, batch=config.sample.batch)[0]
+  models = [fields.Model(recipe.model.network, params)]
+  return generate.samples(recipe.sampling, models, labels, seed=seed, batch=config.sample.batch)[0]
 
 
 def path_of(config, params, count, num_steps=50):
   """Paths of the deterministic sampler: (states [n, count, ...], times [n])."""
   recipe, grid = recipes.recipe(config), grids.uniform(num_steps)
   labels = jnp.arange(count) % max(config.data.num_classes, 1)
-  predict = fields.bind(recipe.network(params), labels if config.data.num_classes else None)
+  predict = fields.bind(recipe.model.network(params), labels if config.data.num_classes else None)
   solver = samplers.ddim(tables.PROCESSES[config.process.name], tables.OUTPUTS[config.output.name])
   noise = jax.random.normal(jax.random.key(7), (count, *config.data.shape))
   return samplers.sample_path(solver, predict, noise, grid), grid

@@ -24,7 +24,7 @@ import numpy as np
 from configs import digits
 from eqflow import grids, outputs, processes, samplers
 from eqflow.commands import train
-from eqflow.config import recipes
+from eqflow.config import networks, recipes
 from eqflow.data import pipeline
 from eqflow.runs import blueprint, dataset
 from eqflow.training import checkpoint, sharding, train_state
@@ -66,7 +66,7 @@ def loop_against_step(count=7, num_steps=300):
 def sample_against_calls(num_steps=50, batch=16, count=15):
   """sample with N steps against N calls of the jitted network, width 64, depth 3, 8x8x1."""
   config = digits.get_config('flow')
-  module = recipes.model(config.model, 10)
+  module = networks.flax_module(config.model, 10)
   z = jax.random.normal(jax.random.key(0), (batch, 8, 8, 1))
   label = jnp.zeros(batch, jnp.int32)
   params = module.init(jax.random.key(1), z, jnp.zeros(batch), label)

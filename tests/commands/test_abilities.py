@@ -15,6 +15,7 @@ from eqflow.commands.denoise import finish
 from eqflow.commands.ood import score
 from eqflow.config import recipes
 from eqflow.data import inputs
+from eqflow.fields import Model
 from eqflow.runs import composition, generate, identity, neighbours, restore
 from eqflow.runs.compatibility import SINCE
 from tests import config_file as load
@@ -39,10 +40,12 @@ class Run:
     self.workdir.mkdir()
     (self.workdir / 'config.json').write_text(self.config.to_json_best_effort())
     self.recipe, rng = recipe_of(self.config), np.random.default_rng(seed)
-    shapes = jax.eval_shape(self.recipe.init, jax.random.key(0))
+    shapes = jax.eval_shape(self.recipe.model.init, jax.random.key(0))
     self.params = jax.tree.map(lambda a: 0.3 * rng.normal(size=a.shape).astype(a.dtype), shapes)
     # Four examples wherever it is called: it compiles once.
-    self.predict = jax.jit(self.recipe.network(self.params))
+    self.model = Model(self.recipe.model.network, self.params)
+    self.model = Model(self.recipe.model.network, self.params)
+    self.predict = jax.jit(self.recipe.model.network(self.params))
 
   def changed(self, **changed):
     config = self.config.copy_and_resolve_references().unlock()
@@ -84,7 +87,7 @@ def flow(place):
 @pytest.fixture(autouse=True)
 def restored(eqm, other, flow, monkeypatch):
   """Checkpoints are test_main's: here every folder holds what its model was made with."""
-  models = {model.workdir: model.params for model in (eqm, other, flow)}
+  models = {run.workdir: run.model for run in (eqm, other, flow)}
   monkeypatch.setattr(recipes, 'recipe', recipe_of)
   monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, models[workdir]))
 
@@ -123,8 +126,8 @@ def test_what_is_all_noise_becomes_the_samples_of_the_seed(eqm, tmp_path, capsys
   path = saved(tmp_path / 'x.npz', x=np.full((9, *SHAPE), 255, np.uint8))
   finish(eqm.config, eqm.workdir, path, seed=5, noise=1.0, labels=['7'])
   found = loaded(eqm.workdir / 'finished-seed5.npz')
-  want, evaluations, _ = generate.draw(recipe_of(eqm.config), eqm.params, np.full(9, 7), seed=5,
-                                       batch=8)
+  want, evaluations, _ = generate.samples(eqm.recipe.sampling, [eqm.model], np.full(9, 7), seed=5,
+                                          batch=8)
   np.testing.assert_allclose(found['samples'], want, atol=1e-5)
   np.testing.assert_array_equal(found['evaluations'], evaluations)
   np.testing.assert_array_equal(found['inputs'], 1)
@@ -244,12 +247,12 @@ def test_no_file_of_inputs_is_unpickled(tmp_path, write):
 
 
 def ask(model, labels, count=4, **more):
-  return composition.asked(model.config, model.workdir, labels, generate.labels_of(0, count, 10),
-                             **more)
+  return composition.composed(model.config, model.workdir, labels, generate.labels_of(0, count, 10),
+                              **more)
 
 
 def drawn(asked):
-  return generate.draw(asked.recipe, asked.params, asked.labels, seed=0, batch=8)[0]
+  return generate.samples(asked.sampling, asked.models, asked.labels, seed=0, batch=8)[0]
 
 
 def test_joined_classes_are_descended_on_the_sum_of_their_fields(eqm):
@@ -277,7 +280,7 @@ def test_weights_scale_each_field(eqm):
   twice = ask(eqm, ['3+3'], weights=['1', '1'])
   one = eqm.changed(solver=dict(name='gradient_descent', step_size=0.006))
   labels = np.full(4, 3)
-  want = generate.draw(recipe_of(one), eqm.params, labels, seed=0, batch=8)[0]
+  want = generate.samples(recipe_of(one).sampling, [eqm.model], labels, seed=0, batch=8)[0]
   np.testing.assert_allclose(drawn(twice), want, atol=1e-5)
   assert abs(want - alone).max() > 1e-3
 
@@ -332,21 +335,22 @@ def test_along_times_models_of_other_decays_are_not_added(eqm, place, tmp_path, 
   along.sample.solver, along.sample.grid = (
       dict(name='ddim'), dict(name='uniform', start=0.999, end=0.001))
   with pytest.raises(ValueError, match='--with=.*eased: its config.output is .*0.5.*0.8'):
-    composition.asked(along, eqm.workdir, ['3'], np.zeros(4, int), others=[eased])
-  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir: (7, eqm.params))
-  assert len(ask(eqm, ['3'], others=[eased]).params) == 2, 'a descent needs no decay'
+    composition.composed(along, eqm.workdir, ['3'], np.zeros(4, int), others=[eased])
+  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, eqm.model))
+  assert len(ask(eqm, ['3'], others=[eased]).models) == 2, 'a descent needs no decay'
 
 
 def test_no_class_is_asked_of_a_model_that_was_not_named(eqm, place, monkeypatch):
-  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir: (7, {}))
+  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, eqm.model))
   without = eqm.config.copy_and_resolve_references().unlock()
   without.data.num_classes = 0
   with pytest.raises(ValueError, match=r'the models have \[0, 10\] classes: give --labels'):
-    composition.asked(without, eqm.workdir, None, np.zeros(4, int), others=[str(eqm.workdir)])
-  asked = composition.asked(without, eqm.workdir, ['0+7'], np.zeros(4, int), others=[str(eqm.workdir)])
+    composition.composed(without, eqm.workdir, None, np.zeros(4, int), others=[str(eqm.workdir)])
+  asked = composition.composed(without, eqm.workdir, ['0+7'], np.zeros(4, int),
+                               others=[str(eqm.workdir)])
   np.testing.assert_array_equal(asked.columns['labels'], [[0, 7]] * 4)
   plain = placed(place, 'plain', lambda config: config['data'].update(num_classes=0))
-  assert len(ask(eqm, None, others=[plain]).params) == 2, 'a model without classes is asked for none'
+  assert len(ask(eqm, None, others=[plain]).models) == 2, 'a model without classes is asked for none'
 
 
 def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
@@ -357,7 +361,8 @@ def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
     del config['mesh'], config['train']['stuck_seconds']
   folder, seen = placed(place, 'older', older), []
   monkeypatch.setattr(
-      restore, 'restore', lambda config, *_: (seen.append(identity.flat(config)), (7, {}))[1])
+      restore, 'restore',
+      lambda config, *_, **__: (seen.append(identity.flat(config)), (7, eqm.model))[1])
   ask(eqm, ['3'], others=[folder])
   # A network's own number, which not every one has, is its module's default.
   since = {key: value for key, value in SINCE.items() if not key.startswith('model.')}

@@ -1,21 +1,22 @@
 """Pairs of noise and sample are a data set: whole or refused, in order, and a reflow trains on them."""
 
 import contextlib
-import functools
 import json
 import pickle
 
 import jax
 from jax import numpy as jnp
+from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import arrays, fields, main, outputs, processes
+from eqflow import arrays, main
 from eqflow.commands import train
 from eqflow.commands.evaluate import evaluate
-from eqflow.config import recipes, samplings
+from eqflow.config import recipes
 from eqflow.data import pairs, pipeline, sources
 from eqflow.evaluation import report
+from eqflow.fields import Model
 from eqflow.runs import claim, dataset, generate, restore
 from tests import config_file as load
 from tests.rejected import rejected
@@ -41,15 +42,15 @@ class Flow:
     self.config, self.workdir, self.folder = tiny('toy'), place / 'flow', place / 'pairs'
     train.train(self.config, self.workdir)
     self.recipe = recipes.recipe(self.config)
-    self.step, self.params = restore.restore(self.config, self.recipe, self.workdir)
+    self.step, self.model = restore.restore(self.config, self.recipe, self.workdir)
     self.made = {'config': json.loads(self.config.to_json_best_effort()), 'step': self.step,
                  'num_classes': 0, 'shape': (2,)}
     self.write(self.folder)
 
-  def write(self, folder, *, recipe=None, count=100, seed=0, batch=24, **made):
+  def write(self, folder, *, pair=None, count=100, seed=0, batch=24, **made):
     folder.mkdir(exist_ok=True)
-    generate.write_pairs(recipe or self.recipe, self.params, folder, np.zeros(count, np.int32),
-                       seed=seed, batch=batch, made=self.made | made)
+    generate.write_pairs(pair or self.recipe.sampling.pair, [self.model], folder,
+                         np.zeros(count, np.int32), seed=seed, batch=batch, made=self.made | made)
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +67,7 @@ def test_a_pair_is_noise_and_where_the_model_carries_it(flow):
   assert {key: (a.shape, str(a.dtype)) for key, a in found.items()} == {
       'x': ((100, 2), 'float32'), 'eps': ((100, 2), 'float32'), 'label': ((100,), 'int32')}
   # Four Euler steps of the linear process, by hand.
-  predict, z = flow.recipe.network(flow.params), found['eps']
+  predict, z = flow.model.network(flow.model.params), found['eps']
   for t in (1.0, 0.75, 0.5, 0.25):
     z = z - 0.25 * np.asarray(predict(jnp.asarray(z), jnp.full(100, t), None))
   np.testing.assert_allclose(found['x'], z, atol=1e-5)
@@ -79,7 +80,7 @@ def test_a_pair_is_noise_and_where_the_model_carries_it(flow):
 
 def test_no_pair_has_the_noise_of_a_sample_of_the_same_seed(flow):
   label = np.zeros(100, np.int32)
-  x, *_ = generate.draw(flow.recipe, flow.params, label, seed=0, batch=24)
+  x, *_ = generate.samples(flow.recipe.sampling, [flow.model], label, seed=0, batch=24)
   assert not np.isin(files(flow.folder)['x'], x).any(), 'evaluation would see noise trained upon'
 
 
@@ -93,24 +94,24 @@ def test_pairs_broken_off_go_on_and_end_as_if_drawn_in_one_go(flow, tmp_path):
     calls.append(1)
     if len(calls) > 2:
       raise Interrupted
-    return flow.recipe.pair(*args)
+    return flow.recipe.sampling.pair(*args)
   with pytest.raises(Interrupted):
-    flow.write(tmp_path / 'pairs', recipe=flow.recipe._replace(pair=breaks))
+    flow.write(tmp_path / 'pairs', pair=breaks)
   with pytest.raises(ValueError, match=r'holds 48 of 100 pairs: give the command that drew them again'):
     sources.load('pairs', split='train', data_dir=tmp_path / 'pairs')
   flow.write(tmp_path / 'pairs')
   for key, a in files(flow.folder).items():
     np.testing.assert_array_equal(files(tmp_path / 'pairs')[key], a, err_msg=key)
   # Whole pairs are left alone.
-  flow.write(tmp_path / 'pairs', recipe=flow.recipe._replace(pair=breaks))
+  flow.write(tmp_path / 'pairs', pair=breaks)
 
 
 def test_samples_that_are_not_finite_make_no_pairs(flow, tmp_path):
   def broken(*args):
-    eps, x, norms = flow.recipe.pair(*args)
+    eps, x, norms = flow.recipe.sampling.pair(*args)
     return eps, x.at[3].set(jnp.nan), norms
   with pytest.raises(FloatingPointError, match='1 of 24 samples are not finite'):
-    flow.write(tmp_path / 'pairs', recipe=flow.recipe._replace(pair=broken))
+    flow.write(tmp_path / 'pairs', pair=broken)
   assert pairs.record(tmp_path / 'pairs')['written'] == 0
 
 
@@ -171,10 +172,10 @@ def test_a_solver_that_draws_makes_no_pairs():
   config = tiny('toy')
   with config.unlocked():
     config.sample.solver = dict(name='ancestral')
-  with pytest.raises(ValueError, match=r"config.sample.solver: pairs need one that draws nothing, such"
-                                       r" as {'name': 'ddim'}.*ancestral draws"):
-    generate.check_pairs(recipes.recipe(config))
-  generate.check_pairs(recipes.recipe(tiny('toy', 'eqm')))
+  recipe, other = recipes.recipe(config), recipes.recipe(tiny('toy', 'eqm'))
+  with rejected('sample.solver', 'ancestral', 'ddim'):
+    generate.check_pairs(recipe.sampling, recipe.model)
+  generate.check_pairs(other.sampling, other.model)
 
 
 def test_a_reflow_trains_on_pairs_and_is_compared_with_the_data_behind_them(
@@ -200,7 +201,8 @@ def test_the_loss_of_a_reflow_is_on_its_pairs(flow):
   batch = pipeline.gather(sources.load('pairs', split='train', data_dir=flow.folder), np.arange(50))
   batch['index'] = np.arange(50, dtype=np.uint32)
   # A fresh network is zero, so the loss is what it is to predict.
-  loss, _ = recipe.loss(jax.random.split(jax.random.key(0), 50), recipe.init(jax.random.key(0)), batch)
+  params = recipe.model.init(jax.random.key(0))
+  loss, _ = recipe.objective.loss(jax.random.split(jax.random.key(0), 50), params, batch)
   np.testing.assert_allclose(loss, np.square(batch['eps'] - batch['x']).mean(1), rtol=1e-4)
 
 
@@ -223,11 +225,9 @@ def test_the_command_says_how_many_pairs_did_not_converge(flow, tmp_path, capsys
     config.sample.solver = dict(name='gradient_descent', step_size=0.1)
   field = lambda z, t, condition: z
   recipe = recipes.recipe(config)
-  sampling = samplings.sampling_of(config, lambda params: field, processes.linear, outputs.u,
-                                      fields.none)
-  recipe = recipe._replace(sampling=sampling, pair=functools.partial(samplings.pair, sampling))
   monkeypatch.setattr(recipes, 'recipe', lambda config: recipe)
-  monkeypatch.setattr(restore, 'restore', lambda *_: (10, {}))
+  monkeypatch.setattr(restore, 'restore',
+                      lambda *_, **__: (10, Model(Partial(lambda params: field), {})))
   draw = lambda: main.draw_pairs(config, tmp_path, tmp_path / 'pairs', count=100, seed=2)
   draw()
   found = files(tmp_path / 'pairs')
@@ -247,16 +247,17 @@ def test_the_command_says_how_many_pairs_did_not_converge(flow, tmp_path, capsys
 
 def test_pairs_have_the_labels_of_the_model(tmp_path):
   recipe = recipes.recipe(tiny('toy', num_classes=2))
-  params = jax.tree.map(lambda p: p + 0.1, recipe.init(jax.random.key(0)))
+  params = jax.tree.map(lambda p: p + 0.1, recipe.model.init(jax.random.key(0)))
   labels = generate.labels_of(0, 20, 2)
   tmp_path.joinpath('pairs').mkdir()
-  generate.write_pairs(recipe, params, tmp_path / 'pairs', labels, seed=0, batch=24,
-                     made={'num_classes': 2, 'shape': (2,)})
+  models = [Model(recipe.model.network, params)]
+  generate.write_pairs(recipe.sampling.pair, models, tmp_path / 'pairs', labels, seed=0, batch=24,
+                       made={'num_classes': 2, 'shape': (2,)})
   source = sources.load('pairs', split='all', data_dir=tmp_path / 'pairs')
   assert source.num_classes == 2
   found = pipeline.gather(source, np.arange(20))
   np.testing.assert_array_equal(found['label'], labels)
-  again = lambda label: recipe.pair(params, arrays.example_keys(0, jnp.arange(20)),
-                                    jnp.asarray(label))[1]
+  keys = arrays.example_keys(0, jnp.arange(20))
+  again = lambda label: recipe.sampling.pair(models, keys, jnp.asarray(label))[1]
   np.testing.assert_allclose(found['x'], again(labels), atol=1e-5)
   assert (abs(found['x'] - again(1 - labels)).max(1) > 1e-4).all(), 'the label changes nothing'

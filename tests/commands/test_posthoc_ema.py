@@ -68,7 +68,7 @@ def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(c
     found = found.copy_and_resolve_references()
     found.sample.params = '0.12'
   recipe = recipes.recipe(found)
-  step, params = restore.restore(found, recipe, workdir)
+  step, model = restore.restore(found, recipe, workdir)
   assert step == 24 and 'expected error' in capsys.readouterr().out
   stored = json.loads((workdir / 'reconstructed/0.12/expected_error.json').read_text())
   assert stored['expected_error'] == errors[0.12] and stored['examples'] == 384
@@ -76,14 +76,15 @@ def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(c
   like, kept = trained[2].params, trained[2].emas['0.05']
   exact = snapshots.read(workdir / 'reconstructed/0.05/000000000384.safetensors', '0.05', like)
   chex.assert_trees_all_close(exact, kept, atol=1e-5)
-  apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).sum()), trained[2].emas['0.1'], params)
+  apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).sum()), trained[2].emas['0.1'],
+                       model.params)
   assert sum(jax.tree.leaves(apart)) > 0, 'an average of another width is another average'
 
 
 def test_an_average_of_an_earlier_time_is_that_of_the_run_then(copied):
   found, workdir = copied
   posthoc_ema.reconstruct(found, workdir, [0.1], examples=192)
-  like = jax.eval_shape(recipes.recipe(found).init, jax.random.key(0))
+  like = jax.eval_shape(recipes.recipe(found).model.init, jax.random.key(0))
   made, then = (snapshots.read(workdir / path / '000000000192.safetensors', '0.1', like)
                 for path in ('reconstructed/0.1', 'snapshots'))
   chex.assert_trees_all_close(made, then, atol=1e-5)
@@ -262,11 +263,11 @@ def test_the_uncertainty_is_learned_with_the_network(tmp_path):
   found = tiny(tmp_path)
   found.loss.uncertainty = 8
   recipe = recipes.recipe(found)
-  shapes = jax.eval_shape(recipe.init, jax.random.key(0))
+  shapes = jax.eval_shape(recipe.model.init, jax.random.key(0))
   params = jax.tree.map(lambda a: jnp.full(a.shape, 0.1, a.dtype), shapes)
   batch = {'x': jnp.ones((16, 8, 8, 1)), 'label': jnp.zeros(16, jnp.int32),
            'index': jnp.arange(16, dtype=jnp.uint32)}
   keys = jax.random.split(jax.random.key(1), 16)
-  loss = lambda params: recipe.loss(keys, params, batch, recipe.histogram)[0].mean()
+  loss = lambda params: recipe.objective.loss(keys, params, batch, recipe.objective.histogram)[0].mean()
   grads = jax.jit(jax.grad(loss))(params)
   assert np.abs(grads['uncertainty']['linear']['weight']).max() > 0

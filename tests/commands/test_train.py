@@ -1,5 +1,6 @@
 """A run: its loss falls, it resumes bit for bit, it stops at a step that is not finite, and it logs."""
 
+import functools
 import json
 
 import jax
@@ -12,6 +13,7 @@ from eqflow import arrays
 from eqflow.commands import train
 from eqflow.commands.evaluate import evaluate
 from eqflow.config import recipes
+from eqflow.fields import Model
 from eqflow.runs import claim, dataset, generate, identity
 from eqflow.training import checkpoint, sharding, train_state, train_step
 from tests import config_file as load
@@ -130,8 +132,9 @@ def test_a_short_toy_training_learns(tmp_path, capsys):
           (tmp_path / 'moons/metrics.jsonl').read_text().splitlines()]
   assert loss[-1] < 0.9 * loss[0], f'the loss went from {loss[0]:.3f} to {loss[-1]:.3f}'
   assert (tmp_path / 'moons/samples-0000150.png').exists()
-  x, *_ = generate.draw(recipes.recipe(config), state.emas['0.999'], np.zeros(500, np.int32), seed=1,
-                     batch=504)
+  recipe = recipes.recipe(config)
+  x, *_ = generate.samples(recipe.sampling, [Model(recipe.model.network, state.emas['0.999'])],
+                           np.zeros(500, np.int32), seed=1, batch=504)
   data = dataset.open_source(config).records.x[:2000]
   nearest = np.sqrt(((x[:, None] - data) ** 2).sum(-1).min(1)).mean()
   # Random points of the plane are 0.5 away, other records 0.02.
@@ -213,10 +216,11 @@ def test_data_unlike_the_config_is_rejected(tmp_path, key, value, message):
 
 def _updated(config, mesh, *, accumulate=1):
   recipe = recipes.recipe(config)
-  state = train_state.create(recipe.init, recipe.optimizer, ['0.999'], 0, mesh,
-                       histogram=recipe.histogram)
-  gradient = train_step.gradient_of(recipe.loss, accumulate=accumulate)
-  step = train_step.make_step(gradient, recipe.optimizer, recipe.share, mesh, measure=recipe.measure)
+  state = train_state.create(recipe.model.init, recipe.optimizer, ['0.999'], 0, mesh,
+                       histogram=recipe.objective.histogram)
+  gradient = train_step.gradient_of(recipe.objective.loss, accumulate=accumulate)
+  step = train_step.make_step(gradient, recipe.optimizer, recipe.averages.rates, mesh,
+                              measure=recipe.objective.measure)
   rng = np.random.default_rng(0)
   metrics = train_state.empty_metrics(mesh)
   for i in range(4):
@@ -256,7 +260,7 @@ def test_devices_and_accumulation_do_not_change_the_histogram():
 
 def test_fixed_tables_are_neither_trained_nor_given_optimizer_state(one_device):
   config, state, _ = one_device
-  start = recipes.recipe(config).init(jax.random.key(0))
+  start = recipes.recipe(config).model.init(jax.random.key(0))
   np.testing.assert_array_equal(state.params['fixed_positions'], start['fixed_positions'])
   held = [name for name in leaves(state.opt_state) if 'fixed' in name.split('[')[-1]]
   assert not held, f'the optimizer has {held}'
@@ -286,9 +290,14 @@ def test_a_converged_sample_does_not_depend_on_its_slot_or_device(tmp_path):
   config.sample.update(num_steps=12, threshold=1.0)
   keys = iter(jax.random.split(jax.random.key(1), 99))
   params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(next(keys), p.shape),
-                        recipes.recipe(config).init(jax.random.key(0)))
+                        recipes.recipe(config).model.init(jax.random.key(0)))
   labels = generate.labels_of(3, 21, 10)
-  given = lambda batch: generate.draw(recipes.recipe(config), params, labels, seed=3, batch=batch)
+
+  def given(batch):
+    recipe = recipes.recipe(config)
+    return generate.samples(recipe.sampling, [Model(recipe.model.network, params)], labels, seed=3,
+                            batch=batch)
+
   config.sample.threshold = float(np.median(given(24)[2]))
   batched, steps, norms = given(24)
   assert len(set(steps)) > 1, f'samples must differ in their number of steps: {steps}'
@@ -301,16 +310,18 @@ def test_a_converged_sample_does_not_depend_on_its_slot_or_device(tmp_path):
 
 def test_a_sample_depends_on_seed_and_index_alone(tmp_path):
   recipe = recipes.recipe(tiny(tmp_path))
-  params = jax.tree.map(lambda p: p + 0.02, recipe.init(jax.random.key(0)))
+  params = jax.tree.map(lambda p: p + 0.02, recipe.model.init(jax.random.key(0)))
   labels = generate.labels_of(3, 20, 10)
   np.testing.assert_array_equal(labels[:7], generate.labels_of(3, 7, 10))
-  few, *_ = generate.draw(recipe, params, labels, seed=3, batch=8)
-  many, evaluations, _ = generate.draw(recipe, params, labels, seed=3, batch=24)
+  draw = functools.partial(generate.samples, recipe.sampling, [Model(recipe.model.network, params)],
+                           labels)
+  few, *_ = draw(seed=3, batch=8)
+  many, evaluations, _ = draw(seed=3, batch=24)
   assert few.shape == (20, 8, 8, 1) and evaluations.shape == (20,)
   np.testing.assert_allclose(few, many, atol=1e-4)
-  other, *_ = generate.draw(recipe, params, labels, seed=4, batch=24)
+  other, *_ = draw(seed=4, batch=24)
   assert abs(other - many).max() > 0.1, 'another seed must give other samples'
   noise = np.asarray(jax.random.key_data(arrays.example_keys(3, np.arange(3))))
   assert len({n.tobytes() for n in noise}) == 3
   with pytest.raises(ValueError, match=r'config.sample.batch=12\b.* 8\b'):
-    generate.draw(recipe, params, labels, seed=3, batch=12)
+    draw(seed=3, batch=12)

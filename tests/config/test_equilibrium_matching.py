@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from eqflow import densities, losses
-from eqflow.config import recipes, tables
+from eqflow.config import networks, recipes, tables
+from eqflow.fields import Model
 from eqflow.runs import identity
 from tests import config_file as load
 from tests.rejected import rejected
@@ -54,8 +55,8 @@ def test_every_decay_and_its_gain_is_a_row(section, written):
   recipe = recipes.recipe(_config(output__decay=section, **small))
   flow = recipes.recipe(_config(output=dict(name='u'), sample=ODE, **small))
   batch, keys = _batch(POINTS.repeat(8, 0)), jax.random.split(jax.random.key(1), 16)
-  params = recipe.init(jax.random.key(0))
-  (found, aux), (plain, _) = (one.loss(keys, params, batch) for one in (recipe, flow))
+  params = recipe.model.init(jax.random.key(0))
+  (found, aux), (plain, _) = (one.objective.loss(keys, params, batch) for one in (recipe, flow))
   np.testing.assert_allclose(found, written(1 - np.asarray(aux['t'])) ** 2 * plain, rtol=1e-4)
 
 
@@ -78,13 +79,15 @@ def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(d
       keys = jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(jax.random.key(2), i), k))(
           batch['index'])
       moved = batch | {'index': batch['index'] + 128 * i}
-      value, grads = jax.value_and_grad(lambda p: recipe.loss(keys, p, moved)[0].mean())(params)
+      mean = lambda p: recipe.objective.loss(keys, p, moved)[0].mean()
+      value, grads = jax.value_and_grad(mean)(params)
       updates, state = adam.update(grads, state)
       return (optax.apply_updates(params, updates), state), value
-    params = recipe.init(jax.random.key(0))
+    params = recipe.model.init(jax.random.key(0))
     (params, _), values = jax.lax.scan(step, (params, adam.init(params)), jnp.arange(600))
     keys = jax.random.split(jax.random.key(3), 200)
-    return values, recipe.draw(params, keys, jnp.zeros(200, jnp.int32))[0]
+    return values, recipe.sampling.generate(
+        [Model(recipe.model.network, params)], keys, jnp.zeros(200, jnp.int32))[0]
 
   values, x = trained_and_drawn()
   assert values[-20:].mean() < 0.75 * values[0]
@@ -98,7 +101,7 @@ def test_a_config_puts_a_share_of_the_batch_at_data():
   small = dict(model__width=8, model__depth=1)
   batch, keys = _batch(POINTS.repeat(50, 0)), jax.random.split(jax.random.key(1), 100)
   recipe = recipes.recipe(_config(loss__at_data=0.2, **small))
-  loss, aux = recipe.loss(keys, recipe.init(jax.random.key(0)), batch)
+  loss, aux = recipe.objective.loss(keys, recipe.model.init(jax.random.key(0)), batch)
   at_data = np.asarray(aux['t'] == 0)
   assert abs(at_data.sum() - 20) <= 1
   # There the target is zero, and so is a network that starts at zero.
@@ -134,10 +137,10 @@ def test_the_last_blocks_activations_are_dispersed_at_the_weight_of_the_config()
                                            loss__dispersive=weight)) for weight in (0.0, 0.5))
   x = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
   batch, keys = _batch(x, 10), jax.random.split(jax.random.key(1), 6)
-  params = jax.tree.map(lambda a: a + 0.1, plain.init(jax.random.key(0)))
-  module = recipes.model(config.model, 10)
+  params = jax.tree.map(lambda a: a + 0.1, plain.model.init(jax.random.key(0)))
+  module = networks.flax_module(config.model, 10)
   def captured(params):
-    (loss, aux), (more, _) = (one.loss(keys, params, batch) for one in (plain, dispersed))
+    (loss, aux), (more, _) = (one.objective.loss(keys, params, batch) for one in (plain, dispersed))
     # Which states the loss saw.
     seen = {}
     def spy(z, t):

@@ -6,8 +6,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from eqflow import fields, outputs, processes
-from eqflow.config import recipes, samplings, schema, tables
+from eqflow import outputs, processes
+from eqflow.config import networks, recipes, sampling, schema, tables
+from eqflow.fields import Model
 from eqflow.training import nonfinite, sharding, train_state, train_step
 from tests import ROOT
 from tests import config_file as load
@@ -25,16 +26,18 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   config = load(name).get_config(variant).lock()
   recipe = recipes.recipe(config)
   mesh = sharding.device_mesh(jax.devices()[:1])
-  step = train_step.make_step(train_step.gradient_of(recipe.loss), recipe.optimizer, recipe.share, mesh,
-                              measure=recipe.measure, prepare=recipe.prepare)
+  step = train_step.make_step(train_step.gradient_of(recipe.objective.loss), recipe.optimizer,
+                              recipe.averages.rates, mesh,
+                              measure=recipe.objective.measure, prepare=recipe.model.prepare)
   def run(key, batch):
-    params = recipe.init(key)
+    params = recipe.model.init(key)
     state = train_state.TrainState(
         seed=jnp.uint32(0), step=jnp.int32(0), examples=jnp.uint32(0), params=params,
-        opt_state=recipe.optimizer.init(params), emas={k: params for k in recipes.ema_names(config)},
-        histogram=recipe.histogram, guard=nonfinite.start())
+        opt_state=recipe.optimizer.init(params), emas={k: params for k in recipe.averages.names},
+        histogram=recipe.objective.histogram, guard=nonfinite.start())
     state, metrics, health = step(state, train_state.TrainMetrics.empty(), batch)
-    draws, *_ = recipe.draw(params, jax.random.split(key, 2), batch['label'][:2])
+    models = [Model(recipe.model.network, params)]
+    draws, *_ = recipe.sampling.generate(models, jax.random.split(key, 2), batch['label'][:2])
     return state, metrics, health, draws
   b, shape = config.train.batch, tuple(config.data.shape)
   batch = {'x': jax.ShapeDtypeStruct((b, *shape), jnp.float32),
@@ -142,7 +145,7 @@ def test_a_bad_value_is_rejected_by_its_key_with_what_is_allowed(path, value, ke
 
 def test_the_published_sizes_are_rows():
   section = ml_collections.ConfigDict(dict(name='DiT-XL/2', doubled=True))
-  module = recipes.model(section, 1000)
+  module = networks.flax_module(section, 1000)
   shapes = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 32, 32, 4)), jnp.zeros(1)),
                           jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 675_129_632
@@ -160,25 +163,26 @@ def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
 def test_a_network_that_computes_in_bfloat16_trains_and_samples_in_float32(variant):
   config = _changed('model.dtype', 'bfloat16', variant=variant)
   recipe = recipes.recipe(config)
-  params = recipe.init(jax.random.key(0))
+  params = recipe.model.init(jax.random.key(0))
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
   keys = jax.random.split(jax.random.key(0), 4)
   batch = {'x': jnp.zeros((4, 8, 8, 1)), 'label': jnp.zeros(4, jnp.int32),
            'index': jnp.arange(4, dtype=jnp.uint32)}
-  losses, _ = jax.eval_shape(recipe.loss, keys, params, batch)
-  z, *_ = jax.eval_shape(recipe.draw, params, keys, batch['label'])
+  losses, _ = jax.eval_shape(recipe.objective.loss, keys, params, batch)
+  models = [Model(recipe.model.network, params)]
+  z, *_ = jax.eval_shape(recipe.sampling.generate, models, keys, batch['label'])
   assert losses.dtype == z.dtype == jnp.float32
 
 
 def test_the_objective_is_the_same_whatever_an_adaptive_density_has_measured():
   recipe, n = recipes.recipe(load('toy').get_config('adaptive').lock()), 8192
-  params, keys = recipe.init(jax.random.key(0)), jax.random.split(jax.random.key(1), n)
+  params, keys = recipe.model.init(jax.random.key(0)), jax.random.split(jax.random.key(1), n)
   batch = {'x': jax.random.normal(jax.random.key(2), (n, 2)), 'label': jnp.zeros(n, jnp.int32),
            'index': jnp.arange(n, dtype=jnp.uint32)}
   # As if the loss were far greater in the middle: more draws there, of less weight.
   bump = np.exp(-0.002 * (np.arange(100) - 50.0) ** 2) + 0.05
-  loss = jax.jit(recipe.loss)
-  even, aux = loss(keys, params, batch, recipe.histogram)
+  loss = jax.jit(recipe.objective.loss)
+  even, aux = loss(keys, params, batch, recipe.objective.histogram)
   peaked, moved = loss(keys, params, batch, 900 * jnp.stack([bump, jnp.ones(100)]))
   assert moved['logsnr'].std() < 0.8 * aux['logsnr'].std(), 'the density did not follow'
   error = np.hypot(even.std(), peaked.std()) / np.sqrt(n)
@@ -224,9 +228,11 @@ def test_a_scale_for_each_channel_guides_each_by_its_own(scale, counts):
     config.sample.scale = scale
   schema.check(config)
   network = Asked()
-  sampling = samplings.sampling_of(config, network, processes.linear, outputs.u, fields.none)
+  model = recipes.recipe(config).model._replace(network=network)
+  built = sampling.build(config, processes.linear, outputs.u, model)
   z, labels = np.array([[0.5, 0.25], [-1.0, 3.0]]), np.array([0, 1])
-  found = sampling.predictor({}, jnp.asarray(labels))(jnp.asarray(z, jnp.float32), jnp.zeros(2))
+  predict = built.predictor([Model(network, {})], jnp.asarray(labels))
+  found = predict(jnp.asarray(z, jnp.float32), jnp.zeros(2))
   # y_null + w (y - y_null), entry by entry, the null class the one after the last.
   y, null = z - network.CENTRES[labels], z - network.CENTRES[2]
   np.testing.assert_allclose(found, null + np.array(scale) * (y - null), rtol=1e-6)
@@ -242,8 +248,9 @@ def test_guidance_acts_in_its_interval_and_is_rescaled():
     config.sample.interval = ml_collections.ConfigDict(interval or dict(name='always'))
     recipe = recipes.recipe(config)
     def run(key):
-      params = jax.tree.map(lambda a: jax.random.normal(key, a.shape), recipe.init(key))
-      return recipe.draw(params, jax.random.split(key, 2), jnp.array([0, 1]))[0]
+      params = jax.tree.map(lambda a: jax.random.normal(key, a.shape), recipe.model.init(key))
+      models = [Model(recipe.model.network, params)]
+      return recipe.sampling.generate(models, jax.random.split(key, 2), jnp.array([0, 1]))[0]
     return np.asarray(jax.jit(run)(jax.random.key(3)))
   plain, guided, rescaled = drawn(1.0), drawn(4.0), drawn(4.0, 0.7)
   np.testing.assert_allclose(drawn(4.0, name='time', low=0.0, high=1.0), guided, rtol=1e-4)
@@ -257,7 +264,7 @@ def test_guidance_acts_in_its_interval_and_is_rescaled():
 def test_labels_are_dropped_to_null_at_the_rate_asked_for_and_per_example():
   config = _changed('train.drop_label', 0.25)
   recipe = recipes.recipe(config)
-  params = recipe.init(jax.random.key(0))
+  params = recipe.model.init(jax.random.key(0))
   # With a table that is zero but for the null row, the loss tells which labels were dropped.
   table = jnp.zeros((11, 64)).at[10].set(1.0)
   params['classes']['table']['embedding'] = table
@@ -267,9 +274,9 @@ def test_labels_are_dropped_to_null_at_the_rate_asked_for_and_per_example():
   keys = jax.random.split(jax.random.key(1), n)
   batch = {'x': jnp.zeros((n, 8, 8, 1)), 'label': jnp.zeros(n, jnp.int32),
            'index': jnp.arange(n, dtype=jnp.uint32)}
-  dropped, _ = jax.jit(recipe.loss)(keys, params, batch)
+  dropped, _ = jax.jit(recipe.objective.loss)(keys, params, batch)
   params['classes']['table']['embedding'] = jnp.zeros((11, 64))
-  kept, _ = jax.jit(recipe.loss)(keys, params, batch)
+  kept, _ = jax.jit(recipe.objective.loss)(keys, params, batch)
   share = float(jnp.mean(dropped != kept))
   assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / n), f'{share:.3f} of the labels were dropped'
 
@@ -295,9 +302,11 @@ def test_solvers_grids_and_tables_are_called_by_name(solver, grid, process):
   if process:
     config.process, config.output = ml_collections.ConfigDict(process), {'name': 'v'}
   recipe = recipes.recipe(config)
-  params = jax.eval_shape(recipe.init, jax.random.key(0))
+  params = jax.eval_shape(recipe.model.init, jax.random.key(0))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
-  draws, *_ = jax.eval_shape(recipe.draw, params, keys, jax.ShapeDtypeStruct((2,), jnp.int32))
+  models = [Model(recipe.model.network, params)]
+  draws, *_ = jax.eval_shape(recipe.sampling.generate, models, keys,
+                             jax.ShapeDtypeStruct((2,), jnp.int32))
   assert draws.shape == (2, 2)
 
 

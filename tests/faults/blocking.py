@@ -36,8 +36,9 @@ def main():
   config.ema.update(dict(stds=(), snapshot_examples=0))
   config.train.batch = given.batch
   recipe, mesh = recipes.recipe(config), sharding.device_mesh()
-  state = train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0, mesh)
-  step = train_step.make_step(train_step.gradient_of(recipe.loss), recipe.optimizer, recipe.share, mesh)
+  state = train_state.create(recipe.model.init, recipe.optimizer, recipe.averages.names, 0, mesh)
+  step = train_step.make_step(train_step.gradient_of(recipe.objective.loss), recipe.optimizer,
+                              recipe.averages.rates, mesh)
   source = dataset.open_source(config)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=given.batch)) as batches:
     batch = sharding.place_batch(next(batches), mesh)

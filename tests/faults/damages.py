@@ -41,7 +41,7 @@ def like() -> Any:
   """A state with the structure of the victim's checkpoints."""
   config = victim.config_of()
   recipe = recipes.recipe(config)
-  return train_state.create(recipe.init, recipe.optimizer, recipes.ema_names(config), 0,
+  return train_state.create(recipe.model.init, recipe.optimizer, recipe.averages.names, 0,
                             sharding.device_mesh())
 
 

@@ -24,7 +24,7 @@ FREE_TEXT = 'data.dir', 'sample.guide.workdir', 'sample.guide.params'
 SPLITS = 'data.split', 'evaluate.split', 'data.name'
 # Keys that are optional.
 OPTIONAL = {
-    'sample.guide', 'sample.grid', 'model.dtype', 'model.remat', 'model.final_scale', 'model.dropout',
+    'sample.grid', 'model.dtype', 'model.remat', 'model.final_scale', 'model.dropout',
     'model.attention', 'model.head_width', 'model.blocks', 'model.multipliers', 'output.decay.gain',
     'optimizer.schedule.rampup_examples', 'sample.grid.start', 'sample.grid.end', 'sample.grid.rho',
     'loss.density.bins', 'loss.density.keep', 'sample.grid.sigma_min', 'sample.grid.sigma_max',

@@ -56,17 +56,17 @@ def injected(config: ConfigDict) -> tuple[recipes.Recipe, Callable, int]:
   multiplies the gradient of leaf i.
   """
   recipe = recipes.recipe(config)
-  shapes = jax.tree.leaves(jax.eval_shape(recipe.init, jax.random.key(0)))
+  shapes = jax.tree.leaves(jax.eval_shape(recipe.model.init, jax.random.key(0)))
 
   def loss(keys, params, batch, histogram):
     leaves, tree = jax.tree.flatten(params)
     leaves = [_marked(leaf, batch['leaves'][0, i]) for i, leaf in enumerate(leaves)]
-    losses, aux = recipe.loss(keys, jax.tree.unflatten(tree, leaves), batch, histogram)
+    losses, aux = recipe.objective.loss(keys, jax.tree.unflatten(tree, leaves), batch, histogram)
     return losses * batch['loss'], aux
 
   step = train_step.make_step(
-      train_step.gradient_of(loss), recipe.optimizer, recipe.share, sharding.device_mesh(),
-      prepare=recipe.prepare, skip=nonfinite.counted if config.train.max_skipped else None)
+      train_step.gradient_of(loss), recipe.optimizer, recipe.averages.rates, sharding.device_mesh(),
+      prepare=recipe.model.prepare, skip=nonfinite.counted if config.train.max_skipped else None)
   return recipe, step, len(shapes)
 
 

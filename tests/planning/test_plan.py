@@ -221,7 +221,7 @@ def test_what_does_not_divide_is_told_once_for_all_blocks():
   # 1152 and 3456 do not divide by 256, 4608 and 6912 do: qkv and attended stay whole, others move.
   recipe = recipes.recipe(config_file('imagenet_dit').get_config('eqm_256'))
   mesh = Mesh(np.full((1, 256, 1), jax.devices()[0]), ('data', 'fsdp', 'tensor'))
-  lost = plan.undivided(jax.eval_shape(recipe.init, jax.random.key(0)), recipe.rules, mesh)
+  lost = plan.undivided(jax.eval_shape(recipe.model.init, jax.random.key(0)), recipe.model.rules, mesh)
   assert {'block*/qkv/kernel', 'block*/attended/kernel'} <= set(lost)
   assert not {'block*/up/kernel', 'block*/down/kernel', 'block*/modulation/kernel'} & set(lost)
   assert lost['block*/qkv/kernel'] == 'fsdp' and len(lost) < 10

@@ -7,7 +7,8 @@ import pytest
 
 from eqflow import ema
 from eqflow.commands import evaluate, ood, train
-from eqflow.config import recipes, samplings
+from eqflow.config import recipes
+from eqflow.fields import Model
 from eqflow.runs import generate, restore
 from tests import config_file
 from tests.commands.test_train import TINY, tiny
@@ -42,19 +43,20 @@ def alone(trained, name, params):
   config = config.copy_and_resolve_references()
   config.sample.params = params
   recipe = recipes.recipe(config)
-  return recipe.network(restore.restore(config, recipe, workdir)[1])
+  _, model = restore.restore(config, recipe, workdir)
+  return model.network(model.params)
 
 
 @pytest.mark.parametrize('name', ['worse', 'classless'])
 def test_a_run_is_guided_away_from_the_run_that_its_config_names(trained, name):
   config, workdir = guided(trained, name)
   recipe = recipes.recipe(config)
-  _, params = restore.restore(config, recipe, workdir)
+  _, models = restore.models(config, recipe, workdir)
   label, t = jnp.array([0, 1, 0]), jnp.array([0.2, 0.5, 0.9])
   z = jnp.asarray(np.random.default_rng(0).standard_normal((3, *config.data.shape)), jnp.float32)
   y = alone(trained, 'self', config.sample.params)(z, t, label)
   away = alone(trained, name, 'params')(z, t, None if name == 'classless' else label)
-  found = jax.jit(lambda params: recipe.sampling.predictor(params, label)(z, t))(params)
+  found = jax.jit(lambda models: recipe.sampling.predictor(models, label)(z, t))(models)
   np.testing.assert_allclose(found, away + 3 * (y - away), rtol=1e-5, atol=1e-5)
   assert abs(found - y).max() > 1e-3, 'the guide changes nothing'
 
@@ -66,17 +68,18 @@ def test_evaluation_is_of_guided_samples_and_pictures_made_in_training_are_not(t
   with np.load(workdir / 'samples.npz') as stored:
     x, labels = stored['samples'], stored['labels']
 
-  def drawn(params):
-    return np.clip(generate.draw(recipe, params, labels, seed=config.seed, batch=16)[0], -1, 1)
+  def drawn(models):
+    x, *_ = generate.samples(recipe.sampling, models, labels, seed=config.seed, batch=16)
+    return np.clip(x, -1, 1)
 
-  np.testing.assert_allclose(x, drawn(restore.restore(config, recipe, workdir)[1]), atol=1e-5)
-  # In training the recipe is given parameters alone.
+  np.testing.assert_allclose(x, drawn(restore.models(config, recipe, workdir)[1]), atol=1e-5)
+  # In training there is one model, and no guide.
   own, _ = trained['self']
   plain = recipes.recipe(own)
-  params = restore.restore(own, plain, workdir)[1]
-  unguided = generate.draw(plain, params, labels, seed=config.seed, batch=16)[0]
-  np.testing.assert_allclose(drawn(params), np.clip(unguided, -1, 1), atol=1e-5)
-  assert abs(x - drawn(params)).max() > 1e-3, 'samples are those of no guidance'
+  models = restore.models(own, plain, workdir)[1]
+  unguided, *_ = generate.samples(plain.sampling, models, labels, seed=config.seed, batch=16)
+  np.testing.assert_allclose(drawn(models), np.clip(unguided, -1, 1), atol=1e-5)
+  assert abs(x - drawn(models)).max() > 1e-3, 'samples are those of no guidance'
 
 
 def test_scores_are_the_models_own(trained, tmp_path):
@@ -92,14 +95,14 @@ def test_an_interval_of_noise_leaves_all_other_times_alone():
   config.sample.update(dict(scale=3.0, guide=dict(workdir='a', params='params'),
                             interval=dict(name='time', low=0.4, high=0.6)))
   recipe = recipes.recipe(config.lock())
-  params, worse = (jax.jit(recipe.init)(jax.random.key(seed)) for seed in (0, 1))
+  params, worse = (jax.jit(recipe.model.init)(jax.random.key(seed)) for seed in (0, 1))
   label, t = jnp.array([0, 1, 0]), jnp.array([0.2, 0.5, 0.9])
   z = jnp.ones((3, *config.data.shape))
 
   @jax.jit
   def change(params, worse):
-    given = samplings.Guided(params, recipe.network(worse))
-    return recipe.sampling.predictor(given, label)(z, t) - recipe.network(params)(z, t, label)
+    models = [Model(recipe.model.network, params), Model(recipe.model.network, worse)]
+    return recipe.sampling.predictor(models, label)(z, t) - recipe.model.network(params)(z, t, label)
 
   changed = abs(change(params, worse)).reshape(3, -1).max(1)
   assert changed[1] > 1e-3 and max(changed[0], changed[2]) < 1e-6, changed

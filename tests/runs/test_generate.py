@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from eqflow import descent, energies, fields, outputs, processes
-from eqflow.config import recipes, samplings
+from eqflow import descent, energies
+from eqflow.config import recipes
+from eqflow.fields import Model
 from eqflow.runs import composition, generate
 from eqflow.training import sharding
 from tests import config_file as load
@@ -67,17 +68,16 @@ def _half(z, t, label):
   return z / 2 - jnp.asarray(CENTRES, z.dtype)[label]
 
 
-def _recipe(network, scale=1.0):
-  """mode=sample's recipe, its descents stopping at a threshold, with that network for its own."""
+def _sampled(network, scale=1.0):
+  """(sampling, models) of a run whose descents stop at a threshold, with that network for its own."""
   config = load('toy').get_config('eqm')
   config.data.num_classes, config.train.drop_label = 3, 0.1
   with config.ignore_type():
     config.sample.update(dict(
         solver=dict(name='gradient_descent', step_size=STEP), num_steps=MOST, threshold=THRESHOLD,
         scale=scale))
-  sampling = samplings.sampling_of(
-      config, lambda params: network, processes.linear, outputs.u, fields.none)
-  return recipes.recipe(config)._replace(sampling=sampling, draw=Partial(samplings.draw, sampling))
+  # A network with parameters bound, as one of none.
+  return recipes.recipe(config).sampling, [Model(Partial(lambda params: network), {})]
 
 
 LABELS = np.arange(COUNT, dtype=np.int32) % 3
@@ -86,30 +86,38 @@ LABELS = np.arange(COUNT, dtype=np.int32) % 3
 def _guided(scale):
   null = CENTRES[3]
   centre = null + np.array(scale) * (CENTRES[LABELS] - null)
-  return _recipe(Partial(_toward), scale), LABELS, 1.0, centre
+  return _sampled(Partial(_toward), scale), LABELS, 1.0, centre
 
 
 def _composed():
-  # Two classes of equal weights, one class alone, and weights that make steps longer.
+  # Two classes of equal weights, and one class alone.
+  terms = np.resize(np.array([[0, 2], [1, -1], [2, 1]], np.int32), (COUNT, 2))
+  sampling, models = _sampled(Partial(_toward))
+  centre = np.where(terms[:, 1:] < 0, CENTRES[terms[:, 0]], CENTRES[terms].mean(1))
+  return (composition.added([(sampling, 1)]), models), terms, 1.0, centre
+
+
+def _weighted():
+  # Weights that sum to 2: steps are twice as long.
   terms = np.resize(np.array([[0, 2], [1, 0], [2, 1]], np.int32), (COUNT, 2))
-  weights = np.resize(np.array([[0.5, 0.5], [1, 0], [0.5, 1.5]], np.float32), (COUNT, 2))
-  slope = weights.sum(1)
-  centre = np.einsum('nk,nkd->nd', weights, CENTRES[terms]) / slope[:, np.newaxis]
-  return composition.joined([_recipe(Partial(_toward))]), (terms, weights), slope, centre
+  sampling, models = _sampled(Partial(_toward))
+  weights = np.float32([0.5, 1.5])
+  centre = np.einsum('k,nkd->nd', weights, CENTRES[terms]) / 2
+  return (composition.added([(sampling, 1)], weights), models), terms, 2.0, centre
 
 
 def _energy():
   network = energies.energy_gradient(energies.dot(Partial(_half)))
-  return _recipe(network), LABELS, 1.0, CENTRES[LABELS]
+  return _sampled(network), LABELS, 1.0, CENTRES[LABELS]
 
 
 @pytest.mark.parametrize('case', [
-    functools.partial(_guided, 2.5), functools.partial(_guided, (2.5, 1.0)), _composed, _energy],
-                         ids=['guided', 'guided by channel', 'composed', 'energy'])
+    functools.partial(_guided, 2.5), functools.partial(_guided, (2.5, 1.0)), _composed, _weighted,
+    _energy],
+                         ids=['guided', 'guided by channel', 'composed', 'weighted', 'energy'])
 def test_a_sample_from_a_refilled_slot_is_the_one_it_is_alone(case):
-  recipe, labels, slope, centre = case()
-  params = [{}] if isinstance(labels, tuple) else {}
-  found = generate.draw(recipe, params, labels, seed=SEED, batch=SLOTS)
+  (sampling, models), labels, slope, centre = case()
+  found = generate.samples(sampling, models, labels, seed=SEED, batch=SLOTS)
   # The noise of sample i, as its docstrings say: folded from (seed, i), then 0, then 0 for the leaf.
   example = lambda i: jax.random.fold_in(jax.random.key(SEED), i)
   key = lambda i: jax.random.fold_in(jax.random.fold_in(example(i), 0), 0)

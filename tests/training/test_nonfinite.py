@@ -223,8 +223,9 @@ def test_float16_and_float32_agree_on_the_gradient():
     with config.unlocked():
       config.model.update(dict(dtype=dtype, final_scale=1.0))
     recipe = recipes.recipe(config)
-    state = train_state.create(recipe.init, recipe.optimizer, [], 0, mesh, scale=recipe.scale)
-    gradient = train_step.gradient_of(recipe.loss, scaled=recipe.scale != 1)
+    state = train_state.create(recipe.model.init, recipe.optimizer, [], 0, mesh,
+                               scale=recipe.objective.scale)
+    gradient = train_step.gradient_of(recipe.objective.loss, scaled=recipe.objective.scale != 1)
     step = train_step.make_step(gradient, recipe.optimizer, lambda *a: {}, mesh,
                                 skip=nonfinite.rescaled)
     metrics, row = train_state.empty_metrics(mesh), 1

@@ -82,7 +82,7 @@ def test_undivided_names_what_cannot_be_sharded():
   config.model.update(dict(width=36, heads=4))
   recipe = recipes.recipe(config)
   state = blueprint.first_state(config, recipe, sharding.device_mesh(data=1, fsdp=8), abstract=True)
-  found = sharding.undivided(state.params, recipe.rules, sharding.device_mesh(data=1, fsdp=8))
+  found = sharding.undivided(state.params, recipe.model.rules, sharding.device_mesh(data=1, fsdp=8))
   # 36, 108 and 216 by 8: only the last, and four times 36, and 256 frequencies.
   assert found['block_0/qkv/kernel'] == ['fsdp'] and 'block_0/modulation/kernel' not in found
   assert 'block_0/up/kernel' not in found and 'noise/up/kernel' not in found

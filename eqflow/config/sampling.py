@@ -1,9 +1,6 @@
-"""Sampling by a config: its solver, its grid of times and its guidance, checked and bound.
+"""config.sample: how samples are generated, by which solver, grid of times and guidance."""
 
-Whatever cannot be sampled as asked for is refused by its key, before anything compiles.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax import numpy as jnp
@@ -11,56 +8,75 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from eqflow import arrays, blind_spots, descent, fields, guidance, samplers
-from eqflow.arrays import Data, Stream
+from eqflow.arrays import Data, Keys, Stream
 from eqflow.config.errors import ConfigError, naming
+from eqflow.config.networks import Architecture
 from eqflow.config.sections import called, numbers, row_of
 from eqflow.config.tables import DESCENDED, DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
+from eqflow.fields import Model, Predict
 from eqflow.outputs import Output
 from eqflow.processes import Process
 
 
 class Sampling(NamedTuple):
-  """What a config samples with, and samples are made of: noise, a predictor, the way to data."""
-  process: Process
-  grid: Any             # the times to go along, or None for a descent
-  noise: Callable       # keys -> eps [b, ...]
-  predictor: Callable   # (params, labels) -> Predict, guided by class as config.sample says
-  carry: Callable       # (predict, z, keys, grid) -> (z, evaluations [b], norms [b])
-  refill: Callable | None   # (network, z, condition, keys, slots) -> as carry; None: all take as long
+  """What config.sample means. Samples are functions of their keys and labels.
 
-
-class Guided(NamedTuple):
-  """Parameters, and the network that what they predict is guided away from."""
-  params: Any
-  guide: Any   # Network, a pytree
-
-
-def classless(z: Data, t: Any, condition: Any, *, network: Any) -> Data:
-  """network(z, t, None): one without classes where a condition is given, all but `network` bound."""
-  return network(z, t, None)
-
-
-def sampling_of(config: ConfigDict, network: Callable, process: Process, output: Output,
-                label_noise: Callable) -> Sampling:
-  """How params -> network(params) is sampled, as config.sample says.
-
-  `carry` goes from z at grid[0], or descends with grid None. Its norms are those of the field where
-  a threshold stops descents, and NaN elsewhere. Raises ValueError naming the key at fault.
+  `models` has the model that is sampled, then the one that it is guided away from, if any.
   """
+  process: Process
+  grid: Any                 # times from noise to data, or None for a descent
+  noise: Callable           # keys -> eps [b, ...]
+  predictor: Callable       # (models, labels) -> Predict, guided as config.sample says
+  integrate: Callable       # (predict, z, keys, grid) -> (z, evaluations [b], norms [b])
+  refill: Callable | None   # (network, z, labels, keys, slots) -> as `integrate`; None: no threshold
+
+  @property
+  def start(self) -> float:
+    """The time at which samples start: the grid's first, and 1 for a descent."""
+    return 1.0 if self.grid is None else float(self.grid[0])
+
+  def pure_noise(self, eps: Data) -> Data:
+    """sigma eps at the start."""
+    return arrays.combine((self.process(jnp.float32(self.start)).eps, eps))
+
+  def generate(self, models: Sequence[Model], keys: Keys, labels: Any) -> tuple[Data, Any, Any]:
+    """(x [b, ...], evaluations [b], norms [b]) from noise.
+
+    The norms are those of the field where a threshold stops a descent, else NaN.
+    """
+    predict = self.predictor(models, labels)
+    z = self.pure_noise(self.noise(arrays.fold(keys, Stream.START)))
+    return self.integrate(predict, z, arrays.fold(keys, Stream.SOLVER), self.grid)
+
+  def generate_refilled(self, models: Sequence[Model], keys: Keys, labels: Any, *,
+                        slots: int) -> tuple[Data, Any, Any]:
+    """`generate` of n samples in `slots` slots: a converged sample's slot is refilled."""
+    network = Partial(_network, models=models, predictor=arrays.Static(self.predictor))
+    z = self.pure_noise(self.noise(arrays.fold(keys, Stream.START)))
+    return self.refill(network, z, labels, arrays.fold(keys, Stream.SOLVER), slots)
+
+  def pair(self, models: Sequence[Model], keys: Keys, labels: Any) -> tuple[Data, Data, Any]:
+    """(eps, x [b, ...], norms [b]): noise and the sample that it becomes."""
+    # A stream of its own: models trained on these pairs are evaluated on unseen noise.
+    eps = self.noise(arrays.fold(keys, Stream.PAIRS))
+    # No keys: a stochastic solver defines no map from noise to data, and raises.
+    x, _, norms = self.integrate(self.predictor(models, labels), self.pure_noise(eps), None, self.grid)
+    return eps, x, norms
+
+
+def _network(z, t, labels, *, models, predictor):
+  return predictor.value(models, labels)(z, t)
+
+
+def build(config: ConfigDict, process: Process, output: Output, model: Architecture) -> Sampling:
+  """The sampling of a config. Raises ConfigError."""
   section = config.sample
-  solver, grid = _solver(config, process, output, label_noise)
-  guide = _guidance(section, config.data.num_classes, process,
-                    config.train.drop_label)
+  solver, grid = _solver(config, process, output, model.label_noise)
 
   def noise(keys):
     return arrays.noise_like(keys, jnp.zeros((len(keys), *config.data.shape)))
 
-  def predictor(params, labels):
-    if isinstance(params, Guided):
-      return guide(network(params.params), labels, params.guide)
-    return guide(network(params), labels)
-
-  def carry(predict, z, keys, grid):
+  def integrate(predict, z, keys, grid):
     b = arrays.batch_size(z)
     if grid is not None:
       z, state = samplers.run(solver, predict, z, grid, keys)
@@ -74,52 +90,14 @@ def sampling_of(config: ConfigDict, network: Callable, process: Process, output:
       z = descent.descend(solver, predict, z, num_steps=section.num_steps, keys=keys)
     return z, descent.evaluations(solver, steps), norms
 
-  def refill(network, z, condition, keys, slots):
+  def refill(network, z, labels, keys, slots):
     z, steps, norms = descent.descend_refilled(
-        solver, network, z, condition, slots=slots, max_steps=section.num_steps,
+        solver, network, z, labels, slots=slots, max_steps=section.num_steps,
         threshold=section.threshold, keys=keys)
     return z, descent.evaluations(solver, steps), norms
 
-  return Sampling(process, grid, noise, predictor, carry, refill if section.threshold else None)
-
-
-def draw(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
-  """(x [b, ...], evaluations [b], norms [b]) of samples that are functions of key and label."""
-  predict = sampling.predictor(params, labels)
-  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, Stream.START)))
-  return sampling.carry(predict, z, arrays.fold(keys, Stream.SOLVER), sampling.grid)
-
-
-def draw_refilled(sampling: Sampling, params: Any, keys: Any, labels: Any, *,
-                  slots: int) -> tuple[Any, Any, Any]:
-  """`draw` of all n samples, `slots` at a time: where one has stopped, the next one starts."""
-  network = Partial(_predicted, params=params, predictor=arrays.Static(sampling.predictor))
-  z = pure_noise(sampling, sampling.noise(arrays.fold(keys, Stream.START)))
-  return sampling.refill(network, z, labels, arrays.fold(keys, Stream.SOLVER), slots)
-
-
-def _predicted(z, t, condition, *, params, predictor):
-  return predictor.value(params, condition)(z, t)
-
-
-def pair(sampling: Sampling, params: Any, keys: Any, labels: Any) -> tuple[Any, Any, Any]:
-  """(eps, x [b, ...], norms [b]): noise and the sample that it becomes, with the norms of `carry`."""
-  # Noise of its own: who trains on pairs is judged by samples from noise that is not among them.
-  eps = sampling.noise(arrays.fold(keys, Stream.PAIRS))
-  # No keys: a solver that draws, and so makes no map of noise to data, refuses.
-  predict = sampling.predictor(params, labels)
-  x, _, norms = sampling.carry(predict, pure_noise(sampling, eps), None, sampling.grid)
-  return eps, x, norms
-
-
-def pure_noise(sampling: Sampling, eps: Data) -> Data:
-  """sigma eps at the first time: where samples start."""
-  return arrays.combine((sampling.process(jnp.float32(first_time(sampling))).eps, eps))
-
-
-def first_time(sampling: Sampling) -> float:
-  """The time at which samples start: the grid's first, and 1 for a descent."""
-  return 1.0 if sampling.grid is None else float(sampling.grid[0])
+  return Sampling(process, grid, noise, _guidance(config, process), integrate,
+                  refill if section.threshold else None)
 
 
 def scale_of(section: ConfigDict) -> guidance.Scale:
@@ -130,12 +108,13 @@ def scale_of(section: ConfigDict) -> guidance.Scale:
   return 1 if set(scale) == {1.0} else scale
 
 
-def _guidance(section, classes, process, drop):
-  """(network, labels, guide=None) -> Predict: guided at config.sample.scale, in its interval.
+def _guidance(config: ConfigDict, process: Process) -> Callable[[Sequence[Model], Any], Predict]:
+  """(models, labels) -> Predict: guided at config.sample.scale, in its interval.
 
-  Away from `guide`, a network, where config.sample.guide names one; else from the null class.
+  Away from the second model where config.sample.guide names a run, else from the null class.
   """
-  scale, other = scale_of(section), section.get('guide') and section.guide.workdir
+  section, classes, drop = config.sample, config.data.num_classes, config.train.drop_label
+  scale, other = scale_of(section), section.guide.workdir
   # Half an interval is one that is open to infinity.
   interval = called(INTERVALS, section.interval, 'sample.interval', unbounded=True)
   if interval:
@@ -158,17 +137,18 @@ def _guidance(section, classes, process, drop):
                       f'times, but config.sample.solver.name={section.solver.name!r} has no time',
                       'use --config.sample.interval.name=always')
 
-  def predictor(network, labels, guide=None):
-    alone = fields.bind(network, labels if classes else None)
-    # In training nothing is loaded beside the network: its pictures are not guided.
-    if scale == 1 or other and guide is None:
+  def predictor(models, labels):
+    network, *guides = [model.network(model.params) for model in models]
+    alone = fields.bind(network, labels)
+    # Previews in training have no guide: they are not guided.
+    if scale == 1 or (other and not guides):
       return alone
     if other:
-      guided = guidance.autoguided(alone, fields.bind(guide, labels), scale=scale,
-                                 rescale=section.rescale)
+      guided = guidance.autoguided(alone, fields.bind(guides[0], labels), scale=scale,
+                                   rescale=section.rescale)
     else:
       guided = guidance.guided(network, labels, jnp.full_like(labels, classes), scale=scale,
-                             rescale=section.rescale)
+                               rescale=section.rescale)
     return guidance.on_interval(guided, alone, process=process, **interval) if interval else guided
 
   return predictor
