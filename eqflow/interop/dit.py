@@ -35,9 +35,8 @@ class Field(NamedTuple):
   label_noise: Callable
 
 
-@Partial
 def _reversed(process, t):
-  """The noise label 1 - t: SiT's time runs from noise to data."""
+  """Noise conditioning 1 - t: SiT's time runs from noise to data."""
   return 1 - t
 
 
@@ -70,9 +69,10 @@ def load(path: files.Path, *, input_size: int, num_heads: int, field: str = 'eqm
   network = DiT(patch=sizes.patch, width=sizes.width, depth=sizes.depth, heads=num_heads,
                 mlp_ratio=sizes.hidden / sizes.width, num_classes=sizes.rows - 1,
                 doubled=sizes.made == 2 * sizes.patch**2 * sizes.channels)
-  apply = Partial(_apply, network=arrays.Static(network), label_noise=label_noise,
-                  shape=arrays.Static((input_size, input_size, sizes.channels)),
-                  null=arrays.Static(num_classes is None or num_classes < sizes.rows))
+  apply = arrays.pytree(Partial(
+      _apply, network=arrays.Static(network), label_noise=label_noise,
+      shape=arrays.Static((input_size, input_size, sizes.channels)),
+      null=arrays.Static(num_classes is None or num_classes < sizes.rows)))
   return apply, traverse_util.unflatten_dict(params)
 
 
