@@ -1,4 +1,4 @@
-"""Saving and restoring the whole train state through orbax: a checkpoint is complete or does not exist.
+"""Saves and restores the train state through orbax: a checkpoint is complete or does not exist.
 
 checkpoints/<step>/state is written by orbax, checkpoints/<step>/run is the identity of the run, and
 checkpoints/<step>/manifest.json has the SHA-256 of every file. The folder is called <step>.partial
@@ -99,7 +99,7 @@ class Checkpoints:
     self.check()
 
   def restore(self, like: Any, *, repair: bool = False) -> Any | None:
-    """The newest state whose files match their checksums, sharded like `like`; None if there is none.
+    """The newest state whose files match their checksums, sharded like `like`, or None.
 
     Damaged checkpoints are reported and passed over; `repair` also renames them to <step>.damaged and
     deletes what interrupted saves have left. Raises ValueError if all are damaged, or if the newest
@@ -108,7 +108,7 @@ class Checkpoints:
     steps, damaged = multihost.broadcast(self.steps), []
     for step in reversed(steps):
       folder = self.folder / str(step)
-      # Every process must resume from the same step, whatever it would see itself.
+      # Every process must resume from the same step, also if it sees other files.
       damages = multihost.broadcast(lambda folder=folder: checksums.damages(folder))
       try:
         if not damages:
@@ -151,7 +151,7 @@ def exists(workdir: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def open_checkpoints(workdir: pathlib.Path, *, keep: int | None,
                      run: str = '') -> Iterator[Checkpoints]:
-  """The checkpoints in workdir/checkpoints, of which the newest `keep` (None: all) are kept.
+  """The checkpoints in workdir/checkpoints; keeps the newest `keep`, or all if None.
 
   `run` is the identity of the run; if given, a checkpoint of another run is rejected. The end of the
   block waits for the last save, and raises OSError if that has failed.

@@ -44,8 +44,8 @@ def fit(state: TrainState, step: Callable, batches: Iterator[dict[str, Any]], un
         stop: preemption.Stop | multihost.Agreement) -> TrainState:
   """Trains from state.step to `until` steps; state is donated.
 
-  No state is written whose last update was not finite. A signal is answered after the step in which it
-  came: the state is saved, and Stopped raised. Raises what `actions.check` does.
+  A state is written only if its last update was finite. After the step in which a signal came, saves
+  the state and raises Stopped. Raises what `actions.check` does.
   """
   metrics, pending = actions.metrics(), None
   for n in range(int(state.step) + 1, until + 1):

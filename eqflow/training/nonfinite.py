@@ -27,7 +27,7 @@ class Guard:
 
 
 class Health(NamedTuple):
-  """The numbers that say whether a step was finite. All are float32 []."""
+  """The numbers that show whether a step was finite. All are float32 []."""
   loss: Any
   grad_norm: Any
   params_norm: Any         # of the new parameters

@@ -30,7 +30,7 @@ def table(params: PyTree) -> str:
 
 
 def describe(params: PyTree, mesh: Mesh, rules: sharding.Rules, path: pathlib.Path) -> str:
-  """`table`, totals, and what is not sharded as the rules say; all parameters go to the file `path`."""
+  """`table`, totals, and leaves that cannot be sharded by the rules; lists all parameters in `path`."""
   path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + '\n')
   total, trainable = embed.count(params)
   axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())

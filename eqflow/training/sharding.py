@@ -59,7 +59,7 @@ def parts(mesh: Mesh) -> int:
 def of(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree[NamedSharding]:
   """The sharding of every leaf: by the first rule whose pattern ends the leaf's path, else replicated.
 
-  The paths of moments and EMAs end like those of their parameters, so they are sharded alike.
+  Paths of moments and EMAs end like the paths of their parameters, so they are sharded alike.
   """
   place = lambda path, leaf: NamedSharding(mesh, _fitted(path, leaf, rules, mesh)[0])
   return jax.tree_util.tree_map_with_path(place, tree)
@@ -111,13 +111,13 @@ def own_rows(mesh: Mesh) -> tuple[int, int]:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-  """Global arrays over the mesh, of which this process gives its rows, those of `own_rows`."""
+  """Global arrays over the mesh, made of the rows of each process, which `own_rows` numbers."""
   sharding = by_example(mesh)
   return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
 
 
 def of_each(value: Number, mesh: Mesh) -> Any:
-  """[devices], one entry on each device of the mesh: `value` on those of this process."""
+  """[devices], one entry on each device of the mesh; each process gives the `value` of its devices."""
   own = np.full(len(mesh.local_devices), value, np.float32)
   place = NamedSharding(mesh, PartitionSpec(partitioning.AXES))
   return jax.make_array_from_process_local_data(place, own, (mesh.size,))

@@ -55,7 +55,7 @@ def make_step(gradient: Callable, optimizer: optax.GradientTransformation, rates
   """(state, metrics, batch) -> (state, metrics, Health), compiled; its first two arguments are donated.
 
   gradient: of `gradient_of`
-  rates(step, examples, added) -> {name: EMA rate}; examples counts those of this step
+  rates(step, examples, added) -> {name: EMA rate}; examples includes this step
   places: the shardings of the state; None: replicated
   measure(histogram, t, losses) -> histogram, for an adaptive density
   prepare(params) -> params, before the gradient is taken; the EMAs track the parameters after the

@@ -120,7 +120,7 @@ def test_the_histogram_of_an_adaptive_density_resumes_bit_for_bit(tmp_path, monk
       train.train(adaptive(), tmp_path / 'broken')
   assert_bitwise_equal(train.train(adaptive(), tmp_path / 'broken'), whole)
   loss, count = whole.histogram
-  # 1,536 examples in 100 bins, of which the moving average has forgotten few.
+  # 1,536 examples in 100 bins; the moving average has forgotten few.
   assert loss.shape == (100,) and 0.97 * 1536 < count.sum() < 1536 and (loss[count > 1] > 0).all()
 
 
@@ -252,7 +252,7 @@ def test_devices_and_accumulation_do_not_change_the_histogram():
   (one, _), (many, _) = (
       _updated(adaptive(), sharding.device_mesh(jax.devices()[:devices]), accumulate=accumulate)
       for devices, accumulate in ((1, 1), (8, 2)))
-  # Four batches of 32, of which the moving average has forgotten little.
+  # Four batches of 32; the moving average has forgotten little.
   assert 120 < one.histogram[1].sum() < 128
   np.testing.assert_array_equal(many.histogram[1], one.histogram[1])
   np.testing.assert_allclose(many.histogram[0], one.histogram[0], rtol=1e-3)

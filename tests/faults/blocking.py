@@ -2,8 +2,8 @@
 
   python -m tests.faults.blocking [--minutes=5] [--interval=60] [--width=768 --depth=3 --heads=12]
 
-The step is that of the digits' training with a larger network, repeated on one batch; state, saves and
-ledger are those of a run. A save is written in the background: what counts is copying the state,
+The step trains the digits' config with a larger network, repeated on one batch; state, saves and
+ledger are as in a run. A save is written in the background: what counts is copying the state,
 starting to write, and waiting for the write before it.
 """
 

@@ -112,7 +112,7 @@ def stopped(folder: pathlib.Path, expected: str, phase: str,
   process = start(workdir, f'--phase={phase}', f'--signal={number.name}')
   _, said = process.communicate(timeout=LIMIT)
   seconds = time.time() - float(re.search(r'signalled at ([\d.]+)', said)[1])
-  # After the start the first state is saved; while stepping, that of this step or the next.
+  # After the start the first state is saved; while stepping, this step or the next.
   newest = max(states.whole(workdir), default=-1)
   least = {'starting': -1, 'stepping': victim.SIGNALLED}.get(phase, 0)
   found.update(stopped=process.returncode == preemption.EXIT_CODE,

@@ -52,7 +52,7 @@ def config_of(most: int) -> ConfigDict:
 def injected(config: ConfigDict) -> tuple[recipes.Recipe, Callable, int]:
   """(recipe, step, number of leaves): a compiled step whose loss and gradients the batch can spoil.
 
-  A batch has 'loss' [b], which multiplies the losses, and 'leaves' [b, n], of whose first row entry i
+  A batch has 'loss' [b], which multiplies the losses, and 'leaves' [b, n]: entry [0, i]
   multiplies the gradient of leaf i.
   """
   recipe = recipes.recipe(config)
@@ -173,7 +173,7 @@ def _aborted(config, recipe, step, leaves, workdir, source, kind, chance):
 
 
 def _skipped(config, recipe, step, leaves, workdir, source, kind, chance):
-  """One to four bad steps in a row, of which three are allowed: skipped; a fourth ends the run."""
+  """One to four bad steps in a row: three are skipped, a fourth ends the run."""
   most, count = config.train.max_skipped, chance.randint(1, config.train.max_skipped + 1)
   at = chance.randrange(STEPS - count + 1)
   same = []

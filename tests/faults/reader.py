@@ -31,7 +31,7 @@ def source() -> Source:
 
 
 def committed(folder: pathlib.Path) -> int:
-  """The step that a run in folder goes on from."""
+  """The step that a run in `folder` resumes from."""
   path = folder / 'committed.json'
   return json.loads(path.read_text())['step'] if path.exists() else 0
 
@@ -42,7 +42,7 @@ def log_of(folder: pathlib.Path, attempt: int, process: int) -> pathlib.Path:
 
 
 def lines(path: pathlib.Path) -> list[dict]:
-  """The whole lines of a log; one that a kill has cut short is none."""
+  """The lines of a log, without one that a kill has truncated."""
   if not path.exists():
     return []
   return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == '\n']

@@ -240,7 +240,7 @@ def test_nan_is_not_written_to_the_log(tmp_path):
   writer = logging.Writer(tmp_path)
   writer.scalars(3, {'loss': float('nan'), 'skipped': 2})
   writer.close()
-  assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3, "skipped": 2}\n', 'NaN is no JSON'
+  assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 3, "skipped": 2}\n', 'JSON has no NaN'
 
 
 def test_a_full_disk_does_not_block_tensorboard(tmp_path, capsys, monkeypatch):

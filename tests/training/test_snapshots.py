@@ -158,7 +158,7 @@ def test_averages_are_reconstructed_from_the_files(tmp_path, tracked, dtype, bou
   for time in (1024, 1000):
     trees, errors = reconstruct(tmp_path, time, wanted, like=like, run='r')
     assert list(trees) == list(errors) == [0.15, 0.1]
-    # Snapshots after the target are not used: the last table is that of the 62nd.
+    # Snapshots after the target are not used: the last table is of the 62nd.
     assert trees[0.1]['fixed_w'] == (63 if time == 1024 else 61)
     # 1000 is between two snapshots: the error of what is missing after the 62nd is predicted.
     for std, found in trees.items():

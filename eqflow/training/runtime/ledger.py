@@ -114,7 +114,7 @@ class Ledger:
       self._move(self.account, 'compile', seconds)
 
   def write_to(self, path: pathlib.Path) -> None:
-    """Appends lines to `path` from here on: those of `begin` and `saved`, and one every 10 s."""
+    """Starts to append lines to `path`: at `begin`, at `saved`, and every 10 s."""
     if self._file is not None:
       return
     self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -206,7 +206,7 @@ def created() -> float:
 
 
 def reached(path: pathlib.Path) -> int:
-  """The last step of which a checkpoint was written, or 0."""
+  """The last step that was saved, or 0."""
   return max((line.get('step', 0) for line in _lines(path)), default=0) if path.exists() else 0
 
 

@@ -1,8 +1,8 @@
 """Ends a run that makes no progress, and reports which process is stuck and where.
 
 A thread polls, twenty times in the time allowed, whether the main loop has made progress. Each of
-several processes also writes workdir/heartbeats/<process> and reads those of the others, to find one
-that was stopped. Every process measures times between its own polls: clocks are never compared.
+several processes also writes workdir/heartbeats/<process> and reads the files of the others, to find
+one that was stopped. Every process measures times between its own polls: clocks are never compared.
 """
 
 from collections.abc import Callable, Iterator
