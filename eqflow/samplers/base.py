@@ -59,6 +59,12 @@ def plane(process: Process, output: Output) -> dict[str, Partial]:
   return dict(process=arrays.pytree(process), output=arrays.pytree(output))
 
 
+def check_num_steps(num_steps: Any) -> None:
+  """Raises ValueError unless a solver's num_steps is 1 or more, or None."""
+  if num_steps is not None and not arrays.is_traced(num_steps) and not num_steps >= 1:
+    raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid, 1 or more')
+
+
 def sample(solver: Solver, predict: Predict, z: Data, times: Grid,
            keys: Keys | None = None) -> Data:
   """z [b, ...] integrated from times[0] to times[-1], one step for each pair of times.
@@ -103,7 +109,7 @@ def evaluations(solver: Solver, times: Grid, state: Any = None) -> int | Int[Arr
 def contributions(solver: Solver, times: Grid) -> np.ndarray:
   """h_t = d sample/d y_t, the weight of the prediction at each time in the sample; float64 [n].
 
-  For solvers that are linear in the prediction, whatever its output:
+  For solvers that are linear in the prediction, with any output:
   sample = sum_t h_t y_t + terms in the first state and the noise.
   """
   with jax.enable_x64(True):

@@ -20,7 +20,7 @@ from eqflow.arrays import Data, combine, where
 from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers.base import Solver, Traits, plane
+from eqflow.samplers.base import Solver, Traits, check_num_steps, plane
 from eqflow.samplers.noise import kept_by_churn, one_number, renewed, step_ratio
 
 
@@ -30,7 +30,7 @@ class History(NamedTuple):
   `steps` counts the steps made, for rules that depend on the steps left. To start a solver with known
   predictions, replace its `init` by one that returns them.
   """
-  seen: tuple[Data, ...]
+  values: tuple[Data, ...]
   when: tuple[Float[Array, ''], ...]
   count: Any
   steps: Any
@@ -44,8 +44,8 @@ def _empty(z, *, depth):
 def _pushed(history, y, when, moved):
   """The history with y in front. A step of length zero, as in padded grids, adds nothing."""
   when = jnp.asarray(when, history.when[0].dtype)
-  depth = len(history.seen)
-  new = History((y,) + history.seen[:-1], (when,) + history.when[:-1],
+  depth = len(history.values)
+  new = History((y,) + history.values[:-1], (when,) + history.when[:-1],
                 jnp.minimum(history.count + 1, depth), history.steps + 1)
   return where(moved, new, history)
 
@@ -71,7 +71,7 @@ def _adams_bashforth_step(predict, z, history, t, s, keys, *, process, output):
   history = _pushed(history, u, t, s != t)
   first = history.count < 2
   k = jnp.where(first, 0, (s - t) / (2 * jnp.where(first, 1, history.when[0] - history.when[1])))
-  return combine((1, z), ((s - t) * (1 + k), u), (-(s - t) * k, history.seen[1])), history
+  return combine((1, z), ((s - t) * (1 + k), u), (-(s - t) * k, history.values[1])), history
 
 
 def dpmpp_2m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: bool = False,
@@ -99,7 +99,7 @@ def dpmpp_3m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: 
 
 def _dpmpp(process, output, order, churn, heun, num_steps, taper, curvature=1.0):
   one_number('churn', churn, most=1)
-  _check_num_steps(num_steps)
+  check_num_steps(num_steps)
   noisy = arrays.is_traced(churn) or churn != 0
   bound, traits = plane(process, output), Traits(f'dpmpp_{order}m', stochastic=noisy)
   step = Partial(_noisy_dpmpp_step if noisy else _dpmpp_step, **bound, churn=churn, curvature=curvature,
@@ -113,11 +113,6 @@ def _check_grid(times, *, process, output, num_steps, traits):
   # Every step is a remix of z and x, which are parallel at data: the grid may end there, not start.
   blind_spots.needs_x(times, process=process, name=traits.name)
   blind_spots.needs_num_steps(times, num_steps=num_steps, name=traits.name)
-
-
-def _check_num_steps(num_steps):
-  if num_steps is not None and not arrays.is_traced(num_steps) and not num_steps >= 1:
-    raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid, or None')
 
 
 def _dpmpp_step(predict, z, history, t, s, keys, *, process, output, churn, **rules):
@@ -137,7 +132,7 @@ def _noisy_dpmpp_step(predict, z, history, t, s, keys, *, process, output, churn
 
 def _mean_x(predict, z, history, t, s, process, output, churn, *, heun, curvature, num_steps, taper):
   """(the mean of x over the step from t to s, by as many earlier x as there are; the history)."""
-  x, here, h = _seen(predict, z, t, s, process, output)
+  x, here, h = _predicted_x(predict, z, t, s, process, output)
   history = _pushed(history, x, here, s != t)
   order = _order(history, h, s != t, num_steps, taper)
   # Where h is infinite the order is 1, which needs none: 1 keeps gradients finite.
@@ -147,10 +142,10 @@ def _mean_x(predict, z, history, t, s, process, output, churn, *, heun, curvatur
   _, mean, square = _moments(h / (1 - jnp.asarray(churn, h.dtype)), 2)
   rules = [[1.0], [1.0, mean if heun.value else 0.5], [1.0, mean, curvature * square]]
   weights = _chosen(order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(nodes)]])
-  return combine(*zip(weights, history.seen)), history
+  return combine(*zip(weights, history.values)), history
 
 
-def _seen(predict, z, t, s, process, output):
+def _predicted_x(predict, z, t, s, process, output):
   """(x, lambda_t, h) at t; h = 1 where s = t, which moves nothing but must not divide by zero."""
   here = processes.logsnr(process, t) / 2
   h = jnp.where(s == t, 1, processes.logsnr(process, s) / 2 - here)
@@ -225,7 +220,7 @@ def unipc(process: Process, output: Output, *, order: int = 2, num_steps: int | 
   bh2, or with `bh1` that of bh1; they differ only in the mean of the line. With num_steps, the order
   falls with the number of steps left.
   """
-  _check_num_steps(num_steps)
+  check_num_steps(num_steps)
   if order not in (1, 2, 3):
     raise ValueError(f'order={order}: UniPC is of order 1, 2 or 3 here')
   bound, traits = plane(process, output), Traits('unipc')
@@ -239,7 +234,7 @@ def _nothing_corrected(z, *, depth):
 
 
 def _unipc_step(predict, z, state, t, s, keys, *, process, output, num_steps, bh1):
-  x, here, h = _seen(predict, z, t, s, process, output)
+  x, here, h = _predicted_x(predict, z, t, s, process, output)
   moved = s != t
   z = _corrected(z, x, state, here, process, t, bh1)
   history = _pushed(state.history, x, here, moved)
@@ -249,7 +244,7 @@ def _unipc_step(predict, z, state, t, s, keys, *, process, output, num_steps, bh
   rules = [[1.0], [1.0, _middle(h, bh1)], moments]
   nodes = _nodes(history, h)
   weights = _chosen(order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(nodes)]])
-  mean = combine(*zip(weights, history.seen))
+  mean = combine(*zip(weights, history.values))
   ahead = remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=mean)
   new = Corrected(history, z, jnp.asarray(t, state.t.dtype), order)
   return where(moved, ahead, z), where(moved, new, state)
@@ -257,16 +252,16 @@ def _unipc_step(predict, z, state, t, s, keys, *, process, output, num_steps, bh
 
 def _corrected(z, x, state, here, process, t, bh1):
   """UniC, the corrector: repeats the last step with the x at its end, one order higher."""
-  seen, z_before, t_before, order = state
-  first = seen.count == 0
+  history, z_before, t_before, order = state
+  first = history.count == 0
   t_before = jnp.where(first, t, t_before)
-  h = jnp.where(first, 1, here - seen.when[0])
-  past = _nodes(seen, h)
+  h = jnp.where(first, 1, here - history.when[0])
+  past = _nodes(history, h)
   nodes = [past[0], jnp.ones_like(h), *past[1:]]
   moments = _moments(h, 3)
   rules = [[1.0, _middle(h, bh1)], moments[:3], moments]
   weights = _chosen(order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(past)]])
-  trees = [seen.seen[0], x, *seen.seen[1:]]
+  trees = [history.values[0], x, *history.values[1:]]
   mean = combine(*zip(weights, trees))
   again = remix(process(t), state=process(t_before), out=outputs.x(process, t_before), z=z_before,
                 y=mean)

@@ -14,7 +14,7 @@ from eqflow.arrays import combine
 from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers.base import Solver, Traits, no_state, plane
+from eqflow.samplers.base import Solver, Traits, check_num_steps, no_state, plane
 from eqflow.samplers.noise import kept_by_churn, kept_by_eta, one_number, renewed, root, step_ratio
 
 
@@ -78,8 +78,8 @@ def _ancestral_step(predict, z, state, t, s, keys, *, process, output, variance)
   kept = step_ratio(here, there)
   to = Mix(there.x, there.eps * kept)
   mean = remix(to, state=here, out=output(process, t), z=z, y=predict(z, t))
-  share = here.eps / jnp.where(there.eps == 0, 1, there.eps)
-  return renewed(mean, there.eps * share**variance, kept, keys), state
+  growth = here.eps / jnp.where(there.eps == 0, 1, there.eps)
+  return renewed(mean, there.eps * growth**variance, kept, keys), state
 
 
 def euler(process: Process, output: Output, *, along: Output | None = None) -> Solver:
@@ -154,7 +154,7 @@ def _heun_along_step(predict, z, state, t, s, keys, *, process, output, along):
   ahead = remix(there, state=here, out=w, z=z, y=y_t)
 
   def correct():
-    # The same vector of the plane as at t, as seen from s.
+    # The vector of the plane is the one at t; state and output are those at s.
     y_s = remix(w, state=there, out=output(process, s), z=ahead, y=predict(ahead, s))
     return remix(there, state=here, out=w, z=z, y=combine((0.5, y_t), (0.5, y_s)))
 
@@ -171,8 +171,7 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
   sigma is the noise-to-signal ratio, on `edm` the time itself, and must be finite; num_steps is the
   grid's. Stochastic unless churn is 0.
   """
-  if num_steps < 1:
-    raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid')
+  check_num_steps(num_steps)
   one_number('churn', churn)
   if not arrays.is_traced(sigma_min, sigma_max) and not sigma_min <= sigma_max:
     raise ValueError(f'sigma_min={sigma_min} exceeds sigma_max={sigma_max}, so that no step would add '
@@ -204,11 +203,11 @@ def _edm_step(predict, z, state, t, s, keys, *, process, output, churn, num_step
                                      high=jnp.maximum(4 * t, 1))
   up = jnp.where(gamma > 0, noisier, t)
   here, there = process(t), process(up)
-  share = jnp.where(gamma > 0, there.x / jnp.where(gamma > 0, here.x, 1), 1)
+  scale = jnp.where(gamma > 0, there.x / jnp.where(gamma > 0, here.x, 1), 1)
   # A difference of squares as a product: exactly 0 where nothing is added.
-  old = share * here.eps
+  old = scale * here.eps
   added = root((there.eps - old) * (there.eps + old))
-  z = combine((share, z), (noise_scale * added, arrays.noise_like(keys, z)))
+  z = combine((scale, z), (noise_scale * added, arrays.noise_like(keys, z)))
   return _heun_along_step(predict, z, state, up, s, keys, process=process, output=output,
                           along=outputs.eps)
 

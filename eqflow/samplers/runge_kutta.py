@@ -54,7 +54,7 @@ def _check_last(last, process, output):
   if not last > 0:
     raise ValueError(f'last={last}: the network is not evaluated at data; give a small time, as 1e-3')
   try:
-    # With a time at which every output sees, so that the remedy is a number.
+    # With a time at which no output is blind, so that the remedy is a number.
     blind_spots.check_grid([max(0.1, float(last)), float(last), 0.0], process=process, output=output)
   except ValueError as error:
     raise ValueError(f'last={last}, from which DDIM steps to data: {error}') from error

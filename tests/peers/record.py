@@ -1,12 +1,12 @@
-"""python -m tests.peers.record [folder]: what diffusers' schedulers do with an exact model.
+"""python -m tests.peers.record [folder]: the trajectories of diffusers' schedulers with an exact model.
 
-The model is E[output | z] of a Gaussian mixture in numpy float64, written down here without eqflow
-and handed over in float32. Every case becomes arrays in one file, trajectories.npz, which
+The model is E[output | z] of a Gaussian mixture in numpy float64, written here without eqflow and
+passed on in float32. Every case becomes arrays in one file, trajectories.npz, which
 `tests/peers/test_peers.py` reads, so that only recording needs torch:
   i/states [n + 1, b, d]    the state before the first step and after each, float32
-  i/noise [n, b, d]         what the steps drew, float32; only where they draw
+  i/noise [n, b, d]         the noise of the steps, float32; only where they are stochastic
   i/timesteps, i/sigmas     the scheduler's own lists; DDIM and DDPM have no sigmas
-  i/table                   the name of its alphas_cumprod, an array float32 [1000] of this file
+  i/table                   the name of its alphas_cumprod, a float32 array [1000] of this file
   cases                     JSON: [{name, scheduler, config, num_steps, eta}], row i for case i; config
                             is the whole configuration, with diffusers' defaults
   mixture, versions         JSON: means, stds, weights; of diffusers and torch
@@ -40,10 +40,10 @@ KARRAS = dict(use_karras_sigmas=True)
 
 def case(scheduler, num_steps, *configs, eta=0.0):
   """{name, scheduler, config, num_steps, eta}, config being the configs in one."""
-  config = {key: value for part in configs for key, value in part.items()}
-  said = [value if isinstance(value, str) else f'{key}={value}'
+  config = {key: value for one in configs for key, value in one.items()}
+  parts = [value if isinstance(value, str) else f'{key}={value}'
           for key, value in config.items() if key not in ('beta_start', 'beta_end', 'clip_sample')]
-  name = ' '.join([scheduler, str(num_steps), *said] + [f'eta={eta}'] * (eta > 0))
+  name = ' '.join([scheduler, str(num_steps), *parts] + [f'eta={eta}'] * (eta > 0))
   return dict(name=name, scheduler=scheduler, config=config, num_steps=num_steps, eta=eta)
 
 
@@ -76,7 +76,7 @@ def ddim_cases():
 
 
 def ddpm_cases():
-  """Both variances. Where its list ends before entry 0, fixed_large ends in noise; none does here."""
+  """Both variances. With fixed_large, a list must end at entry 0, or samples end in noise."""
   ddpm = lambda variance, *a: case('DDPM', *a, dict(variance_type=variance, clip_sample=False))
   yield ddpm('fixed_small', 10, EPS, LEADING)
   yield ddpm('fixed_small', 20, STABLE, V, TRAILING)
@@ -112,7 +112,7 @@ def dpm_solver_cases():
 
 
 def unipc_cases():
-  """Orders 2 and 3, both B(h); with bh1 its step to sigma 0 is not a number."""
+  """Orders 2 and 3, both B(h); with bh1 its step to sigma 0 is NaN."""
   unipc = lambda order, kind, *a: case(
       'UniPCMultistep', *a, dict(solver_order=order, solver_type=kind))
   for order in 2, 3:
@@ -136,7 +136,7 @@ def sigma_cases():
 
 
 def flow_cases():
-  """Flow matching, with and without shift, and with all noise drawn anew at every step."""
+  """Flow matching, with and without shift, and with all noise replaced at every step."""
   yield case('FlowMatchEulerDiscrete', 10)
   for num_steps in 10, 20:
     yield case('FlowMatchEulerDiscrete', num_steps, dict(shift=3.0))
@@ -148,12 +148,12 @@ def exact(prediction, z, alpha, sigma):
   means, stds, weights = (np.array(MIXTURE[key]) for key in ('means', 'stds', 'weights'))
   variance = alpha**2 * stds**2 + sigma**2
   offset = z[:, None] - alpha * means
-  log_share = (np.log(weights) - np.square(offset).sum(-1) / (2 * variance)
+  log_weight = (np.log(weights) - np.square(offset).sum(-1) / (2 * variance)
                - z.shape[1] / 2 * np.log(variance))
-  share = np.exp(log_share - log_share.max(1, keepdims=True))
-  share /= share.sum(1, keepdims=True)
-  x = np.einsum('bk,bkd->bd', share, means + (alpha * stds**2 / variance)[:, None] * offset)
-  eps = np.einsum('bk,bkd->bd', share, (sigma / variance)[:, None] * offset)
+  weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+  weight /= weight.sum(1, keepdims=True)
+  x = np.einsum('bk,bkd->bd', weight, means + (alpha * stds**2 / variance)[:, None] * offset)
+  eps = np.einsum('bk,bkd->bd', weight, (sigma / variance)[:, None] * offset)
   return {'sample': x, 'epsilon': eps, 'v_prediction': alpha * eps - sigma * x,
           'flow': eps - x}[prediction]
 
@@ -172,7 +172,7 @@ def trajectory(scheduler, case):
   first, noise = draw(SHAPE).astype(np.float32), draw((count,) + SHAPE).astype(np.float32)
   options = dict(eta=case['eta']) if name == 'DDIM' else {}
   z = torch.from_numpy(first) * getattr(scheduler, 'init_noise_sigma', 1.0)
-  states, drawn = [z.numpy()], []
+  states, calls = [z.numpy()], []
   for i, t in enumerate(scheduler.timesteps):
     if flow:
       shown, sigma = z, float(scheduler.sigmas[i])
@@ -185,18 +185,18 @@ def trajectory(scheduler, case):
     y = exact('flow' if flow else config.prediction_type, shown.double().numpy(), alpha, sigma)
 
     def randn(*args, **kwargs):
-      drawn.append(i)
+      calls.append(i)
       return torch.from_numpy(noise[i])
 
     with mock.patch(f'{type(scheduler).__module__}.randn_tensor', randn, create=True):
       z = scheduler.step(torch.from_numpy(y).float(), t, z, **options).prev_sample
-    # Heun's scheduler is asked twice a step, but for the last one.
+    # Heun's scheduler is called twice a step, except for the last one.
     if getattr(scheduler, 'state_in_first_order', True) or i == count - 1:
       states.append(z.numpy())
   found = dict(states=np.array(states), timesteps=scheduler.timesteps.numpy())
   if hasattr(scheduler, 'sigmas'):
     found['sigmas'] = scheduler.sigmas.numpy()
-  if drawn:
+  if calls:
     found['noise'] = noise
   if not flow:
     found['table'] = scheduler.alphas_cumprod.numpy()

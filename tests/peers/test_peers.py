@@ -1,8 +1,8 @@
 """The solvers against diffusers' schedulers with one exact model: whole trajectories, float32.
 
-tests/peers/trajectories.npz holds what diffusers did. With EQFLOW_PEERS=live (make peers) it is
-recorded anew, must equal what is stored, and is what the solvers are compared with. There torch also
-writes the checkpoints that are converted, and those that are refused.
+tests/peers/trajectories.npz stores the trajectories of diffusers. With EQFLOW_PEERS=live (make peers)
+they are recorded again, compared with the stored ones, and used in their place; torch then also writes
+the checkpoints to convert and to reject.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def _steps(i, case):
 
 
 def _solver(case, process, output):
-  """The eqflow solver that says the scheduler's configuration."""
+  """The eqflow solver of the scheduler's configuration."""
   name, config, num_steps = case['scheduler'], case['config'], case['num_steps']
   if name == 'DDIM':
     return samplers.ddim(process, output, eta=case['eta'])
@@ -100,7 +100,7 @@ def _solver(case, process, output):
     return samplers.heun(process, output)
   if name == 'FlowMatchEulerDiscrete':
     return samplers.ddim(process, output, churn=1.0 if config['stochastic_sampling'] else 0.0)
-  # An end that is never reached is no end, and needs no compilation of its own.
+  # With an end that is never reached, solvers without an end share the compilation.
   never = 10**6
   if name == 'UniPCMultistep':
     return samplers.unipc(process, output, order=config['solver_order'],
@@ -117,7 +117,7 @@ def _solver(case, process, output):
 
 @jax.jit
 def _walked(solver, predict, z, t, s, noise):
-  """`sample_path` with the noise given, and with steps that need not begin where the last ended."""
+  """`sample_path` with known noise, and with steps that need not start where the last one ended."""
   keys = jax.random.split(jax.random.key(0), len(z))
   at_all = lambda z, t: predict(z, jnp.broadcast_to(t, len(z)))
 
@@ -135,7 +135,7 @@ LONGEST = max(case['num_steps'] for _, case in CASES)
 
 
 def _path(i, case):
-  """eqflow's states for a case, from the scheduler's first one."""
+  """eqflow's states for a case, starting from the scheduler's first state."""
   process, (t, s) = _process(i, case), _steps(i, case)
   prediction = case['config'].get('prediction_type', 'flow')
   output = Partial(_asked, which=list(ROWS).index(prediction))
@@ -155,7 +155,7 @@ def _path(i, case):
 
 
 @pytest.mark.parametrize('i,case', CASES, ids=[case['name'] for _, case in CASES])
-def test_a_trajectory_is_diffusers(i, case):
+def test_a_trajectory_equals_diffusers(i, case):
   expected, found = FOUND[f'{i}/states'], _path(i, case)
   assert found.shape == expected.shape and np.isfinite(expected).all()
   error = abs(found - expected).max((1, 2)) / abs(expected).max((1, 2))
@@ -169,13 +169,13 @@ TABLES = {'linear': tables.linear, 'scaled_linear': tables.scaled_linear,
 @pytest.mark.parametrize('name,zero_snr', [
     ('linear', False), ('linear', True), ('scaled_linear', False), ('scaled_linear', True),
     ('squaredcos_cap_v2', False)])
-def test_a_table_is_diffusers(name, zero_snr):
-  # diffusers' DDIM: the multistep schedulers put 2**-24 in the place of a last 0.
+def test_a_table_equals_diffusers(name, zero_snr):
+  # Of diffusers' DDIM: the multistep schedulers replace a last 0 by 2**-24.
   stored = next(FOUND[str(FOUND[f'{i}/table'])] for i, case in CASES
                 if case['scheduler'] == 'DDIM' and case['config']['beta_schedule'] == name
                 and case['config']['rescale_betas_zero_snr'] == zero_snr)
   found = tables.zero_terminal_snr(TABLES[name]()) if zero_snr else TABLES[name]()
-  # Its product of a thousand factors is taken in float32.
+  # diffusers multiplies a thousand factors in float32.
   np.testing.assert_allclose(np.sqrt(found), np.sqrt(stored), atol=2e-6)
 
 
@@ -184,14 +184,14 @@ GRIDS = {'leading': grids.leading, 'linspace': grids.linspace,
 
 
 @pytest.mark.parametrize('spacing', GRIDS)
-def test_a_grid_of_a_table_is_diffusers(spacing):
+def test_a_grid_of_a_table_equals_diffusers(spacing):
   compared = 0
   for i, case in CASES:
     config, num_steps = case['config'], case['num_steps']
     if config.get('timestep_spacing') != spacing or 'Discrete' in case['scheduler']:
       continue
     offset = dict(offset=config['steps_offset']) if spacing == 'leading' else {}
-    # The multistep schedulers list one step more, and leave the last one out.
+    # The multistep schedulers compute one step more and leave the last one out.
     left_out = 'Multistep' in case['scheduler'] and spacing != 'trailing'
     grid = GRIDS[spacing](num_steps + left_out, **offset)[:num_steps]
     np.testing.assert_array_equal(grid, (FOUND[f'{i}/timesteps'] + 1) / T, err_msg=case['name'])
@@ -199,7 +199,7 @@ def test_a_grid_of_a_table_is_diffusers(spacing):
   assert compared
 
 
-def test_sigmas_of_schedulers_that_list_them():
+def test_sigmas_equal_those_that_schedulers_list():
   for i, case in CASES:
     if f'{i}/sigmas' not in FOUND or 'Discrete' in case['scheduler']:
       continue
@@ -209,7 +209,7 @@ def test_sigmas_of_schedulers_that_list_them():
     np.testing.assert_allclose(found, FOUND[f'{i}/sigmas'], rtol=1e-6, err_msg=case['name'])
 
 
-def test_flow_matchings_sigmas_are_the_shifted_process():
+def test_flow_matchings_sigmas_are_those_of_the_shifted_process():
   for i, case in CASES:
     if case['scheduler'] == 'FlowMatchEulerDiscrete':
       t, _ = _steps(i, case)
@@ -223,13 +223,13 @@ needs_torch = pytest.mark.skipif(not LIVE, reason='needs torch: make peers')
 @needs_torch
 @pytest.mark.parametrize('solver', ['DDIM', 'DPM-Solver++ 2M', 'Heun'])
 def test_a_transformer_is_sampled_as_in_torch(solver):
-  # 50 steps with the same weights; the comparison of speed refuses to time what differs.
+  # 50 steps with the same weights; the speed comparison raises where samples differ.
   from experiments.speed import peers
   peers.runs(*peers.networks(64, 2), solver, batch=2)
 
 
 @needs_torch
-def test_what_is_stored_is_what_diffusers_does():
+def test_the_stored_trajectories_are_up_to_date():
   names = lambda found: [case['name'] for case in json.loads(str(found['cases']))]
   assert names(FOUND) == names(STORED) and set(FOUND) == set(STORED), (
       'the cases have changed: python -m tests.peers.record')
@@ -237,7 +237,7 @@ def test_what_is_stored_is_what_diffusers_does():
     if now.dtype.kind == 'U':
       continue
     if key.startswith('table'):
-      # At zero terminal SNR roots are subtracted in float32: what is left is exact to an ulp of .07.
+      # At zero terminal SNR float32 roots are subtracted: the difference is exact to an ulp of .07.
       np.testing.assert_allclose(np.sqrt(now), np.sqrt(STORED[key]), rtol=1e-6, atol=8e-9,
                                  err_msg=f'{key} is not what is stored')
       continue
@@ -247,7 +247,7 @@ def test_what_is_stored_is_what_diffusers_does():
 
 
 def _checkpoint():
-  """As the training of EqM and SiT writes it, in small."""
+  """A small checkpoint, as the training of EqM and SiT writes it."""
   import torch
   state = lambda start: {'pos_embed': torch.arange(start, start + 6.0).reshape(1, 2, 3).mT,
                          'half': torch.full((2,), start).bfloat16()}
@@ -257,10 +257,10 @@ def _checkpoint():
 
 
 @needs_torch
-@pytest.mark.parametrize('key, asked', [('ema', None), ('ema', 'ema'), ('model', 'model'),
+@pytest.mark.parametrize('key, chosen', [('ema', None), ('ema', 'ema'), ('model', 'model'),
                                         (None, None)])
 @pytest.mark.parametrize('zipped', [True, False])
-def test_a_torch_file_becomes_safetensors(key, asked, zipped, tmp_path):
+def test_a_torch_file_becomes_safetensors(key, chosen, zipped, tmp_path):
   from safetensors.torch import load_file
   import torch
 
@@ -269,7 +269,7 @@ def test_a_torch_file_becomes_safetensors(key, asked, zipped, tmp_path):
   state = checkpoint[key or 'model']
   torch.save(checkpoint if key else state, tmp_path / 'in.pt',
              _use_new_zipfile_serialization=zipped)
-  assert convert.convert(tmp_path / 'in.pt', tmp_path / 'out', key=asked) == key
+  assert convert.convert(tmp_path / 'in.pt', tmp_path / 'out', key=chosen) == key
   found = load_file(tmp_path / 'out')
   assert set(found) == set(state)
   for name, a in state.items():
@@ -277,7 +277,7 @@ def test_a_torch_file_becomes_safetensors(key, asked, zipped, tmp_path):
 
 
 class _Call:
-  """Pickled, function(*args), called when it is opened."""
+  """A pickle that calls function(*args) when it is opened."""
 
   def __init__(self, function, *args):
     self.call = function, args
@@ -290,15 +290,15 @@ def _malice(name, canary):
   evil = _Call(os.system, f'touch {canary}')
   if name == 'in the options':
     return dict(_checkpoint(), args=argparse.Namespace(lr=evil))
-  if name == 'a class beside Namespace':
+  if name == 'a class other than Namespace':
     return dict(_checkpoint(), args=argparse.FileType('w'))
   return {'pos_embed': evil}
 
 
 @needs_torch
 @pytest.mark.parametrize('written', ['torch', 'torch before 1.6', 'pickle'])
-@pytest.mark.parametrize('name', ['as a tensor', 'in the options', 'a class beside Namespace'])
-def test_a_malicious_file_is_refused_and_not_run(name, written, tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['as a tensor', 'in the options', 'a class other than Namespace'])
+def test_a_malicious_file_is_rejected_and_not_run(name, written, tmp_path, monkeypatch):
   import torch
 
   from eqflow.interop import convert
@@ -307,26 +307,26 @@ def test_a_malicious_file_is_refused_and_not_run(name, written, tmp_path, monkey
     path.write_bytes(pickle.dumps(_malice(name, canary), protocol=2))
   else:
     torch.save(_malice(name, canary), path, _use_new_zipfile_serialization=written == 'torch')
-  # With this, torch loads whatever it is given, where weights_only is not said.
+  # With this, torch.load without weights_only opens any pickle.
   monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
-  # What others allow is not allowed here, and is again afterwards.
+  # Globals that others allow are not allowed within `convert`, and are allowed again afterwards.
   with torch.serialization.safe_globals([os.system, argparse.FileType]):
     allowed = set(torch.serialization.get_safe_globals())
-    with pytest.raises(ValueError, match='in.pt is refused, and nothing in it was run'):
+    with pytest.raises(ValueError, match='in.pt .*run'):
       convert.convert(path, tmp_path / 'out')
     assert set(torch.serialization.get_safe_globals()) == allowed
   assert not canary.exists() and not (tmp_path / 'out').exists()
   if 'class' not in name and written != 'torch before 1.6':
     torch.load(path, weights_only=False) if written == 'torch' else pickle.loads(path.read_bytes())
-    assert canary.exists(), 'the file would have done no harm'
+    assert canary.exists(), 'the file would have been harmless'
 
 
 @needs_torch
-@pytest.mark.parametrize('start, said', [
+@pytest.mark.parametrize('start, message', [
     (['in.pt', 'out'], "out: 'ema' of in.pt"), (['in.pt', 'in.pt'], 'in.pt exists'),
     (['in.pt', 'out', '--key', 'opt'], r"no state dict under 'opt': give --key, one of \['model'"),
-    (['none.pt', 'out'], 'No such file'), (['broken.pt', 'out'], 'refused')])
-def test_the_command_line_converts_and_says_what_is_wrong(start, said, tmp_path, monkeypatch, capsys):
+    (['none.pt', 'out'], 'No such file'), (['broken.pt', 'out'], 'broken.pt')])
+def test_the_command_line_converts_or_names_the_fault(start, message, tmp_path, monkeypatch, capsys):
   import torch
 
   from eqflow.interop import convert
@@ -334,9 +334,9 @@ def test_the_command_line_converts_and_says_what_is_wrong(start, said, tmp_path,
   torch.save(_checkpoint(), 'in.pt')
   pathlib.Path('broken.pt').write_bytes(pathlib.Path('in.pt').read_bytes()[:700])
   monkeypatch.setattr(sys, 'argv', ['interop', *start])
-  if said.startswith('out'):
+  if message.startswith('out'):
     convert.main()
-    assert said in capsys.readouterr().out
+    assert message in capsys.readouterr().out
   else:
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=message):
       convert.main()

@@ -103,19 +103,19 @@ def _with_the_past(solver, z, h):
   empty = solver.init(z)
   corrects = isinstance(empty, multistep.Corrected)
   # UniPC corrects the step before, so it needs the three x of that step.
-  states, seen, when = [z], [], []
+  states, values, when = [z], [], []
   for i in range(3 if corrects else 2):
     grid = grids.logsnr(100, process=LINEAR, start=-8 - h * i, end=-8 - h * (i + 1))
     states.append(_runge_kutta(LINEAR, states[-1], grid))
-    seen.append(_mixture(LINEAR, outputs.x)(states[-1], jnp.full(len(z), grid[-1])))
+    values.append(_mixture(LINEAR, outputs.x)(states[-1], jnp.full(len(z), grid[-1])))
     when.append(jnp.asarray((-8 - h * (i + 1)) / 2))
-  depth = len(seen)
+  depth = len(values)
   if corrects:
     t = grids.logsnr(1, process=LINEAR, start=-8, end=-8 - h)[-1]
-    history = multistep.History(tuple(seen), tuple(when), jnp.int32(depth), jnp.int32(depth))
+    history = multistep.History(tuple(values), tuple(when), jnp.int32(depth), jnp.int32(depth))
     start = multistep.Corrected(history, states[1], jnp.asarray(t), jnp.int32(3))
   else:
-    start = multistep.History((*seen, jnp.zeros_like(z)), (*when, jnp.zeros(())), jnp.int32(depth),
+    start = multistep.History((*values, jnp.zeros_like(z)), (*when, jnp.zeros(())), jnp.int32(depth),
                               jnp.int32(depth))
   assert jax.tree.structure(start) == jax.tree.structure(empty)
   return solver._replace(init=Partial(lambda z, start: start, start=start))
@@ -142,9 +142,9 @@ def test_every_multistep_solver_has_its_order_from_an_exact_start(name, x64):
 def _exactly_started(solver, x_of, before, depth):
   """The solver, started from x_of(lambda) at the values `before`, newest first."""
   def init(z):
-    seen = tuple(jnp.full_like(z, x_of(value)) for value in before)
+    values = tuple(jnp.full_like(z, x_of(value)) for value in before)
     fill = depth - len(before)
-    return multistep.History(seen + (jnp.zeros_like(z),) * fill,
+    return multistep.History(values + (jnp.zeros_like(z),) * fill,
                             tuple(map(jnp.asarray, before)) + (jnp.zeros(()),) * fill,
                             jnp.int32(len(before)), jnp.int32(len(before)))
   return solver._replace(init=init)

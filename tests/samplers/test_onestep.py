@@ -77,7 +77,7 @@ def test_the_bias_of_ancestral_falls_with_the_number_of_steps(name, x64):
     bias.append([abs(mean - MEAN), abs(variance - STD**2)])
   for what, errors in zip(('mean', 'variance'), np.asarray(bias).T):
     if errors.max() < 1e-13:
-      continue  # Exact: there is no error left to fall.
+      continue  # Exact: no error is left that could fall.
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert order >= 0.9, f'{name}: the {what} converges with order {order:.2f}, errors {errors}'
   assert errors[-1] < 0.01 and errors.max() > 1e-13, f'{name}: variance off by {errors}'
