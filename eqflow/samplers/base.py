@@ -4,8 +4,8 @@
     step(predict, z, state, t, s, keys) -> (z, state)    from t to the less noisy s
     check(times)                                         raises on the host for a grid it cannot follow
 
-t and s are scalars, keys [b] or None. What they bind, they bind with one `jax.tree_util.Partial`, so
-that a solver is an argument of what is compiled, and new numbers compile nothing.
+t and s are scalars, keys [b] or None. The functions bind their numbers with one
+`jax.tree_util.Partial`, so that a solver is a valid jit argument and new numbers do not recompile.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from eqflow.processes import Process
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Traits:
-  """What is known of a method before it runs: static where it is compiled.
+  """Static facts about a method.
 
   `name` is for messages. A stochastic method needs keys; a stochastic solver integrates towards data
   only. `stages` counts the network evaluations of a step; the last of several is skipped where s = 0.
@@ -42,7 +42,7 @@ class Traits:
 
 
 class Solver(NamedTuple):
-  """Pure functions, like an optax transform. A solver of your own needs `init` and `step` alone."""
+  """Pure functions, like an optax transform. A solver of your own needs only `init` and `step`."""
   init: Callable[[Data], Any]
   step: Callable[..., tuple[Data, Any]]
   check: Callable[[Grid], None] = Partial(blind_spots.any_grid)
@@ -57,6 +57,13 @@ def no_state(z: Data) -> tuple:
 def plane(process: Process, output: Output) -> dict[str, Partial]:
   """{process, output} as pytrees: what a step and its check bind."""
   return dict(process=arrays.pytree(process), output=arrays.pytree(output))
+
+
+def check_velocity(times: Grid, *, process: Process, output: Output, traits: Traits) -> None:
+  """The check of a solver that steps by the velocity, at s too unless it has one stage."""
+  last = traits.stages != 1
+  blind_spots.check_grid(times, process=process, output=output, last=last)
+  blind_spots.needs_velocity(times, process=process, name=traits.name, last=last)
 
 
 def check_num_steps(num_steps: Any) -> None:

@@ -20,7 +20,7 @@ from eqflow.arrays import Data, combine, where
 from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers.base import Solver, Traits, check_num_steps, plane
+from eqflow.samplers.base import Solver, Traits, check_num_steps, check_velocity, plane
 from eqflow.samplers.noise import kept_by_churn, one_number, renewed, step_ratio
 
 
@@ -55,14 +55,9 @@ def adams_bashforth(process: Process, output: Output) -> Solver:
 
   The line through the last two velocities; the first step is Euler's.
   """
-  bound = plane(process, output)
+  bound, traits = plane(process, output), Traits('adams_bashforth')
   return Solver(Partial(_empty, depth=arrays.Static(2)), Partial(_adams_bashforth_step, **bound),
-                Partial(_adams_bashforth_check, **bound), Traits('adams_bashforth'))
-
-
-def _adams_bashforth_check(times, *, process, output):
-  blind_spots.check_grid(times, process=process, output=output)
-  blind_spots.needs_velocity(times, process=process, name='adams_bashforth')
+                Partial(check_velocity, **bound, traits=traits), traits)
 
 
 def _adams_bashforth_step(predict, z, history, t, s, keys, *, process, output):

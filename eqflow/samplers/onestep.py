@@ -14,7 +14,7 @@ from eqflow.arrays import combine
 from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers.base import Solver, Traits, check_num_steps, no_state, plane
+from eqflow.samplers.base import Solver, Traits, check_num_steps, check_velocity, no_state, plane
 from eqflow.samplers.noise import kept_by_churn, kept_by_eta, one_number, renewed, root, step_ratio
 
 
@@ -93,16 +93,10 @@ def euler(process: Process, output: Output, *, along: Output | None = None) -> S
   bound, traits = plane(process, output), Traits('euler')
   if along is None:
     return Solver(Partial(no_state), Partial(_euler_step, **bound),
-                  Partial(_check_velocity, **bound, traits=traits), traits)
+                  Partial(check_velocity, **bound, traits=traits), traits)
   bound |= dict(along=arrays.pytree(along))
   return Solver(Partial(no_state), Partial(_euler_along_step, **bound),
                 Partial(_check_along, **bound, traits=traits), traits)
-
-
-def _check_velocity(times, *, process, output, traits):
-  ahead = traits.stages > 1
-  blind_spots.check_grid(times, process=process, output=output, last=ahead)
-  blind_spots.needs_velocity(times, process=process, name=traits.name, last=ahead)
 
 
 def _check_along(times, *, process, output, along, traits):
@@ -131,7 +125,7 @@ def heun(process: Process, output: Output, *, along: Output | None = None) -> So
   bound, traits = plane(process, output), Traits('heun', stages=2)
   if along is None:
     return Solver(Partial(no_state), Partial(_heun_step, **bound),
-                  Partial(_check_velocity, **bound, traits=traits), traits)
+                  Partial(check_velocity, **bound, traits=traits), traits)
   bound |= dict(along=arrays.pytree(along))
   return Solver(Partial(no_state), Partial(_heun_along_step, **bound),
                 Partial(_check_along, **bound, traits=traits), traits)

@@ -15,7 +15,7 @@ from eqflow.arrays import Coef, Data, Static
 from eqflow.mix import remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
-from eqflow.samplers.base import Solver, Traits, plane
+from eqflow.samplers.base import Solver, Traits, check_velocity, plane
 
 
 class Count(NamedTuple):
@@ -42,10 +42,9 @@ def adaptive(process: Process, output: Output, *, rtol: ArrayLike = 1e-5, atol: 
   if any(a < 0 for a in tolerances) or (tolerances and rtol + atol == 0) or max_steps < 1:
     raise ValueError(f'rtol={rtol}, atol={atol}, max_steps={max_steps}: tolerances are 0 or more, not '
                      'both 0, and max_steps is 1 or more')
-  bound = plane(process, output)
+  bound, traits = plane(process, output), Traits('adaptive', stages=None)
   step = Partial(_adaptive_step, **bound, rtol=rtol, atol=atol, last=last, max_steps=Static(max_steps))
-  return Solver(Partial(_no_evaluations), step, Partial(_adaptive_check, **bound),
-                Traits('adaptive', stages=None))
+  return Solver(Partial(_no_evaluations), step, Partial(check_velocity, **bound, traits=traits), traits)
 
 
 def _check_last(last, process, output):
@@ -58,11 +57,6 @@ def _check_last(last, process, output):
     blind_spots.check_grid([max(0.1, float(last)), float(last), 0.0], process=process, output=output)
   except ValueError as error:
     raise ValueError(f'last={last}, from which DDIM steps to data: {error}') from error
-
-
-def _adaptive_check(times, *, process, output):
-  blind_spots.check_grid(times, process=process, output=output, last=True)
-  blind_spots.needs_velocity(times, process=process, name='adaptive', last=True)
 
 
 def _no_evaluations(z):

@@ -14,7 +14,7 @@ from eqflow.mix import remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
 from eqflow.samplers import diffusions
-from eqflow.samplers.base import Solver, Traits, no_state, plane
+from eqflow.samplers.base import Solver, Traits, check_velocity, no_state, plane
 from eqflow.samplers.noise import root
 
 
@@ -27,15 +27,15 @@ def sde(process: Process, output: Output, *, diffusion: Callable | None = None,
   last_tweedie or last_euler. Weak order 1. Stochastic. Its check raises where w is not finite on the
   grid, as `sbdm` at pure noise.
   """
-  bound = plane(process, output) | dict(diffusion=arrays.pytree(diffusion or diffusions.sigma))
+  bound, traits = plane(process, output), Traits('sde', stochastic=True)
+  bound |= dict(diffusion=arrays.pytree(diffusion or diffusions.sigma))
   return Solver(Partial(no_state), Partial(_sde_step, **bound, last=arrays.Static(last or last_mean)),
-                Partial(_sde_check, **bound), Traits('sde', stochastic=True))
+                Partial(_sde_check, **bound, traits=traits), traits)
 
 
-def _sde_check(times, *, process, output, diffusion):
-  blind_spots.check_grid(times, process=process, output=output)
+def _sde_check(times, *, process, output, diffusion, traits):
+  check_velocity(times, process=process, output=output, traits=traits)
   blind_spots.needs_diffusion(times, process=process, diffusion=diffusion)
-  blind_spots.needs_velocity(times, process=process, name='sde')
 
 
 def _sde_step(predict, z, state, t, s, keys, *, process, output, diffusion, last):
