@@ -95,7 +95,7 @@ def dpmpp_3m(process: Process, output: Output, *, churn: ArrayLike = 0.0, heun: 
 def _dpmpp(process, output, order, churn, heun, num_steps, taper, curvature=1.0):
   one_number('churn', churn, most=1)
   check_num_steps(num_steps)
-  noisy = arrays.is_traced(churn) or churn != 0
+  noisy = not arrays.is_number(churn, 0)
   bound, traits = plane(process, output), Traits(f'dpmpp_{order}m', stochastic=noisy)
   step = Partial(_noisy_dpmpp_step if noisy else _dpmpp_step, **bound, churn=churn, curvature=curvature,
                  num_steps=num_steps, heun=arrays.Static(heun), taper=arrays.Static(taper))
