@@ -65,9 +65,9 @@ def test_optimizers_that_need_a_loss_are_rejected(transform, needs):
 
 
 def test_a_masked_optimizer_leaves_the_other_leaves():
-  solver = descent.from_optax(optax.masked(optax.sgd(0.5), {'x': True, 'y': False}))
+  method = descent.from_optax(optax.masked(optax.sgd(0.5), {'x': True, 'y': False}))
   z = {'x': jnp.ones((2, 3)), 'y': jnp.ones((2, 1))}
-  end = descent.descend(solver, lambda z, t: jax.tree.map(jnp.zeros_like, z) | {'x': z['x']}, z,
+  end = descent.descend(method, lambda z, t: jax.tree.map(jnp.zeros_like, z) | {'x': z['x']}, z,
                         num_steps=1)
   np.testing.assert_allclose(end['x'], 0.5)
   np.testing.assert_allclose(end['y'], 1.0)
@@ -109,21 +109,21 @@ def test_a_slope_at_the_threshold_does_not_stop():
   assert steps[0] == 5
 
 
-@pytest.mark.parametrize('solver', [descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3),
+@pytest.mark.parametrize('method', [descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3),
                                     descent.from_optax(optax.adam(0.1))])
-def test_z_keeps_its_dtype_where_the_network_computes_in_bfloat16(solver):
+def test_z_keeps_its_dtype_where_the_network_computes_in_bfloat16(method):
   field = lambda z, t: z.astype(jnp.bfloat16)
-  z = descent.descend(solver, field, jnp.asarray(Z, jnp.float32), num_steps=3)
+  z = descent.descend(method, field, jnp.asarray(Z, jnp.float32), num_steps=3)
   assert z.dtype == jnp.float32
-  z, _, norms = descent.descend_until(solver, field, jnp.asarray(Z, jnp.float32), max_steps=3,
+  z, _, norms = descent.descend_until(method, field, jnp.asarray(Z, jnp.float32), max_steps=3,
                                       threshold=0.1)
   assert z.dtype == norms.dtype == jnp.float32
 
 
-@pytest.mark.parametrize('solver', [descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3)])
-def test_a_field_of_another_shape_is_rejected(solver):
+@pytest.mark.parametrize('method', [descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3)])
+def test_a_field_of_another_shape_is_rejected(method):
   with pytest.raises(ValueError, match=r'field returned \(3, 1\) for z \(3, 2\)'):
-    descent.descend_until(solver, lambda z, t: z[:, :1], jnp.asarray(Z), max_steps=3, threshold=0.1)
+    descent.descend_until(method, lambda z, t: z[:, :1], jnp.asarray(Z), max_steps=3, threshold=0.1)
 
 
 def test_a_solver_does_not_descend_and_a_descent_is_not_sampled():
@@ -137,14 +137,12 @@ def test_a_solver_does_not_descend_and_a_descent_is_not_sampled():
 
 def _heavy_ball():
   """A user's own descent: z_{k+1} = z_k - 0.05 f(z_k) + 0.5 (z_k - z_{k-1})."""
-  def init(z):
-    return descent.State(jnp.zeros(len(z), int), jnp.zeros_like(z), inner=z)
-
   def step(field, z, state, keys):
     slope = field(z)
     ahead = z - 0.05 * slope + 0.5 * (z - state.inner)
     return ahead, descent.State(state.count + 1, slope, inner=z)
 
+  init = lambda z: descent.at_start(z)._replace(inner=z)
   return descent.Descent(init, step, samplers.Traits('heavy_ball'))
 
 
@@ -238,7 +236,7 @@ def test_any_function_of_the_iteration_is_a_schedule(make, x64):
 
 def test_optax_schedules_count_the_same_iterations(x64):
   rate = optax.cosine_decay_schedule(0.05, 40)
-  found = [descent.descend(solver, _field, jnp.asarray(Z), num_steps=30) for solver in (
+  found = [descent.descend(method, _field, jnp.asarray(Z), num_steps=30) for method in (
       descent.gradient_descent(1.0, schedule=rate), descent.from_optax(optax.sgd(rate)))]
   np.testing.assert_allclose(*found, rtol=1e-12)
 
@@ -288,16 +286,16 @@ STARTS = 3.0 * jax.random.normal(jax.random.key(2), (11, 4))
 ENDS = jnp.arange(11.0)
 
 
-@pytest.mark.parametrize('solver', [
+@pytest.mark.parametrize('method', [
     descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3), descent.from_optax(optax.adam(0.2)),
     descent.langevin(0.1, 1e-4)])
-def test_a_sample_does_not_depend_on_its_slot(solver):
+def test_a_sample_does_not_depend_on_its_slot(method):
   keys = jax.random.split(jax.random.key(1), 11)
   given = dict(max_steps=60, threshold=0.4, keys=keys)
-  together = descent.descend_until(solver, lambda z, t: _toward(z, t, ENDS), STARTS, **given)
+  together = descent.descend_until(method, lambda z, t: _toward(z, t, ENDS), STARTS, **given)
   assert len(set(np.asarray(together[1]))) > 3, 'the samples should differ in their steps'
   for slots in (1, 4, 50):
-    found = descent.descend_refilled(solver, _toward, STARTS, ENDS, slots=slots, **given)
+    found = descent.descend_refilled(method, _toward, STARTS, ENDS, slots=slots, **given)
     for name, a, b in zip(('sample', 'steps', 'norm'), found, together):
       np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5, err_msg=f'{name} with {slots} slots')
 
@@ -321,9 +319,9 @@ def test_stopping_sample_by_sample_needs_no_collectives():
   mesh = Mesh(np.asarray(jax.devices()[:8]), ('data',))
   place = lambda a: jax.device_put(a, NamedSharding(mesh, PartitionSpec('data')))
   z, ends = place(jnp.ones((16, 4))), place(jnp.arange(16.0))
-  solver = descent.gradient_descent(0.1)
+  method = descent.gradient_descent(0.1)
   def stopped(z, ends):
-    return descent.descend_until(solver, lambda z, t: _toward(z, t, ends), z, max_steps=9,
+    return descent.descend_until(method, lambda z, t: _toward(z, t, ends), z, max_steps=9,
                                  threshold=0.4)
   text = jax.jit(stopped).lower(z, ends).compile().as_text()
   found = re.findall(r'(all-gather|all-to-all|collective-permute)', text)

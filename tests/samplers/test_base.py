@@ -95,6 +95,22 @@ def test_a_stochastic_solver_of_your_own_needs_keys_and_falling_times():
     samplers.sample(own, _predict(), Z, np.array([0.1, 0.9]), keys)
 
 
+@pytest.mark.parametrize('make,ahead', [
+    (samplers.heun, True), (samplers.adaptive, True), (samplers.euler, False), (samplers.ddim, False),
+    (lambda p, o: samplers.heun(p, o, along=outputs.displacement), True),
+    (lambda p, o: samplers.edm(p, o, num_steps=2, churn=1.0), True),
+    (lambda p, o: samplers.euler(p, o, along=outputs.displacement), False)])
+def test_solvers_that_evaluate_at_s_reject_a_blind_last_time(make, ahead):
+  # x is blind at 1e-9, where no network is evaluated unless the solver does so at s.
+  solver, grid = make(LINEAR, outputs.x), np.array([0.9, 0.5, 1e-9])
+  if ahead:
+    with pytest.raises(ValueError, match="'x' is blind at t=1e-09: end the grid at t>=1e-06"):
+      solver.check(grid)
+  else:
+    solver.check(grid)
+  solver.check(np.array([0.9, 0.5, 0.0]))
+
+
 @pytest.mark.parametrize('make', [
     samplers.ddim, samplers.heun, samplers.adams_bashforth, samplers.dpmpp_2m, samplers.unipc,
     samplers.adaptive, samplers.sde, lambda p, o: samplers.edm(p, o, num_steps=4, churn=1.0)])

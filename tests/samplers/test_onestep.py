@@ -171,7 +171,7 @@ def test_heun_on_edm_is_algorithm_1_of_its_paper(x64):
   np.testing.assert_allclose(found, x, rtol=1e-10)
 
 
-@pytest.mark.parametrize('solver', ['ddim', 'euler', 'heun', 'ancestral'])
+@pytest.mark.parametrize('solver', ['ddim', 'euler', 'heun', 'ancestral', 'unipc', 'sde'])
 @pytest.mark.parametrize('end', [0.0, 0.1])
 def test_evaluations_are_the_calls_of_the_network(solver, end):
   calls = []
