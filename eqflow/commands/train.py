@@ -15,7 +15,8 @@ from eqflow.config.errors import ConfigError, naming
 from eqflow.data import pipeline, sources
 from eqflow.fields import Model
 from eqflow.evaluation import images
-from eqflow.runs import blueprint, claim, dataset, generate, identity, restore, run
+from eqflow.runs import blueprint, claim, dataset, generate, identity, restore
+from eqflow.runs.run import Run, run_of
 from eqflow.training import (
     checkpoint, logging, loop, nonfinite, overview, sharding, snapshots, train_state)
 from eqflow.training.runtime import ledger, multihost, preemption, watchdog
@@ -32,11 +33,11 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   step whose loss, gradient or parameters are not finite, which is not saved; OSError if a checkpoint
   cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
   """
-  recipe, mesh = recipes.recipe(config), run.mesh_of(config)
-  check_averages(config, recipe)
+  run = run_of(config, workdir)
+  check_averages(config, run.recipe)
   # Evaluation follows: what it would reject must not be found after hours of training.
-  restore.guide_of(config, recipe)
-  check_parts(config, mesh, recipe.model.rules)
+  restore.guide_of(config, run.recipe)
+  check_parts(config, run.mesh, run.recipe.model.rules)
   source = dataset.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = dataset.open_source(config)
@@ -49,24 +50,24 @@ def train(config: ConfigDict, workdir: pathlib.Path,
                                     run=identity.identity(config)) as checkpoints):
     if process == 0 and source.damaged:
       print(f'{source.name}: skipping {len(source.damaged)} damaged images, listed in data.json')
-    state = started(config, recipe, mesh, workdir, checkpoints, book)
+    state = started(run, checkpoints, book)
     # Examples are counted in whole batches, the last one too.
     until = math.ceil(config.train.num_examples / config.train.batch)
     if int(state.step) >= until:
       return state
     # Outside `stop.busy`: a signal exits immediately, since the state is saved.
     with book.on('compile'):
-      step = blueprint.compiled(config, recipe, mesh)
-    return trained(config, recipe, mesh, workdir, source, state, step, until, checkpoints,
-                   stop or preemption.Stop(), book)
+      step = blueprint.compiled(config, run.recipe, run.mesh)
+    return trained(run, source, state, step, until, checkpoints, stop or preemption.Stop(), book)
 
 
-def started(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pathlib.Path,
-            checkpoints: checkpoint.Checkpoints, book: ledger.Ledger) -> train_state.TrainState:
-  """The state to train from: of the newest checkpoint, or a new one, which is saved and described.
+def started(run: Run, checkpoints: checkpoint.Checkpoints,
+            book: ledger.Ledger) -> train_state.TrainState:
+  """The state of the newest checkpoint, or a new state, which is saved; prints the parameter table.
 
-  Raises ValueError where workdir had checkpoints and has none now.
+  Raises ValueError if workdir had checkpoints before and has lost them.
   """
+  config, workdir, recipe, mesh = run
   like = blueprint.first_state(config, recipe, mesh, abstract=True)
   with book.on('restore'):
     restored = checkpoints.restore(like, repair=True)
@@ -91,25 +92,23 @@ def _check_new(workdir):
                      'another --workdir')
 
 
-def trained(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pathlib.Path,
-            source: sources.Source, state: train_state.TrainState, step: Callable, until: int,
+def trained(run: Run, source: sources.Source, state: train_state.TrainState, step: Callable, until: int,
             checkpoints: checkpoint.Checkpoints, stop: preemption.Stop,
             book: ledger.Ledger) -> train_state.TrainState:
   """`loop.fit` from `state` to `until` steps, with the data, the log and the saves of a run."""
-  section, start = config.train, int(state.step)
-  own, readers = sharding.own_rows(mesh)
+  config, section, start = run.config, run.config.train, int(state.step)
+  own, readers = sharding.own_rows(run.mesh)
   rows = pipeline.batches(
       source, seed=config.seed, batch=section.batch, start=start * section.batch, process_index=own,
       process_count=readers, workers=config.data.workers, flip=config.data.flip,
-      couple=recipe.objective.couple)
-  log = logging.Log(workdir, step=start, batch=section.batch, num_examples=section.num_examples,
+      couple=run.recipe.objective.couple)
+  log = logging.Log(run.workdir, step=start, batch=section.batch, num_examples=section.num_examples,
                     active=jax.process_index() == 0)
-  batches, step = book.timed_loop((sharding.place_batch(each, mesh) for each in rows), step)
+  batches, step = book.timed_loop((sharding.place_batch(each, run.mesh) for each in rows), step)
   book.switch('step')
   with contextlib.closing(rows), contextlib.closing(log), stop.busy():
     return loop.fit(state, step, batches, until, cadence(config),
-                    actions(config, recipe, mesh, workdir, log, checkpoints, stop, book),
-                    multihost.agreeing(stop, mesh))
+                    actions(run, log, checkpoints, stop, book), multihost.agreeing(stop, run.mesh))
 
 
 def cadence(config: ConfigDict) -> loop.Cadence:
@@ -120,18 +119,17 @@ def cadence(config: ConfigDict) -> loop.Cadence:
       save=every(config.train.checkpoint_examples), preview=every(config.train.sample_examples))
 
 
-def actions(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pathlib.Path,
-            log: logging.Log, checkpoints: checkpoint.Checkpoints, stop: preemption.Stop,
+def actions(run: Run, log: logging.Log, checkpoints: checkpoint.Checkpoints, stop: preemption.Stop,
             book: ledger.Ledger) -> loop.Actions:
   """What this run does between its steps, each booked to its account."""
   def check(pending):
     checkpoints.check()
     if pending is not None:
-      nonfinite.check(*pending, config.train.max_skipped, log.progress.say)
+      nonfinite.check(*pending, run.config.train.max_skipped, log.progress.say)
 
   def write(n, state, metrics):
     values = {name: float(value) for name, value in metrics.compute().items()}
-    log.write(n, values | skipped(config, state))
+    log.write(n, values | skipped(run.config, state))
 
   def save(state, *, wait):
     with book.on('save'):
@@ -147,11 +145,11 @@ def actions(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, workdir: pat
       # Everything is saved. Of several processes, one that left now would leave the others waiting.
       alone = jax.process_count() == 1
       with stop.interruptible() if alone else contextlib.nullcontext(), book.on('evaluate'):
-        preview(config, recipe, state, log, workdir, book.beat)
+        preview(run, state, log, book.beat)
 
   return loop.Actions(
-      metrics=lambda: train_state.empty_metrics(mesh), check=check, log=write, save=save, preview=show,
-      snapshot=book.timed('save', lambda state: keep_snapshot(config, state, workdir)))
+      metrics=lambda: train_state.empty_metrics(run.mesh), check=check, log=write, save=save,
+      preview=show, snapshot=book.timed('save', lambda state: keep_snapshot(run, state)))
 
 
 def check_parts(config: ConfigDict, mesh: Mesh, rules: sharding.Rules) -> None:
@@ -182,11 +180,12 @@ def check_averages(config: ConfigDict, recipe: recipes.Recipe) -> None:
                       f'must be one of {snapshots.DTYPES}')
 
 
-def keep_snapshot(config: ConfigDict, state: train_state.TrainState, workdir: pathlib.Path) -> None:
+def keep_snapshot(run: Run, state: train_state.TrainState) -> None:
   """Writes the power EMAs of the state to workdir/snapshots, where nothing is ever deleted."""
-  averages = {repr(std): state.emas[repr(std)] for std in config.ema.stds}
-  snapshots.write(workdir / 'snapshots', int(state.examples), averages, run=identity.identity(config),
-                  dtype=config.ema.snapshot_dtype)
+  section = run.config.ema
+  averages = {repr(std): state.emas[repr(std)] for std in section.stds}
+  snapshots.write(run.workdir / 'snapshots', int(state.examples), averages,
+                  run=identity.identity(run.config), dtype=section.snapshot_dtype)
 
 
 def skipped(config: ConfigDict, state: train_state.TrainState) -> dict[str, float | int]:
@@ -196,9 +195,10 @@ def skipped(config: ConfigDict, state: train_state.TrainState) -> dict[str, floa
   return {'skipped': int(state.guard.skipped), 'scale': float(state.guard.scale)}
 
 
-def preview(config: ConfigDict, recipe: recipes.Recipe, state: train_state.TrainState,
-            log: logging.Log, workdir: pathlib.Path, beat: Callable[[], None]) -> None:
+def preview(run: Run, state: train_state.TrainState, log: logging.Log,
+            beat: Callable[[], None]) -> None:
   """Draws a few samples while training, to samples-<step>.png and TensorBoard."""
+  config, workdir, recipe, _ = run
   at, classes = int(state.step), config.data.num_classes
   count = 1_000 if len(config.data.shape) == 1 else 100
   label = np.arange(count, dtype=np.int32) % max(classes, 1)

@@ -1,15 +1,30 @@
-"""What a command is given: the devices of a run."""
+"""What a command receives: a config, its folder, what it means, and its devices."""
 
-from typing import Any
+import pathlib
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from eqflow.config import recipes
 from eqflow.config.errors import naming
 from eqflow.training import sharding
 
 
+class Run(NamedTuple):
+  """A config and all that is derived from it once."""
+  config: ConfigDict
+  workdir: pathlib.Path
+  recipe: recipes.Recipe
+  mesh: Mesh
+
+
+def run_of(config: ConfigDict, workdir: pathlib.Path) -> Run:
+  """The run of a config in `workdir`, on all devices. Raises ValueError if the config cannot run."""
+  return Run(config, workdir, recipes.recipe(config), mesh_of(config))
+
+
 def mesh_of(config: ConfigDict, devices: Any = None) -> Mesh:
-  """The mesh of config.mesh over `devices`, or all. Raises ValueError where they are not so many."""
+  """The mesh of config.mesh over `devices`, by default all. Raises ValueError if it does not fit."""
   with naming('mesh'):
     return sharding.device_mesh(devices, **config.mesh)

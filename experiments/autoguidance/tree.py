@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 import numpy as np
 
 from eqflow import densities, fields, grids, guidance, outputs, processes, samplers
-from eqflow.config.networks import classless as without_classes
+from eqflow.config.networks import classless
 from eqflow.models.mlp import MLP
 from experiments.fit import fit
 
@@ -73,7 +73,7 @@ def networks() -> dict[str, fields.Network]:
 
   unconditional = train(**STRONG, classes=0)
   return {'strong': train(**STRONG), 'weak': train(**WEAK),
-          'unconditional': Partial(without_classes, network=unconditional)}
+          'unconditional': Partial(classless, network=unconditional)}
 
 
 def sampled(network: fields.Network, other: fields.Network, scale: float, *,

@@ -27,6 +27,7 @@ from eqflow.commands import train
 from eqflow.config import networks, recipes
 from eqflow.data import pipeline
 from eqflow.runs import blueprint, dataset
+from eqflow.runs.run import Run
 from eqflow.training import checkpoint, sharding, train_state
 from eqflow.training.runtime import ledger, preemption
 from experiments import ROOT
@@ -55,7 +56,7 @@ def loop_against_step(count=7, num_steps=300):
     with tempfile.TemporaryDirectory() as folder:
       folder, book = pathlib.Path(folder), ledger.Ledger()
       with checkpoint.open_checkpoints(folder, keep=1) as checkpoints:
-        train.trained(config, recipe, mesh, folder, source, fresh(), step, num_steps, checkpoints,
+        train.trained(Run(config, folder, recipe, mesh), source, fresh(), step, num_steps, checkpoints,
                       preemption.Stop(), book)
 
   bare_seconds, loop_seconds = pairs(bare, loop, count)

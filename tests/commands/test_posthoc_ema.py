@@ -115,11 +115,11 @@ def test_a_snapshot_is_not_lost_where_a_run_is_broken_off_beside_its_checkpoint(
     trained, tmp_path, monkeypatch):
   found, workdir, _ = trained
   keep, at = train.keep_snapshot, []
-  def broken(config, state, folder):
+  def broken(run, state):
     at.append(int(state.step))
     if len(at) == 2:   # At step 8 a checkpoint is due too.
       raise Interrupted
-    keep(config, state, folder)
+    keep(run, state)
   with monkeypatch.context() as patch:
     patch.setattr(train, 'keep_snapshot', broken)
     with pytest.raises(Interrupted):

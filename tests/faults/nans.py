@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.runs import blueprint
+from eqflow.runs.run import Run
 from eqflow.training import checkpoint, nonfinite, sharding, train_step
 from eqflow.training.runtime import ledger, preemption
 from tests import config_file
@@ -114,7 +115,7 @@ def run(config: ConfigDict, recipe: recipes.Recipe, step: Callable, leaves: int,
   with (mock.patch.object(sharding, 'place_batch', broken),
         checkpoint.open_checkpoints(workdir, keep=config.train.keep_checkpoints) as checkpoints):
     checkpoints.save(state)
-    return train.trained(config, recipe, mesh, workdir, source, state, watched, STEPS, checkpoints,
+    return train.trained(Run(config, workdir, recipe, mesh), source, state, watched, STEPS, checkpoints,
                          preemption.Stop(), ledger.Ledger())
 
 
