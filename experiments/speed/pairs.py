@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 
-def pairs(first, second, count, pause=0.0):
+def pairs(first, second, count, pause=0.0, timer=time.perf_counter):
   """Seconds of `count` calls of first and of second, as two arrays. Both are called once before.
 
   The process sleeps for `pause` seconds before each call, so that busy-waiting threads go to sleep.
@@ -16,12 +16,12 @@ def pairs(first, second, count, pause=0.0):
     # The order alternates.
     for function in ((first, second) if i % 2 else (second, first)):
       time.sleep(pause)
-      seconds[function].append(clock(function))
+      seconds[function].append(clock(function, timer))
   return np.array(seconds[first]), np.array(seconds[second])
 
 
-def clock(function):
+def clock(function, timer=time.perf_counter):
   """Seconds of one call."""
-  start = time.perf_counter()
+  start = timer()
   function()
-  return time.perf_counter() - start
+  return timer() - start
