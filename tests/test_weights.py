@@ -13,7 +13,7 @@ import scipy.stats
 
 from eqflow import densities, fields, losses, outputs, processes, weights
 from eqflow.config import tables
-from eqflow.config.sections import bound
+from eqflow.config.rows import bind
 from tests import rows
 
 P, S, SD, GAMMA, BIAS = -0.7, 0.9, 0.6, 1.7, 0.8
@@ -113,8 +113,7 @@ def test_every_spectrum_of_the_table_is_tested():
 def test_a_config_can_nest_spectra(x64):
   section = ConfigDict(dict(name='on_logsnr', w=dict(name='monotone', peak=-1.5, w=dict(
       name='sd3', mean=P, std=S))))
-  weight = bound(tables.WEIGHTS, section, 'loss.weight', nested=tables.NESTED,
-                 density=densities.uniform)
+  weight = bind(tables.WEIGHTS, section, 'loss.weight', density=densities.uniform)
   found = _implied('linear', densities.uniform, outputs.eps, weight=weight)
   np.testing.assert_allclose(found, SPECTRA['monotone'][1](VALUES), rtol=1e-11)
 

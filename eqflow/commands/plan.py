@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow.arrays import Number
-from eqflow.commands.train import check_averages, check_parts
-from eqflow.config import recipes
+from eqflow.config import consistency, recipes
 from eqflow.planning import chips, collectives, flops, hlo, report, topologies
 from eqflow.runs import blueprint, run
 from eqflow.training import sharding
@@ -57,10 +56,8 @@ def _write(found, workdir):
 def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:
   """What the step of config needs of each device of target, as `report.text` tells it."""
   recipe, mesh = recipes.recipe(config), run.mesh_of(config, target.devices)
-  check_averages(config, recipe)
-  check_parts(config, mesh, recipe.model.rules)
+  consistency.check_training(config, recipe.model, recipe.averages, mesh)
   # A training asks it of the samples that evaluation will draw.
-  sharding.check_rows(config.sample.batch, mesh)
   step, given = blueprint.step_and_shapes(config, recipe, mesh)
   found = dict(
       topology=target.name, devices=len(target.devices), mesh=dict(mesh.shape),

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow.config import recipes
-from eqflow.config.errors import ConfigError, naming
+from eqflow.config import consistency, recipes
 from eqflow.data import pipeline, sources
 from eqflow.fields import Model
 from eqflow.evaluation import images
@@ -34,10 +33,9 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
   """
   run = run_of(config, workdir)
-  check_averages(config, run.recipe)
   # Evaluation follows: what it would reject must not be found after hours of training.
   restore.guide_of(config, run.recipe)
-  check_parts(config, run.mesh, run.recipe.model.rules)
+  consistency.check_training(config, run.recipe.model, run.recipe.averages, run.mesh)
   source = dataset.evaluation_source(config)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = dataset.open_source(config)
@@ -150,34 +148,6 @@ def actions(run: Run, log: logging.Log, checkpoints: checkpoint.Checkpoints, sto
   return loop.Actions(
       metrics=lambda: train_state.empty_metrics(run.mesh), check=check, log=write, save=save,
       preview=show, snapshot=book.timed('save', lambda state: keep_snapshot(run, state)))
-
-
-def check_parts(config: ConfigDict, mesh: Mesh, rules: sharding.Rules) -> None:
-  """Raises ValueError for batches and networks that the mesh or its processes cannot share."""
-  section = config.train
-  sharding.check_divides(section.batch, section.accumulate, mesh)
-  sharding.check_tensor(rules, mesh)
-  with naming('mesh'):
-    _, readers = sharding.own_rows(mesh)
-  if config.loss.dispersive and section.accumulate > 1 and readers > 1:
-    raise ConfigError('loss.dispersive', config.loss.dispersive, 'couples the examples of a '
-                      'microbatch, '
-                      f'which differ between 1 and {readers} processes',
-                      'use --config.train.accumulate=1')
-
-
-def check_averages(config: ConfigDict, recipe: recipes.Recipe) -> None:
-  """Raises ValueError for averages that training cannot keep, sample or write snapshots of."""
-  section, names = config.ema, ['params', *recipe.averages.names]
-  if config.sample.params not in names:
-    raise ConfigError('sample.params', config.sample.params, 'is made by --mode=reconstruct, after '
-                      'training', f'train with one of {names}')
-  if section.snapshot_examples and not section.stds:
-    raise ConfigError('ema.snapshot_examples', section.snapshot_examples, 'needs power averages, but '
-                      'config.ema.stds is empty', "use --config.ema.stds='(0.05, 0.1)'")
-  if section.snapshot_dtype not in snapshots.DTYPES:
-    raise ConfigError('ema.snapshot_dtype', section.snapshot_dtype,
-                      f'must be one of {snapshots.DTYPES}')
 
 
 def keep_snapshot(run: Run, state: train_state.TrainState) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from eqflow import ema
-from eqflow.config.errors import ConfigError, naming
+from eqflow.config.errors import naming
 
 
 class Averages(NamedTuple):
@@ -16,21 +16,14 @@ class Averages(NamedTuple):
 
 
 def build(config: ConfigDict) -> Averages:
-  """The EMAs of a config. Raises ConfigError."""
+  """The EMAs of a config."""
   section = config.ema
   decays = {f'{decay:g}': decay for decay in section.decays}
   with naming('ema.stds'):
     powers = {repr(std): float(ema.power_from_std(std)) for std in section.stds}
-  if len({**decays, **powers}) < len(section.decays) + len(section.stds):
-    raise ConfigError('ema.decays', tuple(section.decays), f'and config.ema.stds={tuple(section.stds)} '
-                      'give two EMAs the same name')
-  names, name = (*decays, *powers), config.sample.params
-  if name not in ('params', *names) and not (powers and ema.is_std(name)):
-    raise ConfigError('sample.params', name, f'must be one of {["params", *names]}'
-                      + (', or a std made by --mode=reconstruct' if powers else ''))
 
   def rates(step, examples, added):
     return ({name: 1 - ema.warmed(decay, step) for name, decay in decays.items()}
             | {name: ema.power_rate(power, examples, added) for name, power in powers.items()})
 
-  return Averages(names, rates)
+  return Averages((*decays, *powers), rates)

@@ -1,7 +1,7 @@
 """ConfigDict -> Recipe: everything that a run computes, as pure functions.
 
-A section of a config is {'name': row of a table, **the row's numbers}. Every key is checked before
-anything compiles.
+First each key is checked alone (schema), then the five parts are made, then what no two sections may
+say together is checked (consistency): all before anything compiles.
 """
 
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 import optax
 
 from eqflow import blind_spots, outputs
-from eqflow.config import averages, networks, objective, sampling, schema
+from eqflow.config import averages, consistency, networks, objective, sampling, schema
 from eqflow.config.errors import naming
-from eqflow.config.sections import bound
-from eqflow.config.tables import MADE, NESTED, OUTPUTS, PROCESSES, SCHEDULES
+from eqflow.config.rows import bind
+from eqflow.config.tables import OUTPUTS, PROCESSES, SCHEDULES
 from eqflow.training import optimizers
 
 
@@ -30,20 +30,22 @@ class Recipe(NamedTuple):
 def recipe(config: ConfigDict) -> Recipe:
   """The recipe of a config. Raises ConfigError with the key that cannot run."""
   schema.check(config)
-  process = bound(PROCESSES, config.process, 'process', nested=NESTED, made=MADE)
+  process = bind(PROCESSES, config.process, 'process')
   with naming('process'):
     blind_spots.check_grid([0.9, 0.1], process=process, output=outputs.v)
-  output = bound(OUTPUTS, config.output, 'output', nested=NESTED)
+  output = bind(OUTPUTS, config.output, 'output')
   model = networks.build(config, process)
-  return Recipe(model=model,
-                sampling=sampling.build(config, process, output, model),
+  made = Recipe(model=model,
                 objective=objective.build(config, process, output, model),
+                sampling=sampling.build(config, process, output),
                 optimizer=_optimizer(config), averages=averages.build(config))
+  consistency.check(config, made.model, made.sampling, output)
+  return made
 
 
 def _optimizer(config):
   section = config.optimizer
-  shape = bound(SCHEDULES, section.schedule, 'optimizer.schedule',
+  shape = bind(SCHEDULES, section.schedule, 'optimizer.schedule',
                 num_examples=config.train.num_examples)
   with naming('optimizer.schedule'):
     shape(jnp.float32(0))

@@ -7,12 +7,11 @@ from jax import numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from eqflow import arrays, blind_spots, descent, fields, guidance, samplers
+from eqflow import arrays, descent, fields, guidance, samplers
 from eqflow.arrays import Data, Keys, Stream
-from eqflow.config.errors import ConfigError, naming
-from eqflow.config.networks import Architecture
-from eqflow.config.sections import called, numbers, row_of
-from eqflow.config.tables import DESCENDED, DESCENTS, GRIDS, INTERVALS, NESTED, SOLVERS
+from eqflow.config.errors import naming
+from eqflow.config.rows import bind
+from eqflow.config.tables import DESCENTS, GRIDS, INTERVALS, SOLVERS
 from eqflow.fields import Model, Predict
 from eqflow.outputs import Output
 from eqflow.processes import Process
@@ -24,6 +23,7 @@ class Sampling(NamedTuple):
   `models` has the model that is sampled, then the one that it is guided away from, if any.
   """
   process: Process
+  solver: Any               # a Solver, or a Descent
   grid: Any                 # times from noise to data, or None for a descent
   noise: Callable           # keys -> eps [b, ...]
   predictor: Callable       # (models, labels) -> Predict, guided as config.sample says
@@ -68,10 +68,16 @@ def _network(z, t, labels, *, models, predictor):
   return predictor.value(models, labels)(z, t)
 
 
-def build(config: ConfigDict, process: Process, output: Output, model: Architecture) -> Sampling:
-  """The sampling of a config. Raises ConfigError."""
-  section = config.sample
-  solver, grid = _solver(config, process, output, model.label_noise)
+def build(config: ConfigDict, process: Process, output: Output) -> Sampling:
+  """The sampling of a config."""
+  section, path, grid = config.sample, 'sample.solver', None
+  if section.solver.name in DESCENTS:
+    solver = bind(DESCENTS, section.solver, path)
+  else:
+    solver = bind(SOLVERS, section.solver, path, process=process, output=output,
+                  num_steps=section.num_steps)
+    grid = bind(GRIDS, section.get('grid'), 'sample.grid', num_steps=section.num_steps,
+                process=process)
 
   def noise(keys):
     return arrays.noise_like(keys, jnp.zeros((len(keys), *config.data.shape)))
@@ -96,7 +102,7 @@ def build(config: ConfigDict, process: Process, output: Output, model: Architect
         threshold=section.threshold, keys=keys)
     return z, descent.evaluations(solver, steps), norms
 
-  return Sampling(process, grid, noise, _guidance(config, process), integrate,
+  return Sampling(process, solver, grid, noise, _guidance(config, process), integrate,
                   refill if section.threshold else None)
 
 
@@ -113,29 +119,12 @@ def _guidance(config: ConfigDict, process: Process) -> Callable[[Sequence[Model]
 
   Away from the second model where config.sample.guide names a run, else from the null class.
   """
-  section, classes, drop = config.sample, config.data.num_classes, config.train.drop_label
+  section, classes = config.sample, config.data.num_classes
   scale, other = scale_of(section), section.guide.workdir
-  # Half an interval is one that is open to infinity.
-  interval = called(INTERVALS, section.interval, 'sample.interval', unbounded=True)
+  interval = bind(INTERVALS, section.interval, 'sample.interval')
   if interval:
     with naming('sample.interval'):
       guidance.check_interval(interval['low'], interval['high'])
-  if other and scale == 1:
-    raise ConfigError('sample.guide.workdir', other, 'has no effect at config.sample.scale=1',
-                      "use a scale above 1, or --config.sample.guide.workdir=''")
-  if scale != 1 and not classes and not other:
-    raise ConfigError('sample.scale', scale, 'guides by class, but config.data.num_classes=0',
-                      'use --config.sample.scale=1, or set config.sample.guide.workdir')
-  if scale != 1 and not other and not drop:
-    raise ConfigError('sample.scale', scale, 'needs a network trained without labels too, but '
-                      f'config.train.drop_label={drop}', 'train with --config.train.drop_label=0.1, '
-                      'or set '
-                      'config.sample.guide.workdir to a run that is weaker or has no classes')
-  if interval and section.solver.name in DESCENTS:
-    raise ConfigError('sample.interval.name', section.interval.name, 'limits guidance to an interval '
-                      'of '
-                      f'times, but config.sample.solver.name={section.solver.name!r} has no time',
-                      'use --config.sample.interval.name=always')
 
   def predictor(models, labels):
     network, *guides = [model.network(model.params) for model in models]
@@ -152,51 +141,3 @@ def _guidance(config: ConfigDict, process: Process) -> Callable[[Sequence[Model]
     return guidance.on_interval(guided, alone, process=process, **interval) if interval else guided
 
   return predictor
-
-
-def _solver(config, process, output, label_noise):
-  """The solver of config.sample, and its grid of times, or None for a descent."""
-  section = config.sample
-  path = 'sample.solver'
-  row = row_of({**SOLVERS, **DESCENTS}, section.solver, path)
-  name = section.solver.name
-  found = numbers(row, section.solver, path, nested=NESTED, num_steps=section.num_steps)
-  if name in DESCENTS:
-    if not found.get('step_size', 1) > 0:
-      raise ConfigError(f'{path}.step_size', found['step_size'], 'must be above 0')
-    if label_noise is not fields.none:
-      raise ConfigError(
-          f'{path}.name', name, 'descends a field without time, but config.model.label_noise is '
-          f'{arrays.name_of(label_noise)!r}',
-          f'train with --config.model.label_noise.name=none, or sample with one of {sorted(SOLVERS)}')
-    if config.output.name not in DESCENDED:
-      raise ConfigError(
-          f'{path}.name', name, f'needs a field that vanishes at data, but config.output.name='
-          f'{config.output.name!r} does not',
-          f'train one of {list(DESCENDED)}, or sample with one of {sorted(SOLVERS)}')
-    with naming(path):
-      return row(**found), None
-  if section.threshold:
-    raise ConfigError('sample.threshold', section.threshold, 'needs a solver that descends: one of '
-                      f'{sorted(DESCENTS)}', 'use --config.sample.threshold=0')
-  grid = called(GRIDS, section.get('grid'), 'sample.grid', num_steps=section.num_steps, process=process)
-  with naming('sample.grid'):
-    blind_spots.check_grid(grid, process=process, output=output)
-    blind_spots.needs_conditioning(grid, process=process, label_noise=label_noise)
-    _check_ends(grid, process)
-  with naming(path):
-    solver = row(process, output, **found)
-    solver.check(grid)
-  return solver, grid
-
-
-def _check_ends(grid, process):
-  """Raises ValueError where a grid does not fall from noise all the way to data."""
-  first, last = (process(jnp.float32(t)) for t in (grid[0], grid[-1]))
-  if grid[0] <= grid[-1] or not last.eps <= 0.1 * last.x:
-    raise ValueError(f'times that start at {grid[0]:.4g} and end at {grid[-1]:.4g} do not end at data: '
-                     'samples fall from noise to a time where sigma is a tenth of alpha at most, '
-                     'such as 0')
-  if not first.eps > first.x:
-    raise ValueError(f'times that start at {grid[0]:.4g} do not start at noise: sigma is '
-                     f'{float(first.eps):.4g} there, alpha {float(first.x):.4g}')

@@ -1,4 +1,4 @@
-"""The one file with tables of names: what a config may call a function by."""
+"""Every name that a config may use: its function, and its numbers with their limits."""
 
 import functools
 
@@ -8,136 +8,171 @@ import optax
 
 from eqflow import (
     couplings, densities, descent, energies, fields, grids, outputs, processes, samplers, weights)
+from eqflow.config.kinds import flag, number, one_of, optional, several, whole
+from eqflow.config.rows import made, row, section_of
 from eqflow.models import dit, edm2, mlp
 from eqflow.processes import tables
 from eqflow.samplers import diffusions
 from eqflow.training import optimizers
 
-PROCESSES = {
-    'linear': processes.linear,
-    'cosine': processes.cosine,
-    'variance_preserving': processes.variance_preserving,
-    'edm': processes.edm,
-    'sub_vp': processes.sub_vp,
-    'discrete': processes.discrete,
-    'shifted': processes.shifted,
-    'logsnr_shifted': processes.logsnr_shifted,
-}
-OUTPUTS = {
-    'x': outputs.x,
-    'eps': outputs.eps,
-    'v': outputs.v,
-    'u': outputs.u,
-    'displacement': outputs.displacement,
-    'score': outputs.score,
-    'edm': outputs.edm,
-    'equilibrium': outputs.equilibrium,
-}
-DECAYS = {
-    'constant': outputs.constant_decay,
-    'linear': outputs.linear_decay,
-    'truncated': outputs.truncated_decay,
-    'piecewise': outputs.piecewise_decay,
-}
-DENSITIES = {
-    'uniform': lambda: densities.uniform,
-    'uniform_on': densities.uniform_on,
-    'logit_normal': densities.logit_normal,
-    'lognormal': densities.lognormal,
-    'mode': densities.mode,
-    'cosmap': lambda: densities.cosmap,
-    'adaptive': densities.adaptive,
-}
-WEIGHTS = {
-    'ones': weights.ones,
-    'edm': weights.edm,
-    'on_logsnr': weights.on_logsnr,
-}
-COUPLINGS = {
-    'independent': couplings.independent,
-    'optimal_transport': couplings.optimal_transport,
-    'sinkhorn': couplings.sinkhorn,
-    'pairs': couplings.given,
-}
-SPECTRA = {
-    'elbo': weights.elbo,
-    'sigmoid': weights.sigmoid,
-    'flow_matching': weights.flow_matching,
-    'indi': weights.indi,
-    'edm': weights.edm_logsnr,
-    'sd3': weights.sd3,
-    'p2': weights.p2,
-    'min_snr': weights.min_snr,
-    'monotone': weights.monotone,
-}
-SCALES = {
-    'unit': fields.unit,
-    'unit_variance': fields.unit_variance,
-}
-LABELS = {
-    'time': fields.time,
-    'logsnr': fields.logsnr,
-    'quarter_log_sigma': fields.quarter_log_sigma,
-    'table_index': fields.table_index,
-    'none': fields.none,
-}
-# What a network is made a gradient by; None for a network that is the field itself.
-ENERGIES = {
-    'none': lambda: None,
-    'dot': lambda: energies.dot,
-    'squared_norm': lambda: energies.squared_norm,
-    'negative_squared_norm': lambda: energies.negative_squared_norm,
-}
-SOLVERS = {
-    'ddim': samplers.ddim,
-    'euler': samplers.euler,
-    'heun': samplers.heun,
-    'ancestral': samplers.ancestral,
-    'edm': samplers.edm,
-    'sde': samplers.sde,
-    'adams_bashforth': samplers.adams_bashforth,
-    'dpmpp_2m': samplers.dpmpp_2m,
-    'dpmpp_3m': samplers.dpmpp_3m,
-    'unipc': samplers.unipc,
-    'adaptive': samplers.adaptive,
-}
-DIFFUSIONS = {
-    'constant': diffusions.constant,
-    'sigma': diffusions.sigma,
-    'linear': diffusions.linear,
-    'decreasing': diffusions.decreasing,
-    'increasing_decreasing': diffusions.increasing_decreasing,
-    'sbdm': diffusions.sbdm,
-}
-LAST_STEPS = {
-    'mean': samplers.last_mean,
-    'tweedie': samplers.last_tweedie,
-    'euler': samplers.last_euler,
-}
+ANY, POSITIVE, NOT_NEGATIVE = number(), number(above=0), number(0)
+FRACTION, BELOW_ONE, COUNT = number(0, 1), number(0, below=1), whole(1)
+
+# Tables of alpha_bar, of which `discrete` makes a process.
+_BETAS = dict(num=whole(2), beta_min=POSITIVE, beta_max=POSITIVE)
+_COSINE = dict(num=whole(2), offset=ANY, max_beta=FRACTION)
 
 
-def _angles(table, rescale=lambda table: table):
-  """What `discrete` binds of a table, asked for with the table's own numbers."""
+def _zero_snr(table):
   @functools.wraps(table)
-  def angles(*args, **numbers):
-    return processes.table(rescale(table(*args, **numbers))).keywords
-  return angles
+  def rescaled(*args, **numbers):
+    return tables.zero_terminal_snr(table(*args, **numbers))
+  return rescaled
 
 
 ANGLES = {
-    'linear': _angles(tables.linear),
-    'scaled_linear': _angles(tables.scaled_linear),
-    'cosine': _angles(tables.cosine),
-    'linear_zero_snr': _angles(tables.linear, tables.zero_terminal_snr),
-    'scaled_linear_zero_snr': _angles(tables.scaled_linear, tables.zero_terminal_snr),
-    'cosine_zero_snr': _angles(tables.cosine, tables.zero_terminal_snr),
+    'linear': made(tables.linear, **_BETAS),
+    'scaled_linear': made(tables.scaled_linear, **_BETAS),
+    'cosine': made(tables.cosine, **_COSINE),
+    'linear_zero_snr': made(_zero_snr(tables.linear), **_BETAS),
+    'scaled_linear_zero_snr': made(_zero_snr(tables.scaled_linear), **_BETAS),
+    'cosine_zero_snr': made(_zero_snr(tables.cosine), **_COSINE),
 }
-# Where guidance acts.
-INTERVALS = {
-    'always': lambda: {},
-    'time': lambda low, high: dict(measure=fields.time, low=low, high=high),
-    'logsnr': lambda low, high: dict(measure=fields.logsnr, low=low, high=high),
-    'noise_to_signal': lambda low, high: dict(measure=processes.noise_to_signal, low=low, high=high),
+
+
+def _discrete(angles):
+  return processes.table(angles)
+
+
+PROCESSES = {
+    'linear': row(processes.linear),
+    'cosine': row(processes.cosine),
+    'variance_preserving': row(processes.variance_preserving, beta_min=ANY, beta_max=ANY),
+    'edm': row(processes.edm),
+    'sub_vp': row(processes.sub_vp, beta_min=ANY, beta_max=ANY),
+    'discrete': made(_discrete, angles=section_of(ANGLES)),
+}
+PROCESSES |= {
+    'shifted': row(processes.shifted, process=section_of(PROCESSES), shift=POSITIVE),
+    'logsnr_shifted': row(processes.logsnr_shifted, process=section_of(PROCESSES), shift=ANY),
+}
+
+# An equilibrium field decays to zero at data. Past `start` it falls: 1 would leave no interval.
+_START = number(0, 1 - 1e-6)
+DECAYS = {
+    'constant': row(outputs.constant_decay, gain=POSITIVE),
+    'linear': row(outputs.linear_decay, gain=POSITIVE),
+    'truncated': row(outputs.truncated_decay, start=_START, gain=POSITIVE),
+    'piecewise': row(outputs.piecewise_decay, start=number(most=1 - 1e-6, above=0), height=ANY,
+                     gain=POSITIVE),
+}
+OUTPUTS = {
+    'x': row(outputs.x),
+    'eps': row(outputs.eps),
+    'v': row(outputs.v),
+    'u': row(outputs.u),
+    'displacement': row(outputs.displacement),
+    'score': row(outputs.score),
+    'edm': row(outputs.edm, sigma_data=POSITIVE),
+    'equilibrium': row(outputs.equilibrium, decay=section_of(DECAYS)),
+}
+# Outputs that vanish at data, so that they may be descended.
+DESCENDED = 'equilibrium', 'u', 'displacement'
+# Outputs in which a loss may be measured.
+SPACES = {name: row.function for name, row in OUTPUTS.items() if not row.numbers}
+
+DENSITIES = {
+    'uniform': row(densities.uniform),
+    'uniform_on': made(densities.uniform_on, low=ANY, high=ANY),
+    'logit_normal': made(densities.logit_normal, mean=ANY, std=POSITIVE),
+    'lognormal': made(densities.lognormal, mean=ANY, std=POSITIVE),
+    'mode': made(densities.mode, scale=ANY),
+    'cosmap': row(densities.cosmap),
+    'adaptive': made(densities.adaptive, 'process', low=ANY, high=ANY, bins=whole(2),
+                     keep=number(above=0, below=1)),
+}
+_SPECTRA = {
+    'elbo': row(weights.elbo),
+    'sigmoid': row(weights.sigmoid, bias=ANY),
+    'flow_matching': row(weights.flow_matching),
+    'indi': row(weights.indi),
+    'edm': row(weights.edm_logsnr, mean=ANY, std=POSITIVE, sigma_data=POSITIVE),
+    'sd3': row(weights.sd3, mean=ANY, std=POSITIVE),
+    'p2': row(weights.p2, gamma=ANY, k=ANY),
+    'min_snr': row(weights.min_snr, gamma=POSITIVE),
+}
+SPECTRA = _SPECTRA | {'monotone': row(weights.monotone, w=section_of(_SPECTRA), peak=ANY)}
+WEIGHTS = {
+    'ones': row(weights.ones),
+    'edm': row(weights.edm, sigma_data=POSITIVE),
+    'on_logsnr': row(weights.on_logsnr, 'density', w=section_of(SPECTRA)),
+}
+COUPLINGS = {
+    'independent': row(couplings.independent),
+    'optimal_transport': row(couplings.optimal_transport, 'group'),
+    'sinkhorn': row(couplings.sinkhorn, 'group', regularization=POSITIVE, tolerance=POSITIVE),
+    'pairs': row(couplings.given, 'eps'),
+}
+SCALES = {
+    'unit': row(fields.unit),
+    'unit_variance': row(fields.unit_variance, sigma_data=POSITIVE),
+}
+LABELS = {
+    'time': row(fields.time),
+    'logsnr': row(fields.logsnr),
+    'quarter_log_sigma': row(fields.quarter_log_sigma),
+    'table_index': row(fields.table_index),
+    'none': row(fields.none),
+}
+# The energy whose gradient is the field; None: the network is the field.
+ENERGIES = {
+    'none': row(None),
+    'dot': row(energies.dot),
+    'squared_norm': row(energies.squared_norm),
+    'negative_squared_norm': row(energies.negative_squared_norm),
+}
+
+DIFFUSIONS = {
+    'constant': row(diffusions.constant, norm=ANY),
+    'sigma': row(diffusions.sigma, norm=ANY),
+    'linear': row(diffusions.linear, norm=ANY),
+    'decreasing': row(diffusions.decreasing, norm=ANY),
+    'increasing_decreasing': row(diffusions.increasing_decreasing, norm=ANY),
+    'sbdm': row(diffusions.sbdm, norm=ANY),
+}
+LAST_STEPS = {
+    'mean': row(samplers.last_mean),
+    'tweedie': row(samplers.last_tweedie),
+    'euler': row(samplers.last_euler),
+}
+_ALONG = section_of(OUTPUTS)
+
+
+def _solver(function, *received, **numbers):
+  return made(function, 'process', 'output', *received, **numbers)
+
+
+SOLVERS = {
+    'ddim': _solver(samplers.ddim, churn=FRACTION, eta=optional(FRACTION)),
+    'euler': _solver(samplers.euler, along=_ALONG),
+    'heun': _solver(samplers.heun, along=_ALONG),
+    'ancestral': _solver(samplers.ancestral, variance=FRACTION),
+    'edm': _solver(samplers.edm, 'num_steps', churn=NOT_NEGATIVE, sigma_min=NOT_NEGATIVE,
+                   sigma_max=NOT_NEGATIVE, noise_scale=NOT_NEGATIVE),
+    'sde': _solver(samplers.sde, diffusion=section_of(DIFFUSIONS), last=section_of(LAST_STEPS)),
+    'adams_bashforth': _solver(samplers.adams_bashforth),
+    'dpmpp_2m': _solver(samplers.dpmpp_2m, 'num_steps', churn=FRACTION, heun=flag),
+    'dpmpp_3m': _solver(samplers.dpmpp_3m, 'num_steps', churn=FRACTION, heun=flag, taper=flag,
+                        curvature=ANY),
+    'unipc': _solver(samplers.unipc, 'num_steps', order=whole(1, 3), bh1=flag),
+    'adaptive': _solver(samplers.adaptive, rtol=NOT_NEGATIVE, atol=NOT_NEGATIVE, last=POSITIVE,
+                        max_steps=COUNT),
+}
+# What a step size is multiplied by, over the iterations.
+FACTORS = {
+    'constant': row(descent.constant),
+    'cosine': row(descent.cosine, num_steps=POSITIVE),
+    'harmonic': row(descent.harmonic, half=POSITIVE),
 }
 
 
@@ -149,50 +184,67 @@ def _momentum(step_size, momentum):
   return descent.from_optax(optax.sgd(step_size, momentum))
 
 
+_STEP = dict(step_size=POSITIVE, schedule=section_of(FACTORS))
 DESCENTS = {
-    'gradient_descent': descent.gradient_descent,
-    'nesterov': descent.nesterov,
-    'heun_descent': descent.heun,
-    'langevin': descent.langevin,
-    'adam': _adam,
-    'momentum': _momentum,
-}
-# What is small at data, and so is descended: the others are not, and the score points the other way.
-DESCENDED = 'equilibrium', 'u', 'displacement'
-# What a step size is multiplied with.
-FACTORS = {
-    'constant': descent.constant,
-    'cosine': descent.cosine,
-    'harmonic': descent.harmonic,
+    'gradient_descent': made(descent.gradient_descent, **_STEP),
+    'nesterov': made(descent.nesterov, momentum=BELOW_ONE, **_STEP),
+    'heun_descent': made(descent.heun, **_STEP),
+    'langevin': made(descent.langevin, temperature=NOT_NEGATIVE, **_STEP),
+    'adam': made(_adam, step_size=POSITIVE, b1=BELOW_ONE, b2=BELOW_ONE),
+    'momentum': made(_momentum, step_size=POSITIVE, momentum=BELOW_ONE),
 }
 GRIDS = {
-    'uniform': grids.uniform,
-    'karras': grids.karras,
-    'logsnr': grids.logsnr,
-    'leading': grids.leading,
-    'linspace': grids.linspace,
-    'trailing': grids.trailing,
+    'uniform': made(grids.uniform, 'num_steps', start=ANY, end=ANY),
+    'karras': made(grids.karras, 'num_steps', 'process', sigma_min=POSITIVE, sigma_max=POSITIVE,
+                   rho=POSITIVE),
+    'logsnr': made(grids.logsnr, 'num_steps', 'process', start=ANY, end=ANY, low=ANY, high=ANY),
+    'leading': made(grids.leading, 'num_steps', table_size=COUNT, offset=whole(0)),
+    'linspace': made(grids.linspace, 'num_steps', table_size=COUNT),
+    'trailing': made(grids.trailing, 'num_steps', table_size=COUNT),
 }
+# Where guidance acts: what is measured of a time, from low to high.
+_ENDS = dict(low=number(infinite=True), high=number(infinite=True))
+
+
+def _interval(measure):
+  return made(lambda low, high: dict(measure=measure, low=low, high=high), **_ENDS)
+
+
+INTERVALS = {
+    'always': row(None),
+    'time': _interval(fields.time),
+    'logsnr': _interval(fields.logsnr),
+    'noise_to_signal': _interval(processes.noise_to_signal),
+}
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
+# What a block keeps for the backward pass where remat is on.
+POLICIES = {'nothing': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_DTYPES = dict(dtype=one_of(DTYPES), param_dtype=one_of(DTYPES))
+_REMAT = dict(remat=flag, remat_policy=one_of(POLICIES))
+_MLP = dict(width=COUNT, depth=COUNT, final_scale=NOT_NEGATIVE, **_DTYPES)
+_DIT = dict(patch=COUNT, width=COUNT, depth=COUNT, heads=COUNT, mlp_ratio=POSITIVE,
+            learned_positions=flag, doubled=flag, final_scale=NOT_NEGATIVE, **_DTYPES, **_REMAT)
+_EDM2 = dict(
+    width=COUNT, multipliers=several(POSITIVE, least=1), blocks=COUNT, attention=several(COUNT),
+    head_width=COUNT, dropout=number(0, 1 - 1e-6), noise_multiplier=optional(POSITIVE),
+    embedding_multiplier=optional(POSITIVE), label_balance=FRACTION, concat_balance=FRACTION,
+    res_balance=FRACTION, attn_balance=FRACTION, clip=optional(POSITIVE),
+    resample_filter=several(ANY, least=1), **_DTYPES, **_REMAT)
 MODELS = {
-    'mlp': mlp.MLP,
-    'dit': dit.DiT,
-    **{f'DiT-{size}/{patch}': functools.partial(dit.DiT, patch=patch, **numbers)
+    'mlp': made(mlp.MLP, 'num_classes', **_MLP),
+    'dit': made(dit.DiT, 'num_classes', **_DIT),
+    **{f'DiT-{size}/{patch}': made(functools.partial(dit.DiT, patch=patch, **numbers), 'num_classes',
+                                   **_DIT)
        for size, numbers in dit.SIZES.items() for patch in (2, 4, 8)},
-    'edm2': edm2.EDM2,
-    **{f'EDM2-{name}': functools.partial(edm2.EDM2, width=row['width'], dropout=row['dropout'])
-       for name, row in edm2.PRESETS.items()},
+    'edm2': made(edm2.EDM2, 'num_classes', **_EDM2),
+    **{f'EDM2-{name}': made(
+        functools.partial(edm2.EDM2, width=preset['width'], dropout=preset['dropout']), 'num_classes',
+        **_EDM2) for name, preset in edm2.PRESETS.items()},
 }
 SCHEDULES = {
-    'constant': optimizers.constant,
-    'cosine': optimizers.cosine,
-    'inverse_square_root': optimizers.inverse_square_root,
+    'constant': row(optimizers.constant, 'num_examples'),
+    'cosine': row(optimizers.cosine, 'num_examples'),
+    'inverse_square_root': row(optimizers.inverse_square_root, 'num_examples',
+                               decay_examples=POSITIVE, rampup_examples=NOT_NEGATIVE),
 }
-# What is kept of a block for the backward pass, where remat is on.
-POLICIES = {'nothing': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
-
-# A number that is itself a function is a section of its own, found by the key it stands under.
-NESTED = {'process': PROCESSES, 'decay': DECAYS, 'w': SPECTRA, 'along': OUTPUTS,
-          'diffusion': DIFFUSIONS, 'last': LAST_STEPS, 'schedule': FACTORS}
-# And arrays are what its section's row returns, by name.
-MADE = {'angles': ANGLES}

@@ -4,10 +4,10 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from eqflow.config import consistency
 from eqflow.config.errors import ABSENT, ConfigError
 from eqflow.data import pairs, sources
 from eqflow.runs.run import mesh_of
-from eqflow.training import sharding
 
 
 def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Source:
@@ -23,14 +23,7 @@ def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Sour
     raise ConfigError('data', ABSENT, f'name={section.name!r}, dir={section.dir!r}, split={split!r} '
                       f'cannot '
                       f'be opened: {error}') from error
-  if tuple(source.shape) != shape:
-    raise ConfigError('data.shape', shape, f'must be {tuple(source.shape)}, the shape of the records '
-                      f'of '
-                      f'{source.name}')
-  if section.num_classes not in (0, source.num_classes):
-    raise ConfigError('data.num_classes', section.num_classes, f'must be {source.num_classes}, the '
-                      f'classes '
-                      f'of {source.name}, or 0 to train without labels')
+  consistency.check_source(config, source)
   return source
 
 
@@ -40,11 +33,8 @@ def evaluation_source(config: ConfigDict) -> sources.Source:
   For pairs, of the data that the first of the models behind them was trained on. Raises ValueError
   for what would fail only after training: batch, split, too few records.
   """
-  sharding.check_rows(config.sample.batch, mesh_of(config))
   source = open_source(behind_pairs(config), split=config.evaluate.split)
-  if len(source) < 8:
-    raise ConfigError('evaluate.split', config.evaluate.split, f'has {len(source)} records: evaluation '
-                      'needs 8 or more')
+  consistency.check_evaluation(config, source, mesh_of(config))
   return source
 
 

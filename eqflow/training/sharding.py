@@ -140,25 +140,6 @@ def fetch(a: Any) -> np.ndarray:
 
 
 def check_rows(batch: int, mesh: Mesh) -> None:
-  """Raises ValueError unless the devices divide config.sample.batch."""
+  """Raises ValueError unless each device gets the same number of samples."""
   if batch < 1 or batch % parts(mesh):
-    raise ValueError(f'config.sample.batch={batch} does not divide by {parts(mesh)} device(s): choose '
-                     f'a multiple of {parts(mesh)}')
-
-
-def check_tensor(rules: Rules, mesh: Mesh) -> None:
-  """Raises ValueError if the mesh has a tensor axis, and no rule of the network shards over it."""
-  cut = {axis for _, spec in rules for axes in spec if axes for axis in np.atleast_1d(axes)}
-  if mesh.shape[partitioning.TENSOR] > 1 and partitioning.TENSOR not in cut:
-    raise ValueError(f'config.mesh.tensor={mesh.shape[partitioning.TENSOR]}: no layer of this network '
-                     'is '
-                     'cut, and all these devices would compute the same; set it to 1')
-
-
-def check_divides(batch: int, accumulate: int, mesh: Mesh) -> None:
-  """Raises ValueError unless devices and microbatches divide config.train.batch."""
-  share = accumulate * parts(mesh)
-  if batch < 1 or accumulate < 1 or batch % share:
-    raise ValueError(
-        f'config.train.batch={batch} does not divide by {parts(mesh)} device(s) x '
-        f'config.train.accumulate={accumulate}: choose a multiple of {max(share, 1)}')
+    raise ValueError(f'batch={batch} is not divisible by {parts(mesh)} devices')

@@ -5,7 +5,7 @@ from jax import numpy as jnp
 import numpy as np
 
 from eqflow import arrays, descent, grids, samplers
-from eqflow.config import sections, tables
+from eqflow.config import rows, tables
 from eqflow.samplers import diffusions
 from experiments.equilibrium_matching import descents, measure
 
@@ -17,8 +17,8 @@ DESCENDED = 'eqm', 'gain_1', 'dot'
 def process_and_output(model: measure.Training) -> tuple:
   """The process and the output of the network's config."""
   config = model.config
-  output = sections.bound(tables.OUTPUTS, config.output, 'output', nested=tables.NESTED)
-  return tables.PROCESSES[config.process.name], output
+  process = rows.bind(tables.PROCESSES, config.process, 'process')
+  return process, rows.bind(tables.OUTPUTS, config.output, 'output')
 
 
 def ode(model: measure.Training, row: str) -> dict:

@@ -79,7 +79,7 @@ def path_of(config, params, count, num_steps=50):
   recipe, grid = recipes.recipe(config), grids.uniform(num_steps)
   labels = jnp.arange(count) % max(config.data.num_classes, 1)
   predict = fields.bind(recipe.model.network(params), labels if config.data.num_classes else None)
-  solver = samplers.ddim(tables.PROCESSES[config.process.name], tables.OUTPUTS[config.output.name])
+  solver = samplers.ddim(recipe.sampling.process, tables.OUTPUTS[config.output.name].function)
   noise = jax.random.normal(jax.random.key(7), (count, *config.data.shape))
   return samplers.sample_path(solver, predict, noise, grid), grid
 

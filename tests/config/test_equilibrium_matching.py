@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow import densities, losses
-from eqflow.config import networks, recipes, tables
+from eqflow import densities, losses, outputs, processes
+from eqflow.config import networks, recipes
 from eqflow.fields import Model
 from eqflow.runs import identity
 from tests import config_file as load
@@ -146,8 +146,8 @@ def test_the_last_blocks_activations_are_dispersed_at_the_weight_of_the_config()
     def spy(z, t):
       seen.update(z=z)
       return z
-    losses.matching_loss(keys, spy, batch['x'], process=tables.PROCESSES['linear'],
-                         output=tables.OUTPUTS['u'], density=densities.uniform,
+    losses.matching_loss(keys, spy, batch['x'], process=processes.linear, output=outputs.u,
+                         density=densities.uniform,
                          u=densities.low_discrepancy(batch['index'], np.uint32(config.seed)))
     _, kept = module.apply({'params': params}, seen['z'], jnp.zeros(6), batch['label'],
                            capture_intermediates=lambda m, _: m.name == 'block_1')

@@ -1,0 +1,82 @@
+"""A row of a table: a function that a config names, and its numbers with their limits.
+
+A section {'name': a row, **numbers} becomes the row's function with its numbers: bound to it, or, for a
+row that is `made`, passed to it.
+"""
+
+from collections.abc import Callable, Mapping
+import inspect
+from typing import Any, NamedTuple
+
+from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from eqflow.config.errors import ABSENT, ConfigError, naming
+from eqflow.config.kinds import Kind, one_of
+
+
+class Row(NamedTuple):
+  """A function, the kinds of its numbers, and what it receives besides them."""
+  function: Any
+  numbers: Mapping[str, Kind]
+  required: frozenset[str]    # the numbers without a default
+  received: tuple[str, ...]   # arguments that come from other sections
+  called: bool                # whether the function makes what is used, or is used itself
+
+
+Table = Mapping[str, Row]
+
+
+def row(function: Any, *received: str, **numbers: Kind) -> Row:
+  """The function itself, with its numbers bound."""
+  return Row(function, numbers, _required(function, numbers), received, called=False)
+
+
+def made(function: Callable, *received: str, **numbers: Kind) -> Row:
+  """What the function returns, called with its numbers."""
+  return Row(function, numbers, _required(function, numbers), received, called=True)
+
+
+def _required(function, numbers):
+  arguments = inspect.signature(function).parameters if numbers else {}
+  return frozenset(name for name in numbers if arguments[name].default is inspect.Parameter.empty)
+
+
+def checked(table: Table, section: Any, key: str,
+            apart: tuple[str, ...] = ()) -> tuple[Row, dict[str, Any]]:
+  """(the row that section.name names, its numbers), without the keys that are `apart` from them.
+
+  Raises ConfigError for a name, a number or a value that the table does not have.
+  """
+  if not isinstance(section, ConfigDict) or 'name' not in section:
+    raise ConfigError(key, section, 'must be a section',
+                      f"use {{'name': ..., and its numbers}}, with a name from {sorted(table)}")
+  name = section.name
+  row, found = one_of(table)(name, f'{key}.name'), {}
+  remedy = f'give the whole section, as --config.{key}="{{\'name\': {name!r}, ...}}"'
+  for number, value in section.items():
+    if number == 'name' or number in apart:
+      continue
+    if number not in row.numbers:
+      takes = sorted(row.numbers) or 'no numbers'
+      raise ConfigError(f'{key}.{number}', value, f'is unknown: {name!r} takes {takes}', remedy)
+    found[number] = row.numbers[number](value, f'{key}.{number}')
+  missing = sorted(row.required - set(found))
+  if missing:
+    raise ConfigError(key, ABSENT, f'{name!r} also needs {missing}', remedy)
+  return row, found
+
+
+def bind(table: Table, section: Any, key: str, **others: Any) -> Any:
+  """What the section means: its row's function with its numbers, and what it receives of `others`."""
+  row, found = checked(table, section, key)
+  found |= {name: others[name] for name in row.received}
+  if not row.called:
+    return Partial(row.function, **found) if found else row.function
+  with naming(key):
+    return row.function(**found)
+
+
+def section_of(table: Table) -> Kind:
+  """The kind of a section that names a row of the table."""
+  return lambda value, key: bind(table, value, key)
