@@ -10,14 +10,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from eqflow.arrays import Number
 from eqflow.config.errors import ConfigError
 
 Kind = Callable[[Any, str], Any]
 LARGEST = 2**31 - 1
 
 
-def number(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf,
-           below: float = math.inf, infinite: bool = False) -> Kind:
+def number(least: Number = -math.inf, most: Number = math.inf, *, above: Number = -math.inf,
+           below: Number = math.inf, infinite: bool = False) -> Kind:
   """A real number in [least, most] and in (above, below); finite, unless `infinite`."""
   words = (('at least', least), ('at most', most), ('above', above), ('below', below))
   limits = [f'{word} {limit:.10g}' for word, limit in words if math.isfinite(limit)]
