@@ -6,11 +6,10 @@ import math
 import pathlib
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow.config import consistency, recipes
+from eqflow.config import consistency
 from eqflow.data import pipeline, sources
 from eqflow.fields import Model
 from eqflow.evaluation import images
