@@ -141,9 +141,9 @@ def small(monkeypatch, tmp_path):
     if row == 'dot':
       energy = energies.dot(network)
       network = energies.energy_gradient(energy)
-    recipe = types.SimpleNamespace(network=lambda params: network,
-                                   energy=energy and (lambda params: energy))
-    return models.config_of(data, row, seed), recipe, {}
+    architecture = types.SimpleNamespace(network=lambda params: network,
+                                         energy=energy and (lambda params: energy))
+    return models.config_of(data, row, seed), types.SimpleNamespace(model=architecture), {}
 
   monkeypatch.setattr(models, 'load', load)
   monkeypatch.setattr(measure, 'COUNT', {'digits': COUNT})
