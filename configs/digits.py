@@ -13,49 +13,22 @@ result   2026-11-21, Fréchet distance in pixels, precision, recall; 1,797 sampl
 
 import ml_collections
 
+from eqflow.config import defaults
+
 
 def get_config(variant: str = 'eqm') -> ml_collections.ConfigDict:
-  """The config of one variant; raises ValueError for a name that is none."""
-  if variant not in VARIANTS:
-    raise ValueError(f'configs/digits.py:{variant}: choose from {sorted(VARIANTS)}')
-  config = ml_collections.ConfigDict(BASE)
-  for key, section in VARIANTS[variant].items():
-    if 'name' in section:
-      # Another row of a table has other numbers.
-      config[key] = ml_collections.ConfigDict(section)
-    else:
-      config[key].update(ml_collections.ConfigDict(section))
-  return config
+  """The config of one variant. Raises ValueError for an unknown one."""
+  return defaults.config(BASE, defaults.variant(VARIANTS, variant))
 
 
 BASE = dict(
-    seed=0,
-    data=dict(
-        name='digits', split='all', dir='~/.cache/eqflow/data', shape=(8, 8, 1), num_classes=10,
-        flip=False, workers=0),
-    model=dict(
-        name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
-        remat_policy='nothing', final_scale=0.0, scale_input=dict(name='unit')),
-    process=dict(name='linear'),
-    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
-              coupling=dict(name='independent'), at_data=0.0, dispersive=0.0,
-              uncertainty=0),
-    energy=dict(name='none'),
-    # Devices by what they cut: examples; parameters too; layers. -1: the rest.
-    mesh=dict(data=-1, fsdp=1, tensor=1),
-    train=dict(
-        batch=64, accumulate=1, num_examples=384_000, drop_label=0.0,
-        log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,
-        keep_checkpoints=2, max_skipped=0, stuck_seconds=600.0),
-    optimizer=dict(
-        rate=3e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=6_400,
-        schedule=dict(name='cosine')),
-    ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),
-    # threshold: a descent stops a sample where the norm of the field falls below; 0 never stops.
-    # scale, rescale, interval: guidance, or not at 1; by class, trained for with drop_label > 0, or
-    # away from a worse network, params of guide.workdir. Pictures made in training are not guided so.
-    sample=dict(params='0.999', batch=150, threshold=0.0, scale=1.0, rescale=0.0,
-                interval=dict(name='always'), guide=dict(workdir='', params='')),
+    data=dict(name='digits', split='all', dir='~/.cache/eqflow/data', shape=(8, 8, 1), num_classes=10),
+    model=dict(name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
+               remat_policy='nothing', final_scale=0.0),
+    train=dict(batch=64, num_examples=384_000, log_examples=6_400, sample_examples=64_000,
+               checkpoint_examples=64_000),
+    optimizer=dict(rate=3e-3, warmup_examples=6_400),
+    sample=dict(batch=600),
     evaluate=dict(split='all', num_samples=1_797),
 )
 

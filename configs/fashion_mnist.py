@@ -11,41 +11,24 @@ result   not yet run; experiments/equilibrium_matching holds what is measured
 
 import ml_collections
 
+from eqflow.config import defaults
+
 
 def get_config(variant: str = 'eqm') -> ml_collections.ConfigDict:
-  """The config of one variant; raises ValueError for a name that is none."""
-  if variant not in VARIANTS:
-    raise ValueError(f'configs/fashion_mnist.py:{variant}: choose from {sorted(VARIANTS)}')
-  config = ml_collections.ConfigDict(BASE)
-  config.update(ml_collections.ConfigDict(VARIANTS[variant]))
-  return config
+  """The config of one variant. Raises ValueError for an unknown one."""
+  return defaults.config(BASE, defaults.variant(VARIANTS, variant))
 
 
 BASE = dict(
-    seed=0,
-    data=dict(
-        name='fashion_mnist', split='train', dir='~/.cache/eqflow/data', shape=(28, 28, 1),
-        num_classes=10, flip=False, workers=0),
-    model=dict(
-        name='dit', patch=7, width=96, depth=3, heads=4, dtype='float32', remat=False,
-        remat_policy='nothing', final_scale=0.0, scale_input=dict(name='unit')),
-    process=dict(name='linear'),
-    loss=dict(space='', weight=dict(name='ones'), density=dict(name='uniform'), stratified=True,
-              coupling=dict(name='independent'), at_data=0.0, dispersive=0.0,
-              uncertainty=0),
-    energy=dict(name='none'),
-    mesh=dict(data=-1, fsdp=1, tensor=1),
-    train=dict(
-        batch=64, accumulate=1, num_examples=256_000, drop_label=0.0,
-        log_examples=6_400, sample_examples=64_000, checkpoint_examples=64_000,
-        keep_checkpoints=2, max_skipped=0, stuck_seconds=600.0),
-    optimizer=dict(
-        rate=2e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0, warmup_examples=6_400,
-        schedule=dict(name='cosine')),
-    ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),
-    sample=dict(params='0.999', batch=200, threshold=0.0, scale=1.0, rescale=0.0,
-                interval=dict(name='always'), guide=dict(workdir='', params='')),
-    # Precision and recall hold every record against every other, so not all 60,000.
+    data=dict(name='fashion_mnist', split='train', dir='~/.cache/eqflow/data', shape=(28, 28, 1),
+              num_classes=10),
+    model=dict(name='dit', patch=7, width=96, depth=3, heads=4, dtype='float32', remat=False,
+               remat_policy='nothing', final_scale=0.0),
+    train=dict(batch=64, num_examples=256_000, log_examples=6_400, sample_examples=64_000,
+               checkpoint_examples=64_000),
+    optimizer=dict(rate=2e-3, warmup_examples=6_400),
+    sample=dict(batch=200),
+    # Precision and recall compare all pairs of records, so not all 60,000.
     evaluate=dict(split='test', num_samples=1_000),
 )
 

@@ -14,6 +14,7 @@ result   not run: traced by the tests
 
 import ml_collections
 
+from eqflow.config import defaults
 from eqflow.models import edm2
 
 RECIPE = edm2.RECIPES['512']
@@ -54,47 +55,33 @@ VARIANTS = {
 
 
 def get_config(variant: str = 's') -> ml_collections.ConfigDict:
-  """The config of one preset; raises ValueError for a name that is none."""
-  if variant not in VARIANTS:
-    raise ValueError(f'configs/imagenet512.py:{variant}: choose from {sorted(VARIANTS)}')
-  config, preset = ml_collections.ConfigDict(BASE), f'512-{variant.partition("_")[0]}'
-  config.model.name = f'EDM2-{preset}'
-  config.optimizer.rate = edm2.PRESETS[preset]['rate']
-  config.train.num_examples = edm2.PRESETS[preset]['million'] * 2**20
-  config.update(ml_collections.ConfigDict(VARIANTS[variant]))
-  return config
+  """The config of one preset. Raises ValueError for an unknown one."""
+  changes, preset = defaults.variant(VARIANTS, variant), f'512-{variant.partition("_")[0]}'
+  sizes = dict(
+      model=dict(name=f'EDM2-{preset}'), optimizer=dict(rate=edm2.PRESETS[preset]['rate']),
+      train=dict(num_examples=edm2.PRESETS[preset]['million'] * 2**20))
+  return defaults.config(BASE, sizes, changes)
 
 
 BASE = dict(
-    seed=0,
-    data=dict(name='latents', split='all', dir='', shape=(64, 64, 4), num_classes=1000, flip=False,
-              workers=8),
+    data=dict(name='latents', split='all', dir='', shape=(64, 64, 4), num_classes=1000, workers=8),
     # Attention, widths of levels and balances are the network's own defaults, dropout the preset's.
-    model=dict(name='', dtype='bfloat16', remat=False, remat_policy='nothing',
+    model=dict(dtype='bfloat16', remat=False, remat_policy='nothing',
                scale_input=dict(name='unit_variance', sigma_data=0.5),
                label_noise=dict(name='quarter_log_sigma')),
     process=dict(name='edm'),
     output=dict(name='edm', sigma_data=0.5),
-    loss=dict(space='', weight=dict(name='ones'),
-              density=dict(name='lognormal', mean=RECIPE['mean'], std=RECIPE['std']),
-              stratified=False, coupling=dict(name='independent'), at_data=0.0, dispersive=0.0,
+    loss=dict(density=dict(name='lognormal', mean=RECIPE['mean'], std=RECIPE['std']), stratified=False,
               uncertainty=128),
-    energy=dict(name='none'),
-    mesh=dict(data=-1, fsdp=1, tensor=1),
-    train=dict(
-        batch=2048, accumulate=1, num_examples=1, drop_label=0.0, log_examples=2**17,
-        sample_examples=2**23, checkpoint_examples=2**25, keep_checkpoints=2, max_skipped=0,
-        stuck_seconds=600.0),
-    # The paper's loss is a sum over all coordinates, ours a mean: Adam's epsilon is as much smaller.
+    train=dict(batch=2048, num_examples=1, log_examples=2**17, sample_examples=2**23,
+               checkpoint_examples=2**25),
+    # The paper's loss is a sum over the elements, ours a mean: Adam's epsilon is as much smaller.
     optimizer=dict(
-        rate=0.0, b1=0.9, b2=0.99, eps=1e-8 / (64 * 64 * 4), weight_decay=0.0, clip=0.0,
-        warmup_examples=0, schedule=dict(
+        rate=0.0, b2=0.99, eps=1e-8 / (64 * 64 * 4), warmup_examples=0, schedule=dict(
             name='inverse_square_root', decay_examples=RECIPE['decay_batches'] * 2048,
             rampup_examples=10_000_000)),
-    ema=dict(decays=(), stds=(0.05, 0.1), snapshot_examples=2**23, snapshot_dtype='float32'),
-    sample=dict(params='0.1', batch=512, threshold=0.0, scale=1.0, rescale=0.0,
-                interval=dict(name='always'), guide=dict(workdir='', params=''),
-                solver=dict(name='heun'), num_steps=32,
+    ema=dict(decays=(), stds=(0.05, 0.1), snapshot_examples=2**23),
+    sample=dict(params='0.1', batch=512, solver=dict(name='heun'), num_steps=32,
                 grid=dict(name='karras', sigma_min=0.002, sigma_max=80.0, rho=7.0)),
     evaluate=dict(split='all', num_samples=50_000),
 )

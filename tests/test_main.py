@@ -24,7 +24,7 @@ REFUSED = [
     ([DIGITS, '--config.trian.batch=32'], ['trian', 'train']),
     ([DIGITS, '--config.train.batch=big'], ['config.train.batch=big', 'int']),
     ([DIGITS, '--config.optimizer.rate=fast'], ['config.optimizer.rate=fast', 'float']),
-    (['--config=configs/digits.py:qm'], ["qm", "choose from ['blind_flow', 'edm', 'edm2', 'eps'"]),
+    (['--config=configs/digits.py:qm'], ["'qm'", "['blind_flow', 'edm', 'edm2', 'eps'"]),
     (['--config=configs/nothing.py'], ['configs/nothing.py']),
     ([DIGITS, '--mode=tarin'], ['mode', 'train', 'evaluate', 'sample']),
     ([DIGITS, '--config.process.name=linaer'], ["config.process.name='linaer'", 'cosine']),
