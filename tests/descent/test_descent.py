@@ -213,14 +213,16 @@ def test_descent_is_differentiable_in_its_step_size(x64):
   np.testing.assert_allclose(jax.grad(end)(0.1), -10 * 0.9**9, rtol=1e-12)
 
 
-def test_a_schedule_multiplies_the_step_size(x64):
+@pytest.mark.parametrize('make,momentum', [
+    (descent.gradient_descent, 0.0), (lambda size, **more: descent.nesterov(size, 0.3, **more), 0.3)])
+def test_a_schedule_multiplies_the_step_size(make, momentum, x64):
   factor = lambda k: 0.5 * (1 + np.cos(np.pi * k / 40))
-  z = Z
+  z = previous = Z
   for k in range(60):
-    z = z - 0.05 * factor(min(k, 40)) * _numpy_field(z)
+    slope = _numpy_field(z + momentum * (z - previous))
+    z, previous = z - 0.05 * factor(min(k, 40)) * slope, z
   schedule = jax.tree_util.Partial(descent.cosine, num_steps=40)
-  found = descent.descend(descent.gradient_descent(0.05, schedule=schedule), _field, jnp.asarray(Z),
-                          num_steps=60)
+  found = descent.descend(make(0.05, schedule=schedule), _field, jnp.asarray(Z), num_steps=60)
   np.testing.assert_allclose(found, z, rtol=1e-12)
 
 
