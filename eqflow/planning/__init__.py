@@ -1,1 +1,1 @@
-"""What a compiled program needs of the devices it is for: memory, multiplications, traffic, time."""
+"""What a compiled step costs on the devices it is compiled for: memory, FLOPs, communication, time."""

@@ -1,9 +1,9 @@
-"""What one device can do, by the published numbers of its maker; all in bytes, FLOP and seconds.
+"""Limits of one device, from the published numbers of its maker, in bytes, FLOP and seconds.
 
-TPUs      docs.cloud.google.com/tpu/docs/v5e, v5p, v6e: peak compute and memory of a chip, and what
-          its links carry both ways together, of which half goes out.
+TPUs      docs.cloud.google.com/tpu/docs/v5e, v5p, v6e: peak compute and memory of a chip, and the
+          bandwidth of its links in both directions together, half of it outgoing.
 H100      NVIDIA's data sheet of the SXM5 part: 989.4 TFLOP/s dense in bfloat16, 80 GB at 3.35 TB/s,
-          NVLink 900 GB/s both ways. H200: the same chip with 141 GB at 4.8 TB/s.
+          NVLink 900 GB/s in both directions. H200: the same chip with 141 GB at 4.8 TB/s.
 network   DGX H100 and H200: one 400 Gb/s adapter for each GPU.
 """
 
@@ -13,12 +13,12 @@ from eqflow.arrays import Number
 
 
 class Chip(NamedTuple):
-  """A device's limits; None where there is no such number to hold a program against."""
-  memory: Number | None      # bytes that a program may have
+  """A device's limits; None where none is published."""
+  memory: Number | None      # bytes available to a program
   flops: Number | None       # bfloat16, dense
   bandwidth: Number | None   # of its memory
-  inside: Number | None      # that it sends to the devices it is wired to
-  outside: Number | None     # that it sends to those of other hosts; None: all are wired together
+  inside: Number | None      # outgoing, to directly linked devices
+  outside: Number | None     # outgoing, to other hosts; None: all devices are linked
 
 
 GB, GIB = 1e9, 2**30
@@ -31,8 +31,8 @@ CHIPS = {
     'h200': Chip(141 * GB, 989.4e12, 4800 * GB, 900 * GB / 2, 400 * GB / 8),
 }
 
-# What the CUDA compiler asks of a GPU that is not there: limits of compute capability 9.0 (CUDA
-# programming guide) and the table above.
+# What the CUDA compiler must know of a GPU that is not present: the limits of compute capability 9.0
+# (CUDA programming guide) and the table above.
 GPU_TARGET = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -50,6 +50,6 @@ device_description_str: "NVIDIA {name}"
 
 
 def gpu_target(name: str) -> str:
-  """The description of a GPU of the table that the CUDA compiler takes in its place."""
+  """A description of a GPU of the table, from which the CUDA compiler works without that GPU."""
   chip = CHIPS[name]
   return GPU_TARGET.format(name=name.upper(), memory=chip.memory, bandwidth=chip.bandwidth)

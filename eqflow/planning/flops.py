@@ -1,4 +1,4 @@
-"""Multiplications of a program, counted from its jaxpr: what it asks for, whoever compiles it.
+"""FLOPs of a program, counted from its jaxpr, so that they do not depend on the compiler.
 
 Compilers count the body of a loop once, and some do not count at all.
 """
@@ -12,16 +12,16 @@ from jax.extend import core
 
 
 def flops(function: Callable, *args: Any) -> int:
-  """2 for every product and its sum in the dots and convolutions of function(*args), arrays abstract.
+  """FLOPs of the dots and convolutions of function(*args), 2 for a multiply-add.
 
-  Of all devices together. A loop of unknown length counts once, of the branches of a condition the
-  most costly; elementwise work is not counted.
+  The sum over all devices; args may be abstract arrays. A loop of unknown length counts once, a
+  condition as its most expensive branch; elementwise operations are not counted.
   """
   return of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def of_jaxpr(jaxpr: Any) -> int:
-  """As `flops`, of a jaxpr."""
+  """`flops` of a jaxpr."""
   return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -37,13 +37,13 @@ def _of_equation(equation):
   if name == 'cond':
     return max(inner)
   if name == 'shard_map':
-    # Its body is what one device does.
+    # Its body is the work of one device.
     return math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes']) * sum(inner)
   return sum(inner)
 
 
 def _inside(params):
-  """The jaxprs that an equation runs, whatever its primitive calls them."""
+  """The jaxprs inside an equation, under any parameter name."""
   for value in params.values():
     for one in value if isinstance(value, (tuple, list)) else (value,):
       one = getattr(one, 'jaxpr', one)
@@ -58,9 +58,9 @@ def _of_dot(equation):
 
 
 def _of_convolution(equation):
-  """2 for every pair of a kernel's entry and an input's that meet: neither padding nor holes count.
+  """2 for every product of a kernel entry and an input entry: neither padding nor dilation counts.
 
-  So an input's gradient and a kernel's each cost what the convolution does, however they are dilated.
+  So the gradients with respect to input and kernel each cost as much as the convolution.
   """
   params = equation.params
   numbers = params['dimension_numbers']
@@ -72,12 +72,12 @@ def _of_convolution(equation):
                 params['lhs_dilation'][i - 2], params['rhs_dilation'][i - 2])
       for i in range(2, len(out)))
   batch, features = (out[numbers.out_spec[i]] for i in (0, 1))
-  # A kernel already holds the channels of one group alone.
+  # A kernel has the input channels of one group only.
   return 2 * batch * features * right[numbers.rhs_spec[1]] * met
 
 
 def _meetings(size, taps, places, stride, before, hole, spread):
-  """How many of places x taps fall on one of `size` entries that lie `hole` apart."""
+  """How many of places x taps fall on one of `size` entries with a distance of `hole`."""
   found = 0
   for tap in range(taps):
     for place in range(places):

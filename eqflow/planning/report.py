@@ -8,7 +8,7 @@ UNITS = 'B', 'KiB', 'MiB', 'GiB', 'TiB'
 
 
 def amount(size: Number) -> str:
-  """Bytes in the unit that suits them, '2.51 GiB'."""
+  """Bytes with a suitable unit, '2.51 GiB'."""
   unit = 0
   while abs(size) >= 1024 and unit < len(UNITS) - 1:
     size, unit = size / 1024, unit + 1
@@ -16,7 +16,7 @@ def amount(size: Number) -> str:
 
 
 def number(value: Number) -> str:
-  """A count in the power of thousand that suits it, '712 G'."""
+  """A count with a suitable power of a thousand, '712 G'."""
   for power, name in ((15, 'P'), (12, 'T'), (9, 'G'), (6, 'M'), (3, 'k')):
     if abs(value) >= 10**power:
       return f'{value / 10**power:.3g} {name}'
@@ -24,7 +24,7 @@ def number(value: Number) -> str:
 
 
 def duration(seconds: Number) -> str:
-  """A time in the unit that suits it, '31.2 ms'."""
+  """A time with a suitable unit, '31.2 ms'."""
   for least, unit, name in ((1, 1, 's'), (1e-3, 1e-3, 'ms'), (0, 1e-6, 'us')):
     if seconds >= least:
       return f'{seconds / unit:.3g} {name}'
@@ -32,18 +32,18 @@ def duration(seconds: Number) -> str:
 
 
 def text(found: dict[str, Any]) -> str:
-  """All that `plan.compiled` found, for people."""
+  """What `commands.plan.compiled` found, as lines to read."""
   mesh = ' x '.join(f'{axis} {size}' for axis, size in found['mesh'].items())
   lines = [f"{found['topology']}: {found['devices']} devices as {mesh}; batch {found['batch']:,}"
-           + (f" in {found['accumulate']} parts" if found['accumulate'] > 1 else '')
+           + (f" in {found['accumulate']} microbatches" if found['accumulate'] > 1 else '')
            + (', remat' if found['remat'] else '')]
   lines += ['', *_memory(found), '', *_flops(found)]
   if found.get('collectives') is not None:
-    lines += ['', *_collectives(found['collectives'])]
+    lines += ['', *_communication(found['collectives'])]
   if 'seconds' in found:
     lines += ['', *_time(found)]
   if found['undivided']:
-    lines += ['', 'not cut, since an axis divides none of its sizes',
+    lines += ['', 'not sharded, since the axis divides none of its sizes',
               *(f'  {path}, along {axes}' for path, axes in found['undivided'].items())]
   return '\n'.join(lines)
 
@@ -73,21 +73,21 @@ def _flops(found):
   whole = formula * found['devices']
   lines = [f'FLOPs of a step           {number(whole)}FLOP, {number(whole / found["batch"])}FLOP an '
            f'example, {number(formula)}FLOP a device']
-  # A compiler counts the body of a loop once.
-  against = (f', loops of {found["accumulate"]} parts counted once' if found['accumulate'] > 1
+  # Compilers count the body of a loop once.
+  against = (', the loop over microbatches counted once' if found['accumulate'] > 1
              else f', {compiler / formula - 1:+.1%}' if compiler else '')
   lines += [f'  by the compiler         {number(compiler)}FLOP a device{against}'
-            if compiler else '  by the compiler         not told']
+            if compiler else '  by the compiler         not reported']
   if 'traffic' in found:
     lines += [f"  memory read and written {amount(found['traffic'])} a device: "
-              f"{found['intensity']:.3g} FLOP a byte"]
+              f"{found['intensity']:.3g} FLOP per byte"]
   return lines
 
 
-def _collectives(table):
+def _communication(table):
   if not table:
-    return ['exchanges of a step       none']
-  lines = ['exchanges of a step, by the axes they go along']
+    return ['communication of a step    none']
+  lines = ['communication of a step, by mesh axes']
   for axes, row in table.items():
     kinds = ', '.join(f'{kind} {amount(size)}' for kind, size in row['kinds'].items())
     lines.append(f"  {axes:<24}{row['count']} of {amount(row['bytes'])}, {amount(row['moved'])} sent "
@@ -103,12 +103,12 @@ def _time(found):
       f"bfloat16, memory {duration(bounds['memory'])}, "
       f"links {duration(bounds['links'])}; bound by {most}",
       f"  so at most              {found['examples_per_second']:,.0f} examples/s, "
-      f"{found['days']:.3g} days for {found['examples']:,}, {found['chip_days']:,.3g} days of a device"]
+      f"{found['days']:.3g} days for {found['examples']:,}, {found['chip_days']:,.3g} device days"]
 
 
 def lever(row: dict[str, Any], limit: Number) -> str:
-  """What a change of the config would make of the total."""
+  """The total after a change of the config."""
   off = row['total'] - limit
-  told = f'fits, {amount(-off)} left' if row['fits'] else f'lacks {amount(off)}'
-  how = 'compiled' if row['how'] == 'compiled' else 'by the bytes of the state, activations as they are'
-  return f"  {row['lever']}: {amount(row['total'])}, {told} ({how})"
+  fits = f'fits, {amount(-off)} left' if row['fits'] else f'does not fit, by {amount(off)}'
+  how = 'compiled' if row['how'] == 'compiled' else 'by arithmetic: activations unchanged'
+  return f"  {row['lever']}: {amount(row['total'])}, {fits} ({how})"

@@ -1,9 +1,9 @@
-"""What DiT-XL/2 and EDM2-XXL need of TPU slices and of H100s, and how their cost grows with chips.
+"""What DiT-XL/2 and EDM2-XXL need of TPU slices and H100s, and their cost by the number of chips.
 
-  python -m experiments.plans [--only=v5e] [--levers]   compiles what has no result yet, draws, tables
-  python -m experiments.plans --draw                    only draws and writes the tables anew
+  python -m experiments.plans [--only=v5e] [--levers]   compiles missing results, draws, writes tables
+  python -m experiments.plans --draw                    only draws and writes the tables
 
-Needs the extra aot, no accelerator: minutes of one core for each row, most of an hour for EDM2-XXL.
+Needs the extra aot and no accelerator: minutes of one core a row, most of an hour for EDM2-XXL.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from experiments.plans import tables
 FOLDER = pathlib.Path(__file__).parent
 MODELS = {'dit-xl-2-256': (imagenet_dit, 'eqm_256'), 'dit-xl-2-512': (imagenet_dit, 'eqm_512'),
           'edm2-xxl': (imagenet512, 'xxl')}
-# topology: devices that cut the parameters. On H100s those of a host, on TPUs a side of the slice.
+# topology: size of the fsdp axis. On H100s the GPUs of a host, on TPUs a side of the slice.
 SLICES = {'v5e:4x4': 16, 'v5e:16x16': 16, 'v5p:2x2x2': 8, 'v5p:4x4x4': 8, 'h100:1x1x8': 8,
           'h100:1x2x8': 8, 'h100:1x4x8': 8, 'h100:1x8x8': 8}
-# What else a row changes, of its slice alone: without, its activations do not fit.
+# Further changes of some rows: without them, their activations do not fit.
 REMAT = dict(model=dict(remat=True))
 CHANGES = {
     ('dit-xl-2-512', 'v5e:4x4'): REMAT,
@@ -40,7 +40,7 @@ def rows():
     for topology, fsdp in SLICES.items():
       changes = dict(mesh=dict(data=-1, fsdp=fsdp)) | CHANGES.get((model, topology), {})
       found[f'{model}-{topology.replace(":", "-")}'] = model, topology, changes
-  # No width of DiT-XL/2 divides by 256: what is cut then, and what is not.
+  # No width of DiT-XL/2 divides by 256: some parameters stay whole.
   found['dit-xl-2-256-v5e-16x16-fsdp-256'] = 'dit-xl-2-256', 'v5e:16x16', dict(
       mesh=dict(data=1, fsdp=256))
   return found
@@ -55,7 +55,7 @@ def made(model, topology, changes, levers):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--only', default='', help='rows whose name holds this')
+  parser.add_argument('--only', default='', help='only rows whose name contains this')
   parser.add_argument('--levers', action='store_true', help='compile what makes a row fit')
   parser.add_argument('--draw', action='store_true', help='compile nothing')
   flags = parser.parse_args()

@@ -4,9 +4,9 @@ import json
 
 from eqflow.planning.report import amount, duration, number
 
-HEAD = ('model', 'slice', 'mesh', 'parts, remat', 'state', 'activations', 'total', 'fits',
-        'FLOP a step', 'compiler', 'exchanged', 'at least', 'bound by', 'examples/s', 'days',
-        'compiled in')
+HEAD = ('model', 'slice', 'mesh', 'microbatches, remat', 'state', 'activations', 'total', 'fits',
+        'FLOP per step', 'compiler', 'sent per device', 'step, at least', 'bound by', 'examples/s',
+        'days', 'compiled in')
 MARK = '## Measured'
 
 
@@ -29,8 +29,8 @@ def _row(found):
          f"{found['accumulate']}{', remat' if found['remat'] else ''}",
          amount(sum(found['state'].values())), amount(sizes['activations']), amount(sizes['total']),
          'yes' if found['fits'] else 'no', f'{number(formula * found["devices"])}FLOP',
-         'not told' if not compiler else f'{compiler / formula - 1:+.1%}' if found['accumulate'] == 1
-         else 'of one part']
+         'not reported' if not compiler
+         else f'{compiler / formula - 1:+.1%}' if found['accumulate'] == 1 else 'of one microbatch']
   if not bounds:
     return row + [''] * (len(HEAD) - len(row))
   moved = sum(one['moved'] for one in found['collectives'].values())
@@ -43,15 +43,15 @@ def _row(found):
 
 
 def undivided(plans):
-  """What was not cut, plan by plan."""
-  told = lambda lost: ', '.join(f'`{path}` along {axes}' for path, axes in lost.items())
-  lines = [f"- {name}: {told(found['undivided'])}" for name, found in plans.items()
+  """Parameters that are not sharded, plan by plan."""
+  paths = lambda lost: ', '.join(f'`{path}` along {axes}' for path, axes in lost.items())
+  lines = [f"- {name}: {paths(found['undivided'])}" for name, found in plans.items()
            if found['undivided']]
   return '\n'.join(lines) or 'Everything divides.'
 
 
 def levers(plans):
-  """What would make a plan fit, plan by plan."""
+  """Changes that make a plan fit, plan by plan."""
   lines = [f"- {name}: {row['lever']}: {amount(row['total'])}, "
            f"{'fits' if row['fits'] else 'does not fit'} ({row['how']})"
            for name, found in plans.items() for row in found.get('levers', ())]
@@ -64,16 +64,16 @@ def write(folder, figure):
   head = path.read_text().partition(MARK)[0]
   parts = [f'{len(plans)} plans.', table(plans)] if plans else ['Nothing yet.']
   if plans:
-    parts += ['Not cut, since an axis divides none of its sizes:', undivided(plans)]
+    parts += ['Not sharded, since the axis divides none of its sizes:', undivided(plans)]
   if found := levers(plans):
-    parts += ['Where a plan does not fit, what would make it fit:', found]
+    parts += ['Where a plan does not fit, changes that may make it fit:', found]
   path.write_text(f'{head}{MARK}\n\n' + '\n\n'.join(parts) + '\n')
   if any('seconds' in found for found in plans.values()):
     draw(plans).savefig(figure, dpi=150)
 
 
 def draw(plans):
-  """Days of a device for the whole training against devices, a line a model and kind of chip."""
+  """Device days of the whole training against devices; one line a model and chip."""
   from matplotlib.figure import Figure
   figure = Figure(figsize=(6, 4), layout='constrained')
   axis, lines = figure.subplots(), {}
@@ -81,12 +81,12 @@ def draw(plans):
     if 'seconds' in found and 'fsdp-256' not in name:
       key = found['model'], found['topology'].partition(':')[0]
       lines.setdefault(key, []).append((found['devices'], found['chip_days']))
-  # A colour for a model, a mark for a chip.
+  # A colour for each model, a marker for each chip.
   models, chips = (list(dict.fromkeys(key[i] for key in lines)) for i in (0, 1))
   for (model, chip), points in lines.items():
     axis.loglog(*zip(*sorted(points)), f'C{models.index(model)}', marker='osD^'[chips.index(chip)],
                 linestyle=('-', '--', ':', '-.')[chips.index(chip)], label=f'{model}, {chip}')
-  axis.set(xlabel='devices', ylabel='days of a device for the training, at least')
+  axis.set(xlabel='devices', ylabel='device days of the training, at least')
   axis.set_xticks([8, 16, 32, 64, 128, 256], labels=[8, 16, 32, 64, 128, 256], minor=False)
   axis.minorticks_off()
   axis.legend(fontsize=7)

@@ -1,11 +1,14 @@
-"""Compiled programs as text: which instructions run, how often, and the bytes they take and make."""
+"""The text of a compiled program: which instructions run, how often, and the bytes they move.
+
+XLA's text is no stable interface; only `costs` reads it, for numbers that no analysis reports.
+"""
 
 from collections.abc import Iterator
 import math
 import re
 from typing import NamedTuple
 
-# Bits of an entry; whatever is not listed (a token, an opaque) has none.
+# Bits of an entry; types that are not listed (token, opaque) have 0.
 BITS = {'pred': 8, **{f'{kind}{n}': n for kind in 'su' for n in (2, 4, 8, 16, 32, 64)},
         'bf16': 16, 'f16': 16, 'f32': 32, 'f64': 64, 'c64': 64, 'c128': 128}
 _SHAPE = re.compile(r'\b([a-z]+[0-9]*(?:e\d+m\d+\w*)?)\[([0-9,]*)\](\{[^}]*\})?')
@@ -13,10 +16,10 @@ _NAME = re.compile(r'%([\w.\-]+)')
 _LINE = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*)')
 _HEAD = re.compile(r'(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
-# Room for a library's own work, the last of what it returns, is no result; little of it is touched.
+# The workspace of a library call is the last of its results, and mostly untouched.
 _LIBRARY = re.compile(r'custom_call_target="__cu(blas|dnn)')
 _WORKSPACE = re.compile(r'\b[su]8\[[0-9]+\](\{[^}]*\})?(?=\)$)')
-# What moves nothing: names for what is there already, or the outside of what is counted inside.
+# Instructions that move nothing: aliases of existing arrays, and calls whose bodies are counted.
 FREE = frozenset(('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'call',
                   'conditional', 'after-all', 'partition-id', 'replica-id', 'iota', 'opt-barrier'))
 
@@ -27,25 +30,25 @@ class Instruction(NamedTuple):
   shape: str
   opcode: str
   operands: tuple
-  rest: str     # its attributes, as written
+  rest: str     # its attributes, as text
 
 
 class Module(NamedTuple):
-  """A program: its computations by name, and the one that runs."""
+  """A program: its computations by name, and the name of the entry."""
   entry: str
   computations: dict
 
 
 class Run(NamedTuple):
-  """An instruction that runs, how often in one call of the program, and what its operands are."""
+  """An instruction that runs, how often in one call of the program, and its operands."""
   instruction: Instruction
   times: int
-  fused: bool       # inside a fusion, whose operands and results alone touch memory
+  fused: bool       # inside a fusion: only the operands and results of a fusion touch memory
   operands: tuple   # shapes
 
 
 def size(shape: str, near: str = '') -> int:
-  """Bytes of a shape as text, of a tuple those of all its parts; but not of what is `near`."""
+  """Bytes of a shape or tuple, as text; arrays whose layout contains `near` count 0."""
   bits = 0
   for kind, lengths, layout in _SHAPE.findall(shape):
     if not near or near not in layout:
@@ -75,7 +78,7 @@ def _instruction(name, text):
 
 
 def _closed(text):
-  """Where the parenthesis that opens the text is closed: the index after it."""
+  """The index after the parenthesis that closes the first one."""
   depth = 0
   for found in re.finditer(r'[()]', text):
     depth += 1 if found.group() == '(' else -1
@@ -85,9 +88,9 @@ def _closed(text):
 
 
 def runs(module: Module) -> Iterator[Run]:
-  """Every instruction that runs, loops of known length counted and others taken once.
+  """Every instruction that runs, with the known lengths of loops; unknown ones count once.
 
-  The most costly branch of a condition is not known: all are listed.
+  All branches of a condition are listed.
   """
   yield from _runs(module, module.entry, 1, False)
 
@@ -104,7 +107,7 @@ def _runs(module, name, times, fused):
 
 
 def _inside(line):
-  """The computations that an instruction runs, where more than arithmetic on scalars may be in them."""
+  """The computations that an instruction runs, without the scalar reducers."""
   keys = {'fusion': 'calls', 'async-start': 'calls|called_computations', 'call': 'to_apply',
           'while': 'body',
           'conditional': 'branch_computations|true_computation|false_computation'}.get(line.opcode)
@@ -114,10 +117,10 @@ def _inside(line):
 
 
 def traffic(module: Module, near: str = '') -> int:
-  """Bytes that a call reads and writes, every operand and result of what is not fused taken whole.
+  """Bytes that a call reads and writes: all operands and results of instructions outside of fusions.
 
-  Loops count as often as they run. `near` is how layouts write that an array lies in the processor's
-  own memory, as 'S(1)' for TPUs: that is not counted, nor is what is fetched there counted twice.
+  Loops count as often as they run. `near` is how layouts write that an array is in on-chip memory,
+  'S(1)' for TPUs: such arrays do not count, and a copy to there counts once.
   """
   total = 0
   for run in runs(module):
@@ -129,7 +132,7 @@ def traffic(module: Module, near: str = '') -> int:
     if opcode in ('copy-done', 'slice-done'):
       moved = size(shape) * (1 if near and near in run.operands[0] else 2)
     else:
-      # What starts reads, and writes when it is done.
+      # An asynchronous instruction reads where it starts and writes where it is done.
       moved = 0 if opcode.endswith('-start') else size(shape, near)
       moved += 0 if opcode.endswith('-done') else sum(size(one, near) for one in run.operands)
     total += run.times * moved
