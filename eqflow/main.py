@@ -1,12 +1,12 @@
 """python -m eqflow.main --config=configs/digits.py --workdir=runs/digits [--mode=train]: flags only."""
 
-from eqflow.commands import plan, posthoc_ema
+from eqflow.commands import neighbours, plan, posthoc_ema
 from eqflow.commands.denoise import finish
 from eqflow.commands.evaluate import evaluate
 from eqflow.commands.ood import score
 from eqflow.commands.train import train
 from eqflow.config import recipes
-from eqflow.runs import claim, composition, generate, neighbours, restore
+from eqflow.runs import claim, composition, generate, restore
 from eqflow.training.runtime import ledger, multihost, preemption
 
 if __name__ == '__main__':

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
+from eqflow.commands import neighbours
 from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.evaluation import report
-from eqflow.runs import dataset, generate, neighbours, restore
+from eqflow.runs import dataset, generate, restore
 from eqflow.training import checkpoint
 from eqflow.training.runtime import ledger, watchdog
 

@@ -10,8 +10,8 @@ import numpy as np
 from eqflow import ood
 from eqflow.config import recipes, tables
 from eqflow.data import inputs, pipeline
-from eqflow.evaluation import detection, distances, features, report
-from eqflow.runs import dataset, generate, neighbours, restore
+from eqflow.evaluation import detection, distances, features, memorization, report
+from eqflow.runs import dataset, generate, restore
 
 # The cost of the drop: as many evaluations, and one more, for each class.
 _STEPS = 10
@@ -31,7 +31,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict
   recipe, shape = recipes.recipe(config), tuple(config.data.shape)
   outside, _ = inputs.read(path, shape)
   inside = pipeline.arrays(dataset.evaluation_source(config))[0][:config.evaluate.num_samples]
-  train = neighbours.records(config)
+  train = dataset.training_records(config)
   step, model = restore.restore(config, recipe, workdir)
 
   both, n = np.concatenate([inside, outside]), len(inside)
@@ -41,7 +41,7 @@ def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict
   # no distance from themselves, and are as far out as the nearest other record is.
   trained = np.flatnonzero(near[:n] == 0)
   if len(trained):
-    near[trained] = neighbours.among_themselves(train, nearest[trained], flip=config.data.flip)
+    near[trained] = memorization.to_other_records(train, nearest[trained], flip=config.data.flip)
   found['nearest_record'] = near
 
   rows = {name: _row(values[:n], values[n:]) for name, values in found.items() if name != 'class'}

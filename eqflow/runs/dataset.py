@@ -3,10 +3,11 @@
 import pathlib
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from eqflow.config import consistency
 from eqflow.config.errors import ABSENT, ConfigError
-from eqflow.data import pairs, sources
+from eqflow.data import pairs, pipeline, sources
 from eqflow.runs.run import mesh_of
 
 
@@ -25,6 +26,12 @@ def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Sour
                       f'be opened: {error}') from error
   consistency.check_source(config, source)
   return source
+
+
+def training_records(config: ConfigDict) -> np.ndarray:
+  """The records that a model is trained on, [n, ...]; with config.data.flip, then all mirrored."""
+  x = pipeline.arrays(open_source(config))[0]
+  return np.concatenate([x, x[:, :, ::-1]]) if config.data.flip else x
 
 
 def evaluation_source(config: ConfigDict) -> sources.Source:

@@ -2,12 +2,10 @@
 
 import json
 import pickle
-import re
 
 import jax
 from jax import numpy as jnp
 import numpy as np
-from PIL import Image
 import pytest
 
 from eqflow import fields, guidance
@@ -16,7 +14,7 @@ from eqflow.commands.ood import score
 from eqflow.config import recipes
 from eqflow.data import inputs
 from eqflow.fields import Model
-from eqflow.runs import composition, generate, identity, neighbours, restore
+from eqflow.runs import composition, dataset, generate, identity, restore
 from eqflow.runs.compatibility import SINCE
 from tests import config_file as load
 
@@ -407,7 +405,7 @@ def test_records_of_splits_that_overlap_are_not_near_to_themselves(eqm, tmp_path
   config.sample.solver = dict(name='adam', step_size=0.003)
   config.sample.batch = 600
   score(config, eqm.workdir, saved(tmp_path / 'all.npz', x=noisy(3)))
-  train, everything = neighbours.records(config), neighbours.records(eqm.config)
+  train, everything = dataset.training_records(config), dataset.training_records(eqm.config)
   found = loaded(eqm.workdir / 'scores-all.npz')['inside_nearest_record']
   space = train.reshape(len(train), -1).astype(np.float64)
   for i in (0, len(train) - 1, len(train), len(everything) - 1):
@@ -437,43 +435,3 @@ def test_only_a_blind_field_that_is_small_at_data_scores(flow, place, tmp_path):
   config.output.name = 'eps'
   with pytest.raises(ValueError, match="output.name='eps' is not small at data"):
     score(config, flow.workdir, path)
-
-
-def test_copies_of_training_records_are_found_out(eqm, tmp_path, capsys):
-  train = neighbours.records(eqm.config)
-  neighbours.report(eqm.config, tmp_path, train[[5, 700, 3]])
-  out = capsys.readouterr().out
-  found = re.search('nearest of 1,797 training .* median: 0 of 3 samples, ([0-9.]*) of records', out)
-  # What another program found of digits in 17 levels of grey, leaving each out in turn.
-  assert abs(float(found.group(1)) - 4.06) < 0.02, out
-  assert '100% of the samples are as near as the nearest 5 % of records' in out
-  picture = np.asarray(Image.open(tmp_path / 'neighbours.png'))
-  np.testing.assert_array_equal(picture[1:33], picture[34:66], err_msg='a copy stands above itself')
-  neighbours.report(eqm.config, tmp_path, noisy(3))
-  assert ' 0% of the samples' in capsys.readouterr().out
-
-
-def test_each_samples_neighbour_is_saved(eqm, tmp_path):
-  train = neighbours.records(eqm.config)
-  x = train[[5, 700, 3]] + np.float32([0, 0.01, 0]).reshape(3, 1, 1, 1) * (train[[5, 700, 3]] < 0)
-  neighbours.report(eqm.config, tmp_path, x)
-  found = loaded(tmp_path / 'neighbours.npz')
-  np.testing.assert_array_equal(found['index'], [5, 700, 3])
-  np.testing.assert_allclose(found['squared'], np.square(x - train[[5, 700, 3]]).sum((1, 2, 3)))
-  assert not found['mirrored'].any() and (found['squared'] > 0).tolist() == [False, True, False]
-
-
-def test_mirrored_records_are_training_records_where_they_are_trained_on(eqm, tmp_path, capsys):
-  plain, config = neighbours.records(eqm.config), eqm.config.copy_and_resolve_references().unlock()
-  config.data.flip = True
-  neighbours.report(config, tmp_path, plain[[5, 700, 3]][:, :, ::-1])
-  found = loaded(tmp_path / 'neighbours.npz')
-  np.testing.assert_array_equal(found['squared'], 0)
-  np.testing.assert_array_equal(found['index'], [5, 700, 3])
-  assert found['mirrored'].all()
-  assert 'nearest of 3,594 training records, half of them mirrored' in capsys.readouterr().out
-  # Nearly its own image: 0.02 from it, 8 from the other record.
-  x = np.zeros((2, 1, 2, 1), np.float32)
-  x[0, 0, 0], x[1] = 0.1, 2
-  own = neighbours.among_themselves(np.concatenate([x, x[:, :, ::-1]]), np.arange(4), flip=True)
-  np.testing.assert_allclose(own, 1.9 ** 2 + 4, rtol=1e-6)
