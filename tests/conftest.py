@@ -7,6 +7,7 @@ All processes of one session share a compilation cache, a folder that the first 
 removes.
 """
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -24,6 +25,19 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 
 import jax
 import pytest
+
+
+def pytest_collection_modifyitems(config, items):
+  """Deselects tests whose marker `needs` names a package or a path that is not installed."""
+  absent = [item for item in items
+            if not all(map(_installed, (mark.args[0] for mark in item.iter_markers('needs'))))]
+  if absent:
+    config.hook.pytest_deselected(items=absent)
+    items[:] = [item for item in items if item not in absent]
+
+
+def _installed(place):
+  return os.path.exists(place) if os.sep in place else bool(importlib.util.find_spec(place))
 
 
 def pytest_unconfigure():

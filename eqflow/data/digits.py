@@ -22,7 +22,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES: ClassVar = {'1.0.0': 'sklearn.datasets.load_digits in a fixed permutation.'}
-  # Nothing is downloaded. TFDS would look for checksums beside this file, through a package
+  # Nothing is downloaded. TFDS would look for checksums next to this file, through a package
   # (importlib_resources) that it does not declare.
   url_infos = None
 
@@ -53,7 +53,7 @@ def permutation() -> np.ndarray:
 
 
 def _png(image):
-  # Given an array TFDS would encode with TensorFlow; a file of encoded bytes it copies.
+  # TFDS would encode an array with TensorFlow; it copies a file of encoded bytes.
   file = io.BytesIO()
   Image.fromarray(image).save(file, 'PNG')
   file.seek(0)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST's 70,000 pictures of clothes, read from the four files that it was published as."""
+"""Fashion-MNIST's 70,000 images of clothes, read from the four published files."""
 
 import gzip
 import os
@@ -28,8 +28,8 @@ def find(data_dir: str | os.PathLike | None) -> pathlib.Path | None:
 def source(folder: str | os.PathLike, *, split: str) -> Source:
   """'train' (60,000), 'test' (10,000) or 'all', in the files' order: uint8 [28, 28, 1], labels 0 to 9.
 
-  The records that TFDS makes of the same files, which it puts in another order. Raises ValueError
-  for any other split, and for a file that is damaged.
+  The same records as TFDS has, in another order. Raises ValueError for any other split, and for a
+  damaged file.
   """
   if split not in PREFIXES:
     raise ValueError(f'fashion_mnist, from the files in {folder}, has no split {split!r}: choose from '
@@ -38,7 +38,7 @@ def source(folder: str | os.PathLike, *, split: str) -> Source:
   parts = [tuple(map(_read, _paths(pathlib.Path(folder), prefix))) for prefix in PREFIXES[split]]
   x, label = (np.concatenate(part) for part in zip(*parts))
   if x.shape[1:] != (28, 28) or len(x) != len(label) or label.max() > 9:
-    raise ValueError(f'{folder}: pictures {x.shape} and labels {label.shape} up to {label.max()} are '
+    raise ValueError(f'{folder}: images {x.shape} and labels {label.shape} up to {label.max()} are '
                      'not Fashion-MNIST: copy the four files again')
   return Source(InMemory(x[..., np.newaxis], label.astype(np.int32)), (28, 28, 1), 10, 'fashion_mnist')
 
@@ -48,7 +48,7 @@ def _paths(folder, prefix):
 
 
 def _read(path) -> UInt8[np.ndarray, '...']:
-  """An array of bytes as IDX has it: 0, 0, 8 for uint8, the rank, the sizes as 4 bytes each, bytes."""
+  """The array of an IDX file: bytes 0, 0, 8 (uint8), the rank, each size in 4 bytes, the data."""
   try:
     content = gzip.decompress(path.read_bytes())
   except (OSError, EOFError, zlib.error) as error:
@@ -56,5 +56,5 @@ def _read(path) -> UInt8[np.ndarray, '...']:
   rank = content[3] if len(content) > 3 else 0
   sizes = np.frombuffer(content[4:4 + 4 * rank], '>u4')
   if content[:3] != b'\0\0\x08' or len(content) != 4 + 4 * rank + sizes.prod(dtype=np.int64):
-    raise ValueError(f'{path} is no whole IDX file of bytes: copy it again')
+    raise ValueError(f'{path} is not a complete IDX file of bytes: copy it again')
   return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes)

@@ -1,7 +1,7 @@
 """A folder of images as a source: no preparation, class folders give the labels.
 
-Every file is decoded once, ever, to find the damaged ones before the run: which record is the k-th
-must not depend on a file that fails in the middle of it.
+Every file is decoded once before its first run to find damaged ones: the order of records must not
+depend on a file that fails in the middle of a run.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ CACHE = '~/.cache/eqflow/folders'
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files:
-  """Records decoded when they are asked for: folder/paths[i], cropped to [size, size, channels]."""
+  """Records decoded on access: folder/paths[i], cropped to [size, size, channels]."""
 
   folder: str
   paths: tuple[str, ...]
@@ -40,7 +40,7 @@ class Files:
     try:
       x = images.read(path, channels=self.channels, size=self.size)
     except Exception as error:
-      error.add_note(f'while reading {path}, which could be read when the run began')
+      error.add_note(f'while reading {path}, which was readable when the run began')
       raise
     return {'x': x, 'label': int(self.label[i])}
 
@@ -51,14 +51,15 @@ def source(folder: str | os.PathLike, *, size: int, channels: int = 3,
 
   Subfolders are classes, labelled in sorted order (images may lie deeper inside them); images
   directly in the folder are one class 0 and num_classes is 0. Names that begin with a dot are
-  skipped. Damaged files are warned of by name, left out and listed in `Source.damaged`; which files
-  were found intact is remembered in `cache_dir` (default ~/.cache/eqflow/folders).
+  skipped. Damaged files are named in a warning and left out, see `Source.damaged`; `cache_dir` has the
+  index of intact files
+  (default ~/.cache/eqflow/folders).
 
   Raises FileNotFoundError for a missing folder, ValueError where no image is found, where images
-  lie beside class folders, or for channels other than 1 and 3.
+  are next to class folders, or for channels other than 1 and 3.
   """
   if channels not in (1, 3):
-    raise ValueError(f'channels={channels}: an image folder is read with 1 channel or 3')
+    raise ValueError(f'channels={channels}: an image folder is read with 1 or 3 channels')
   root = pathlib.Path(folder).expanduser()
   paths = _list_images(root)
   classes = _classes(root, paths)
@@ -102,15 +103,15 @@ def _classes(root, paths):
   names = sorted({_top(path) for path in paths})
   if '' in names and len(names) > 1:
     stray = [path for path in paths if not _top(path)]
-    raise ValueError(f'{str(root)!r} has {len(stray)} images ({stray[0]}, ...) beside the class '
-                     f'folders {names[1:6]}: move them into a class folder, or out')
+    raise ValueError(f'{str(root)!r} has {len(stray)} images ({stray[0]}, ...) next to the class '
+                     f'folders {names[1:6]}: move them into a class folder, or elsewhere')
   return {name: label for label, name in enumerate(names)}
 
 
 def _damaged(root, paths, cache_dir):
-  """The paths that cannot be decoded; files that the index knows as intact are not read again.
+  """The paths that cannot be decoded. Files that the index lists as intact are not read again.
 
-  Only intact files are remembered: a file that was unreadable for an hour is given its next chance.
+  The index lists intact files only: a file that was unreadable for an hour is tried again.
   """
   index = _index_file(root, cache_dir)
   known = _read_index(index)
@@ -169,5 +170,5 @@ def _write_index(file, intact):
     scratch.write_text(json.dumps(intact))
     scratch.replace(file)
   except OSError as error:
-    logging.warning('The next run will decode every image again: cannot write %s (%s).',
+    logging.warning('Cannot write %s (%s): the next run decodes every image again.',
                     file, error)

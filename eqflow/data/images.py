@@ -14,9 +14,9 @@ def read(file: str | os.PathLike | io.BufferedIOBase, *, channels: int,
          size: int | None = None) -> UInt8[np.ndarray, 'h w c']:
   """The image in `file`, upright by its EXIF tag, cropped to size x size where a size is given.
 
-  Any mode that PIL reads becomes `channels` channels: 16 bits are scaled to 8, transparency is
-  dropped (what it hid shows), of an animation the first frame counts. Raises what PIL raises for a
-  damaged file, and ValueError for float pixels, whose range no format states.
+  Any mode that PIL reads becomes `channels` channels: 16 bits are scaled to 8, alpha is
+  dropped, animations give their first frame. Raises PIL's errors for a damaged file, and ValueError
+  for float pixels, whose range no format defines.
   """
   with Image.open(file) as image:
     image = ImageOps.exif_transpose(image)
@@ -31,10 +31,10 @@ def read(file: str | os.PathLike | io.BufferedIOBase, *, channels: int,
 
 
 def adm_crop(image: Image.Image, size: int) -> Image.Image:
-  """The centre size x size of the image, its shorter side brought to `size`.
+  """The centre size x size of the image, its shorter side resized to `size`.
 
   Halved with a box filter while the shorter side is at least 2 size, then resized bicubically, then
-  cropped: the published FIDs on ImageNet rest on these pixels.   [Dhariwal & Nichol 2105.05233,
+  cropped: the published FIDs on ImageNet use these pixels.   [Dhariwal & Nichol 2105.05233,
   guided_diffusion/image_datasets.py]
   """
   while min(image.size) >= 2 * size:

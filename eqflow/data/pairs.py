@@ -1,7 +1,7 @@
-"""Pairs (eps, x) of a model's noise and sample, as a data set: three .npy files and what made them.
+"""Pairs (eps, x) of a model's noise and sample, as a data set: three .npy files and their record.
 
-A folder holds x.npy and eps.npy, float32 [n, ...], label.npy, int32 [n], and pairs.json: how many
-pairs there are to be, how many are written, and the record of the model they were drawn from.
+A folder has x.npy and eps.npy, float32 [n, ...], label.npy, int32 [n], and pairs.json: the number of
+pairs requested and written, and the config, step and seed of the model that they come from.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _COMMAND = ('python -m eqflow.main --config=CONFIG --workdir=RUN --mode=pairs --
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Paired:
-  """The pairs in a folder, read from its files where they are asked for; `made` is its record."""
+  """The pairs in a folder, read from its files on access; `made` is its record."""
 
   folder: str
   made: str
@@ -45,37 +45,37 @@ class Paired:
     return _open(pathlib.Path(self.folder), 'r')
 
   def __reduce__(self):
-    # Another process opens the files itself: a memory map would be sent with all it holds.
+    # Another process opens the files itself: pickling a memory map would copy all of its data.
     return Paired, (self.folder, self.made)
 
 
 def source(folder: str | os.PathLike | None) -> Source:
   """The pairs in `folder`: records {'x', 'eps', 'label'}, classes those of the model.
 
-  Raises FileNotFoundError where there are none, ValueError where some are still to be drawn or a
-  file is damaged.
+  Raises FileNotFoundError where there are none, ValueError where some are missing or a file is
+  damaged.
   """
   made = record(folder)
   root = pathlib.Path(folder).expanduser()
   if made['written'] < made['count']:
-    raise ValueError(f'{root} holds {made["written"]:,} of {made["count"]:,} pairs: give the command '
-                     'that drew them again, and it goes on')
+    raise ValueError(f'{root} has {made["written"]:,} of {made["count"]:,} pairs: run the command '
+                     'that drew them again, and it continues')
   pairs = Paired(os.fspath(root), json.dumps(made, sort_keys=True))
   shape = tuple(made['shape'])
   try:
     whole = {key: a.shape for key, a in pairs._arrays.items()}
   except (OSError, ValueError) as error:
-    raise ValueError(f'the pairs in {root} cannot be read ({error}): draw them anew') from error
+    raise ValueError(f'the pairs in {root} are not readable ({error}): draw them again') from error
   wanted = {key: (made['count'], *size) for key, size in _sizes(shape).items()}
   if whole != wanted:
-    raise ValueError(f'the pairs in {root} have the shapes {whole}, not {wanted}: draw them anew')
+    raise ValueError(f'the pairs in {root} have the shapes {whole}, not {wanted}: draw them again')
   return Source(pairs, shape, made['num_classes'], 'pairs')
 
 
 def record(folder: str | os.PathLike | None) -> dict[str, Any]:
-  """What pairs.json tells: count, written, shape, num_classes, and config, step, seed of the model.
+  """The contents of pairs.json: count, written, shape, num_classes; config, step, seed of the model.
 
-  Raises FileNotFoundError where the folder holds no pairs.
+  Raises FileNotFoundError where the folder has no pairs.
   """
   path = pathlib.Path(folder or '').expanduser() / 'pairs.json'
   if folder is None or not path.exists():
@@ -87,9 +87,9 @@ def record(folder: str | os.PathLike | None) -> dict[str, Any]:
 def write(folder: pathlib.Path, made: dict[str, Any], blocks: Callable) -> None:
   """Fills `folder` with the pairs of `made`: blocks(first) yields (eps, x, label) from pair `first`.
 
-  `made` has count, shape and num_classes, and whatever tells the model. Each block counts as
-  written once its bytes are: a run that was broken off goes on after the last of them. Raises
-  ValueError where the folder holds pairs of another record.
+  `made` has count, shape, num_classes, and a description of the model. A block counts as written once
+  its bytes are, so that an interrupted command continues after the last block. Raises ValueError where
+  the folder has pairs of another record.
   """
   path, done = folder / 'pairs.json', 0
   made = json.loads(json.dumps(made))
@@ -99,14 +99,14 @@ def write(folder: pathlib.Path, made: dict[str, Any], blocks: Callable) -> None:
     ours, theirs = _flat(made), _flat(theirs)
     differ = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     if differ:
-      told = ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} asked'
-                       for key in differ)
-      raise ValueError(f'{folder} holds other pairs ({told}): give another folder')
+      changes = ', '.join(f'{key}: {theirs.get(key)!r} there, {ours.get(key)!r} requested'
+                          for key in differ)
+      raise ValueError(f'{folder} has other pairs ({changes}): give another folder')
   else:
     for key, size in _sizes(tuple(made['shape'])).items():
       np.lib.format.open_memmap(folder / f'{key}.npy', mode='w+', dtype=_DTYPES[key],
                                 shape=(made['count'], *size)).flush()
-    _tell(path, made | {'written': 0})
+    _write_record(path, made | {'written': 0})
   files = _open(folder, 'r+')
   for eps, x, label in blocks(done) if done < made['count'] else ():
     rows = slice(done, done + len(x))
@@ -114,7 +114,7 @@ def write(folder: pathlib.Path, made: dict[str, Any], blocks: Callable) -> None:
       files[key][rows] = values
       files[key].flush()
     done += len(x)
-    _tell(path, made | {'written': done})
+    _write_record(path, made | {'written': done})
 
 
 _DTYPES = {'x': np.float32, 'eps': np.float32, 'label': np.int32}
@@ -134,6 +134,6 @@ def _flat(made):
   return {jax.tree_util.keystr(path, simple=True, separator='.'): a for path, a in found}
 
 
-def _tell(path, made):
+def _write_record(path, made):
   with files.replacing(path) as file:
     file.write(json.dumps(made, indent=2).encode() + b'\n')

@@ -14,28 +14,28 @@ import numpy as np
 from eqflow.data.pairs import Paired
 from eqflow.data.records import Source, decoded, gather, in_arrays
 
-# One past the largest count of an example that a uint32 holds: where the iterator ends.
+# One past the largest example number in a uint32: the iterator ends there.
 END = 2**32
 
 
 def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_index: int = 0,
             process_count: int = 1, workers: int = 0, flip: bool = False,
             couple: Callable | None = None) -> grain.DatasetIterator:
-  """This process's rows of the batches of the run, from the example counted `start` on.
+  """This process's rows of the batches of the run, from example number `start` on.
 
   Each element is {'x': float32 [b, ...], 'label': int32 [b], 'index': uint32 [b]} with
-  b = batch // process_count: `index` is k, the count of the example in the run, rows
+  b = batch // process_count: `index` is k, the number of the example in the run, rows
   process_index::process_count of the global batch. Images are in [-1, 1], with `flip` mirrored left
-  to right with probability 1/2; vectors are as they are. Each epoch is a new permutation of all
-  records, and batches run on across epochs. Pairs bring their noise, 'eps' [b, ...], and what is
-  mirrored here would no longer be its image: `flip` refuses them.
+  to right with probability 1/2; vectors are unchanged. Each epoch is a new permutation of all
+  records, and batches may span two epochs. Pairs have their noise, 'eps' [b, ...], which would not
+  belong to a mirrored image: `flip` rejects pairs.
 
-  With `couple`, 'eps' = couple(global batch): it is called on batches ahead, in a thread, so that
-  devices do not wait for it, and on every process alike, so that the noise depends on no count.
+  With `couple`, 'eps' = couple(global batch): it runs ahead of time in a thread, so devices do not wait
+  for it, and on every process, so that the noise does not depend on their number.
 
   `workers` processes decode (0: threads here, or nothing but a gather for records in memory); the
   batches do not depend on it. Close the iterator, for example with contextlib.closing. It ends
-  where k leaves uint32. Raises ValueError where process_count does not divide batch.
+  where k exceeds uint32. Raises ValueError where process_count does not divide batch.
   """
   _check(source, batch, start, process_index, process_count, flip)
   own = slice(process_index, batch, process_count)
@@ -44,12 +44,12 @@ def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_in
   if workers:
     rows = functools.partial(_in_worker, rows)
   dataset = grain.MapDataset.range(start, END - batch + 1, batch).map(rows)
-  # In memory a batch costs less than handing it from thread to thread.
+  # A gather in memory costs less than passing a batch between threads.
   threads = 0 if workers or in_arrays(source) else min(8, os.cpu_count() or 1)
   dataset = dataset.to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
   if workers:
-    # Grain reads absl flags in its workers' parent, and outside app.run nobody has parsed them.
+    # Grain reads absl flags in the parent of its workers; outside app.run they are not parsed.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     # Through pipes: batches in shared memory outlive workers that are killed with their parent.
@@ -59,7 +59,7 @@ def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_in
   if couple:
     dataset = dataset.map(lambda whole: {
         key: a[own] for key, a in (whole | {'eps': couple(whole)}).items()})
-    # Two ahead: the noise is asked of the device before the step that would keep it busy.
+    # Two ahead: the device computes the noise before the step that would occupy it.
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
   return iter(dataset)
 
@@ -78,7 +78,7 @@ def arrays(source: Source) -> tuple[Float32[np.ndarray, 'n ...'], Int32[np.ndarr
 
 @functools.cache
 def _end_with_parent():
-  """From here on this worker ends when the training does, even by a kill that gives no time."""
+  """Makes this worker exit with its parent, even where the parent is killed."""
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -115,7 +115,7 @@ def _of_epoch(n, seed, k, which):
 @functools.lru_cache(maxsize=4)
 def _epoch(n, seed, epoch):
   """(order [n], flips [n]) of one epoch."""
-  # RandomState, because numpy promises its streams for good: a run may outlive an upgrade.
+  # RandomState, since numpy guarantees its streams forever: a run may outlive an upgrade.
   random = np.random.RandomState(np.random.MT19937([seed, epoch]))
   return random.permutation(n), random.randint(0, 2, n, np.uint8)
 
@@ -123,17 +123,17 @@ def _epoch(n, seed, epoch):
 def _check(source, batch, start, process_index, process_count, flip):
   if batch < 1 or process_count < 1 or batch % process_count:
     below = max(batch // max(process_count, 1), 1) * process_count
-    raise ValueError(f'batch={batch} is not divisible by process_count={process_count}: every '
-                     f'process takes the same number of rows, for example batch={below}')
+    raise ValueError(f'batch={batch} is not divisible by process_count={process_count}: all '
+                     f'processes take equally many rows; use batch={below}')
   if not 0 <= process_index < process_count:
-    raise ValueError(f'process_index={process_index} with process_count={process_count}: it is '
-                     'numbered from 0 and must be below the count')
+    raise ValueError(f'process_index={process_index} with process_count={process_count}: give '
+                     'a number from 0 to process_count - 1')
   if not 0 <= start <= END - batch:
-    raise ValueError(f'start={start}: the run counts examples from 0 and ends at {END}')
+    raise ValueError(f'start={start}: examples are numbered from 0 to {END} - batch')
   if not len(source):
     raise ValueError(f'the source {source.name!r} has no records')
   if flip and len(source.shape) != 3:
     raise ValueError(f'flip=True mirrors images, but {source.name!r} has records of shape '
                      f'{source.shape}: leave flip off')
   if flip and isinstance(source.records, Paired):
-    raise ValueError('flip=True mirrors data, but in pairs each belongs to its noise: leave flip off')
+    raise ValueError('flip=True mirrors images, but pairs would lose their noise: leave flip off')

@@ -16,9 +16,9 @@ def prepare(name: str, data_dir: str | os.PathLike) -> None:
   try:
     tfds.builder(name, data_dir=data_dir, file_format='array_record').download_and_prepare()
   except ImportError as error:
-    raise ImportError(f'preparing {name} (not reading it) needs a package that is missing '
-                      f'({error}): pip install tensorflow-cpu importlib_resources, best in an '
-                      'environment of its own, and run this again there') from error
+    raise ImportError(f'preparing {name} (not reading it) needs a missing package '
+                      f'({error}): run pip install tensorflow-cpu importlib_resources, best in a '
+                      'separate environment, and run this again there') from error
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared, read from their files alone: no builder code, no TensorFlow."""
+"""Data sets that TFDS has prepared, read from their files: no builder code, no TensorFlow."""
 
 import dataclasses
 import io
@@ -12,7 +12,7 @@ from eqflow.data.records import Source
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-  """Records of a TFDS data source, decoded when they are asked for; label 0 where there is none."""
+  """Records of a TFDS data source, decoded on access; the label is 0 for data without labels."""
 
   encoded: Any
   image: str
@@ -35,8 +35,8 @@ def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
 
   `name` is 'cifar10', 'imagenet_resized/64x64' or either with ':version'; `split` may be sliced and
   added ('train[:90%]', 'train+test'). Raises FileNotFoundError where data_dir has no such data set,
-  ValueError for an unknown split, a file format without random access, features that hold no one
-  uint8 image, and images of many sizes when no size is given.
+  ValueError for an unknown split, a file format without random access, features without
+  exactly one uint8 image, and images of several sizes when no size is given.
   """
   import tensorflow_datasets as tfds
   place = find(name, data_dir)
@@ -47,7 +47,7 @@ def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
   image = _image_feature(name, features, tfds)
   shape = features[image].shape if size is None else (size, size, features[image].shape[-1])
   if None in shape:
-    raise ValueError(f'{name}: its images have no fixed shape ({features[image].shape}); give '
+    raise ValueError(f'{name}: its images have no fixed shape ({features[image].shape}); set '
                      'size=, to which they are cropped')
   _check_split(name, split, builder)
   skipped = {key: tfds.decode.SkipDecoding() for key in _image_keys(features, tfds)}
@@ -71,7 +71,7 @@ def find(name: str, data_dir: str | os.PathLike | None) -> str | None:
 
 
 def prepared(data_dir: str | os.PathLike | None) -> list[str]:
-  """The names, with versions, of the data sets that are prepared under data_dir."""
+  """The names, with versions, of the data sets prepared under data_dir."""
   root = _root(data_dir)
   found = [*root.glob(f'*/*/{_INFO}'), *root.glob(f'*/*/*/{_INFO}')]
   parts = [info.parent.relative_to(root).parts for info in found]
@@ -94,10 +94,10 @@ def _command(name, data_dir):
 def _unprepared(name, data_dir):
   root = _root(data_dir)
   there = ', '.join(prepared(data_dir)) or 'nothing'
-  return (f'the data set {name!r} is not prepared in data_dir={os.fspath(root)!r}, where there is: '
+  return (f'the data set {name!r} is not prepared in data_dir={os.fspath(root)!r}, which has: '
           f'{there}. Prepare it once with\n  {_command(name, root)}\n(some data sets need TensorFlow '
-          'for that, never for reading: pip install tensorflow-cpu importlib_resources, best in an '
-          "environment of its own). Without TFDS: 'digits', 'folder' (data_dir is a folder of "
+          'for that, never for reading: pip install tensorflow-cpu importlib_resources, best in a '
+          "separate environment). Without TFDS: 'digits', 'folder' (data_dir is a folder of "
           "images), 'moons', 'checkerboard', 'rings', 'mixture'")
 
 
@@ -126,4 +126,4 @@ def _check_split(name, split, builder):
     raise ValueError(f"{name} has no split {split!r}: choose from {allowed}, sliced or added as in "
                      f"'{allowed[0]}[:90%]' or '{allowed[0]}+{allowed[-1]}'") from error
   if not count:
-    raise ValueError(f'the split {split!r} of {name} has no records: take a wider slice')
+    raise ValueError(f'the split {split!r} of {name} has no records: use a wider slice')

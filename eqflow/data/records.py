@@ -1,4 +1,4 @@
-"""What a data set is here: numbered records {'x', 'label'} and the shape that they share.
+"""A data set: numbered records {'x', 'label'} of one shape.
 
 Pairs of noise and data have 'eps' too, shaped as x.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
-# Bytes of decoded images up to which a data set is decoded once and kept.
+# Data sets of at most so many bytes are decoded once and kept.
 MEMORY = 256 * 2**20
 
 Labels = Int[np.ndarray, 'n']
@@ -22,8 +22,8 @@ Batch = dict[str, UInt8[np.ndarray, 'b h w c'] | Float[np.ndarray, 'b ...'] | La
 class Source:
   """Records at random access: source[i] = {'x': uint8 [h, w, c] or float32, 'label': int}.
 
-  `records` is any picklable sequence of such dicts, `shape` the shape of x, `num_classes` 0 where
-  there are no labels, `damaged` the files that were left out because they cannot be read.
+  `records` is any picklable sequence of such dicts, `shape` the shape of x, `num_classes` 0 for
+  data without labels, `damaged` the files left out because they cannot be read.
   """
 
   records: Any
@@ -41,7 +41,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InMemory:
-  """Records held as two arrays, x [n, ...] and label int32 [n], so that a batch is one gather."""
+  """Records in two arrays, x [n, ...] and label int32 [n], so that a batch is one gather."""
 
   x: np.ndarray
   label: np.ndarray
@@ -68,12 +68,12 @@ def gather(source: Source, rows: Int[np.ndarray, 'b']) -> Batch:
 
 
 def in_arrays(source: Source) -> bool:
-  """Whether the records lie in arrays, so that a batch is one gather and nothing is decoded."""
+  """Whether the records are arrays, so that a batch is one gather without decoding."""
   return hasattr(source.records, 'gather')
 
 
 def decoded(source: Source) -> Source:
-  """The same source with every record decoded, once, into memory; one thread a core."""
+  """The same source with all records decoded into memory, by one thread per core."""
   if isinstance(source.records, InMemory):
     return source
   x = np.empty((len(source), *source.shape), source[0]['x'].dtype)
@@ -84,12 +84,12 @@ def decoded(source: Source) -> Source:
     x[i], label[i] = record['x'], record['label']
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    # Reading the results raises what a thread raised.
+    # Reading the results raises the errors of the threads.
     for _ in pool.map(decode, range(len(source))):
       pass
   return dataclasses.replace(source, records=InMemory(x, label))
 
 
 def decoded_if_small(source: Source) -> Source:
-  """`decoded(source)` where its images fit in MEMORY bytes, else the source as it is."""
+  """`decoded(source)` where its images fit in MEMORY bytes, else the source unchanged."""
   return decoded(source) if len(source) * int(np.prod(source.shape)) <= MEMORY else source

@@ -20,7 +20,7 @@ def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int
 
   'digits' (prepared in data_dir on first use): 'train', 'heldout' or 'all', in a fixed order.
   'folder' (data_dir is the folder): 'train' or 'all', both every image, [size, size, channels];
-    `cache_dir` remembers which files are intact.
+    `cache_dir` has the index of intact files.
   'pairs' (data_dir is the folder that --mode=pairs wrote): 'train' or 'all', both every pair.
   'fashion_mnist' (prepared by TFDS in data_dir, or its four published files there, or where Debian's
     package dataset-fashion-mnist puts them): 'train', 'test' or 'all'.
@@ -28,7 +28,7 @@ def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int
   Any other name is a TFDS data set prepared in data_dir, with the splits of TFDS.
 
   Images are uint8 [h, w, c], cropped to size x size where size is given. Raises ValueError for an
-  unknown split and FileNotFoundError for missing data, with what there is and what to do.
+  unknown split and FileNotFoundError for missing data, naming what exists and what to do.
   """
   if name in TOYS:
     return _toy(name, split, num_points, seed)
@@ -56,7 +56,7 @@ def _toy(name, split, num_points, seed):
 
 def _folder(split, data_dir, size, channels, cache_dir):
   _check_split('folder', split, ('train', 'all'),
-               '; for held-out images give data_dir a folder of their own')
+               '; for held-out images use another folder as data_dir')
   if data_dir is None or size is None:
     raise ValueError(f"data set 'folder' with data_dir={data_dir!r}, size={size!r}: give data_dir, "
                      'the folder of images, and size, to which they are cropped')
@@ -84,8 +84,8 @@ def _fashion_mnist(split, data_dir, size):
           f"{error}. Or put the four files of Fashion-MNIST there, or install Debian's package "
           'dataset-fashion-mnist') from error
   if size not in (None, 28):
-    raise ValueError(f'fashion_mnist has pictures of 28x28, not {size}: prepared by TFDS, with python '
-                     '-m eqflow.data.prepare --name=fashion_mnist, they can be resized')
+    raise ValueError(f'size={size}: the files of fashion_mnist have images of 28x28; prepare it with '
+                     'python -m eqflow.data.prepare --name=fashion_mnist to resize them')
   return fashion_mnist.source(place, split=split)
 
 

@@ -1,6 +1,6 @@
 """Two-dimensional data with stated densities: E[x] = 0, E|x|^2 / 2 = 1, to two digits.
 
-Every point has its own draws, so that the first n points do not depend on how many follow.
+Every point has its own random numbers, so that the first n points do not depend on how many follow.
 """
 
 from jaxtyping import Float32, Int32

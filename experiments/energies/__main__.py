@@ -17,8 +17,8 @@ import numpy as np
 from configs import digits
 from eqflow.config import recipes
 from eqflow.data import pipeline
-from eqflow.runs import blueprint, dataset
-from eqflow.training import sharding, train_state
+from eqflow.runs import dataset
+from eqflow.training import sharding, train_state, train_step
 from experiments.speed import pairs
 
 
@@ -30,8 +30,10 @@ def stepping(kind):
   source = dataset.open_source(config)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=config.train.batch)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
-  step = blueprint.compiled(config, recipe, mesh)
-  state = [blueprint.first_state(config, recipe, mesh), train_state.empty_metrics(mesh)]
+  step = train_step.make_step(train_step.gradient_of(recipe.objective.loss), recipe.optimizer,
+                              recipe.averages.rates, mesh)
+  at = train_state.create(recipe.model.init, recipe.optimizer, recipe.averages.names, 0, mesh)
+  state = [at, train_state.empty_metrics(mesh)]
 
   def take(count=10):
     for _ in range(count):
@@ -46,12 +48,13 @@ def main():
   flags.add_argument('--count', type=int, default=21, help='pairs of ten steps each')
   flags.add_argument('--cpu', action='store_true', help='measure CPU time instead of wall time')
   given = flags.parse_args()
-  timer = time.process_time if given.cpu else time.perf_counter
+  if given.cpu:
+    pairs.time.perf_counter = time.process_time
   plain = stepping('none')
   print(f'on {jax.devices()[0].device_kind}, jax {jax.__version__}\n')
   print('| energy | step time / plain step time | quartiles | ms a step |\n|---|---|---|---|')
   for kind in ('dot', 'squared_norm'):
-    first, second = pairs.pairs(plain, stepping(kind), given.count, timer=timer)
+    first, second = pairs.pairs(plain, stepping(kind), given.count)
     low, middle, high = np.percentile(second / first, (25, 50, 75))
     print(f'| {kind} | {middle:.2f} | {low:.2f} to {high:.2f} | {np.median(second) * 100:.1f} |',
           flush=True)

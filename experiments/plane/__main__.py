@@ -6,8 +6,6 @@
 
 import argparse
 import pathlib
-import subprocess
-import sys
 
 import matplotlib
 
@@ -20,7 +18,6 @@ from experiments import ROOT, colours
 
 PATH, STORED = ROOT / 'docs/plane.png', pathlib.Path(__file__).parent / 'results/descent.npz'
 T = 0.7
-STEPS, LABELS = [1, 30, 50, 60, 70, 80, 100, 130], [0, 2, 3, 4, 5, 8]
 # Name, output, colour, where the label is relative to the tip.
 VECTORS = [
     ('x', outputs.x, colours.BLUE, (0.06, -0.03)),
@@ -53,22 +50,6 @@ def draw_plane(axis):
                  fontsize=13)
 
 
-def sample_digits(workdir):
-  """[steps, digits, 8, 8, 1]: the first samples of seed 0, stopped after each number of steps.
-
-  Sample i is a function of the seed and i, so every number of steps starts from the same noise.
-  """
-  frames = []
-  for steps in STEPS:
-    subprocess.run([
-        sys.executable, '-m', 'eqflow.main', '--config=configs/digits.py', f'--workdir={workdir}',
-        '--mode=sample', f'--labels={",".join(map(str, LABELS))}', f'--num_samples={len(LABELS)}',
-        f'--config.sample.num_steps={steps}'], cwd=ROOT, check=True)
-    with np.load(workdir / 'samples-seed0.npz') as samples:
-      frames.append(samples['samples'].astype(np.float16))
-  return np.stack(frames)
-
-
 def draw_digits(axis, frames, steps):
   # [steps, digits, 8, 8, 1] -> one image, a line of two pixels between digits.
   framed = np.pad(np.clip(frames[..., 0], -1, 1), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=1)
@@ -84,8 +65,8 @@ def draw_digits(axis, frames, steps):
 
 def main(workdir):
   if workdir:
-    STORED.parent.mkdir(exist_ok=True)
-    np.savez_compressed(STORED, frames=sample_digits(workdir), steps=STEPS)
+    from experiments.plane import digits
+    digits.sample(workdir, STORED)
   with np.load(STORED) as stored:
     frames, steps = stored['frames'], stored['steps']
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout='constrained',
@@ -99,5 +80,4 @@ def main(workdir):
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--workdir', type=pathlib.Path, help='the run of make demo')
-  workdir = parser.parse_args().workdir
-  main(workdir and workdir.absolute())
+  main(parser.parse_args().workdir)

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import contextlib
 import time
 
 import jax
@@ -13,8 +12,8 @@ import numpy as np
 from configs import digits
 from eqflow.config import recipes
 from eqflow.data import pipeline
-from eqflow.runs import blueprint, dataset
-from eqflow.training import sharding, train_state
+from eqflow.runs import dataset
+from eqflow.training import sharding, train_state, train_step
 
 ROUNDS, STEPS = 30, 20
 
@@ -25,7 +24,11 @@ def prepared(variant, stds):
   config.ema.update(dict(decays=(), stds=stds))
   config.sample.params = 'params'
   recipe, mesh = recipes.recipe(config.lock()), sharding.device_mesh()
-  return blueprint.compiled(config, recipe, mesh), blueprint.first_state(config, recipe, mesh)
+  state = train_state.create(recipe.model.init, recipe.optimizer, recipe.averages.names, 0, mesh,
+                       histogram=recipe.objective.histogram)
+  return train_step.make_step(train_step.gradient_of(recipe.objective.loss), recipe.optimizer,
+                              recipe.averages.rates, mesh,
+                              measure=recipe.objective.measure, prepare=recipe.model.prepare), state
 
 
 def main():
@@ -33,9 +36,9 @@ def main():
   parser.add_argument('--variant', default='eqm', help='variant of configs/digits.py')
   variant = parser.parse_args().variant
   config, mesh = digits.get_config(variant), sharding.device_mesh()
-  with contextlib.closing(pipeline.batches(
-      dataset.open_source(config), seed=0, batch=config.train.batch)) as batches:
-    batch = sharding.place_batch(next(batches), mesh)
+  batch = next(pipeline.batches(dataset.open_source(config), seed=0, batch=config.train.batch, start=0,
+                                process_index=0, process_count=1, workers=0, flip=False, couple=None))
+  batch = sharding.place_batch(batch, mesh)
   made = {name: prepared(variant, stds) for name, stds in (('none', ()), ('two', (0.05, 0.1)))}
   states = {name: state for name, (_, state) in made.items()}
   size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

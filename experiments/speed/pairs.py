@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 
-def pairs(first, second, count, pause=0.0, timer=time.perf_counter):
+def pairs(first, second, count, pause=0.0):
   """Seconds of `count` calls of first and of second, as two arrays. Both are called once before.
 
   The process sleeps for `pause` seconds before each call, so that busy-waiting threads go to sleep.
@@ -16,12 +16,12 @@ def pairs(first, second, count, pause=0.0, timer=time.perf_counter):
     # The order alternates.
     for function in ((first, second) if i % 2 else (second, first)):
       time.sleep(pause)
-      seconds[function].append(clock(function, timer))
+      seconds[function].append(clock(function))
   return np.array(seconds[first]), np.array(seconds[second])
 
 
-def clock(function, timer=time.perf_counter):
+def clock(function):
   """Seconds of one call."""
-  start = timer()
+  start = time.perf_counter()
   function()
-  return timer() - start
+  return time.perf_counter() - start
