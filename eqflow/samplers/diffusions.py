@@ -4,6 +4,8 @@ Each gives the same marginals: w = 0 is the probability-flow ODE, `sbdm` with no
 forward SDE [Song+ 2011.13456].
 """
 
+from __future__ import annotations
+
 from jax import numpy as jnp
 from jaxtyping import ArrayLike
 
@@ -33,7 +35,7 @@ def decreasing(process: Process, t: Coef, *, norm: ArrayLike = 1.0) -> Coef:
 
 
 def increasing_decreasing(process: Process, t: Coef, *, norm: ArrayLike = 1.0) -> Coef:
-  """w = norm sin^2(pi t): none at either end."""
+  """w = norm sin^2(pi t): 0 at both ends."""
   return norm * jnp.square(jnp.sin(jnp.pi * t))
 
 
