@@ -46,6 +46,13 @@ def _runs(name):
   return importlib.util.find_spec(f'{name}.__main__') is not None
 
 
+def test_every_file_and_package_of_eqflow_is_in_the_tree_of_the_architecture():
+  tree = (ROOT / 'docs/architecture.md').read_text().split('```')[1]
+  rooms = [path.name for path in (ROOT / 'eqflow').iterdir() if not path.name.startswith('_')]
+  assert len(rooms) > 20
+  assert not [name for name in rooms if not re.search(rf'\b{name}(/|\b)', tree)]
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_function_that_is_named_with_its_module_exists(page):
   missing = []
