@@ -94,6 +94,17 @@ def test_every_mode_and_config_that_is_named_exists(page):
     assert not variant or config.get_config(variant), f'{name}:{variant}'
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_key_of_a_config_that_is_named_exists(page):
+  known = set()
+  for path in sorted((ROOT / 'configs').glob('*.py')):
+    config = _config(f'configs/{path.name}')
+    for variant in config.VARIANTS:
+      known |= {f'{name}.{key}' for name, section in config.get_config(variant).items()
+                if hasattr(section, 'keys') for key in section}
+  assert set(re.findall(r'(?<![\w./])config\.([a-z_]+\.[a-z_]+)', page.read_text())) <= known
+
+
 def _config(name):
   spec = importlib.util.spec_from_file_location(pathlib.Path(name).stem, ROOT / name)
   module = importlib.util.module_from_spec(spec)
