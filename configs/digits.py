@@ -28,7 +28,7 @@ BASE = dict(
     train=dict(batch=64, num_examples=384_000, log_examples=6_400, sample_examples=64_000,
                checkpoint_examples=64_000),
     optimizer=dict(rate=3e-3, warmup_examples=6_400),
-    sample=dict(batch=600),
+    sample=dict(batch=152),
     evaluate=dict(split='all', num_samples=1_797),
 )
 

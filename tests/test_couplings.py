@@ -197,14 +197,14 @@ def batch_of(n, classes=0):
 
 def test_a_run_permutes_the_noise_that_it_would_draw_without_a_coupling():
   batch, config = batch_of(32), coupled()
-  eps = recipes.recipe(config).couple(batch)
+  eps = recipes.recipe(config).objective.couple(batch)
   # Without a coupling: fold_in(seed, index), then 1 for the noise, then the leaf.
   fold = lambda k: jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), k), 1)
   drawn = np.asarray(jax.vmap(lambda k: jax.random.normal(
       jax.random.fold_in(fold(k), 0), (2,)))(batch['index']))
   assert rows(eps) == rows(drawn)
   assert cost(batch['x'], eps) < 0.7 * cost(batch['x'], drawn)
-  halves = recipes.recipe(coupled(accumulate=2)).couple(batch)
+  halves = recipes.recipe(coupled(accumulate=2)).objective.couple(batch)
   for half in (0, 1):
     assert rows(halves[half::2]) == rows(drawn[half::2]), 'a microbatch has the noise of another'
 
@@ -214,8 +214,8 @@ def test_a_conditional_model_permutes_noise_within_a_class():
   config.loss.coupling = dict(name='optimal_transport')
   config.data.num_classes = 2
   batch = batch_of(32, classes=2)
-  free = recipes.recipe(coupled()).couple(batch)
-  eps = recipes.recipe(config).couple(batch)
+  free = recipes.recipe(coupled()).objective.couple(batch)
+  eps = recipes.recipe(config).objective.couple(batch)
   assert rows(eps[::2]) != rows(free[::2])
   fold = lambda k: jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), k), 1)
   drawn = np.asarray(arrays.noise_like(jax.vmap(fold)(batch['index']), batch['x']))
@@ -225,7 +225,7 @@ def test_a_conditional_model_permutes_noise_within_a_class():
 
 def test_several_processes_couple_the_whole_batch_as_one_does():
   source = records.Source(records.InMemory(normal(40, 2), np.zeros(40, np.int32)), (2,), 0, 'points')
-  couple = recipes.recipe(coupled()).couple
+  couple = recipes.recipe(coupled()).objective.couple
   def first(**options):
     batches = pipeline.batches(source, seed=0, batch=16, couple=couple, **options)
     found = [next(batches) for _ in range(3)]
