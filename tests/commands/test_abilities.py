@@ -6,6 +6,7 @@ import pickle
 import jax
 from jax import numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from eqflow import fields, guidance
