@@ -1,15 +1,20 @@
-"""The command line: what is misspelt, mistyped or missing is refused in one line, with exit code 2."""
+"""The command line: a wrong one is rejected in one line with exit code 2, and leaves nothing behind."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 
+from absl.testing import flagsaver
 import numpy as np
 import pytest
 
+from eqflow import main
+from eqflow.commands import options
 from tests import ROOT
 
-DIGITS = '--config=configs/digits.py'
+DIGITS = f'--config={ROOT}/configs/digits.py'
 TINY = ['--config.model.width=16', '--config.model.depth=1', '--config.model.heads=2',
         '--config.train.batch=16', '--config.train.num_examples=32', '--config.sample.num_steps=2',
         '--config.sample.batch=16', '--config.evaluate.num_samples=16']
@@ -20,88 +25,142 @@ def eqflow(*flags):
                         capture_output=True, text=True, timeout=300)
 
 
-REFUSED = [
-    ([DIGITS, '--config.trian.batch=32'], ['trian', 'train']),
-    ([DIGITS, '--config.train.batch=big'], ['config.train.batch=big', 'int']),
+def line_of(stderr):
+  """The one line of a rejection."""
+  line = stderr.strip().splitlines()[-1]
+  assert line.startswith('eqflow: ') and 'Traceback' not in stderr, stderr[-2000:]
+  return line
+
+
+# The flags, and the keys, values and allowed values that the line names.
+REJECTED = [
+    ([DIGITS, '--config.trian.batch=32'], ['config.trian.batch', 'train']),
     ([DIGITS, '--config.optimizer.rate=fast'], ['config.optimizer.rate=fast', 'float']),
-    (['--config=configs/digits.py:qm'], ["'qm'", "['blind_flow', 'edm', 'edm2', 'eps'"]),
+    ([f'{DIGITS}:qm'], ['qm', "['blind_flow', 'edm', 'edm2', 'eps'"]),
     (['--config=configs/nothing.py'], ['configs/nothing.py']),
-    ([DIGITS, '--mode=tarin'], ['mode', 'train', 'evaluate', 'sample']),
-    ([DIGITS, '--config.process.name=linaer'], ["config.process.name='linaer'", 'cosine']),
+    ([DIGITS, '--mode=tarin'], ['mode', 'tarin', 'train', 'evaluate', 'sample']),
+    ([DIGITS, '--config.process.name=linaer'], ["config.process.name='linaer'", "'linear'"]),
     ([DIGITS, '--config.train.batch=0'], ['config.train.batch=0']),
     ([DIGITS, '--config.data.name=nothing', '--config.data.dir=/nowhere'],
      ['nothing', '/nowhere', 'python -m eqflow.data.prepare']),
     ([DIGITS, '--config.data.name=folder', '--config.data.dir=/nowhere'], ['/nowhere']),
-    ([DIGITS, '--mode=evaluate'], ['no checkpoint', 'train first']),
-    ([DIGITS, '--mode=plan'], ['--mode=plan needs --topology']),
-    ([DIGITS, '--topology=cpu:8'], ['--topology is for --mode=plan']),
-    ([DIGITS, '--mode=sample', '--labels=1,12'], ['--labels=1,12', 'choose from 0 to 9']),
-    ([DIGITS, '--labels=1'], ['--labels', '--mode=sample']),
-    ([DIGITS, '--config.evaluate.split=tset'], ['tset', "choose from ['all', 'heldout', 'train']"]),
+    ([DIGITS, '--mode=plan'], ['--mode=plan', '--topology']),
+    ([DIGITS, '--topology=cpu:8'], ['--topology=cpu:8', '--mode=plan', '--mode=train']),
+    ([DIGITS, '--mode=sample', '--labels=1,12'], ['--labels=1,12', '0 to 9']),
+    ([DIGITS, '--labels=1,2'], ['--labels=1,2', '--mode=sample or denoise', '--mode=train']),
+    ([DIGITS, '--config.evaluate.split=tset'], ['tset', "['all', 'heldout', 'train']"]),
     ([DIGITS, '--config.model.wdith=3'], ['config.model.wdith', 'Did you mean "width"']),
     ([DIGITS, 'stray'], ['stray']),
-    ([DIGITS, '--mode=pairs', '--num_samples=9'], ['--mode=pairs needs --out']),
-    ([DIGITS, '--mode=sample', '--out=x'], ['--out is for --mode=pairs']),
-    ([DIGITS, '--mode=finish'], ['--mode=finish needs --inputs', '.npz file that holds it as']),
-    ([DIGITS, '--neighbours'], ['--neighbours is for --mode=sample or evaluate']),
-    (['--config=configs/reflow.py', '--config.data.dir=/nowhere'],
-     ['config.data.dir', 'there are no pairs in /nowhere', '--mode=pairs']),
+    ([DIGITS, '--mode=pairs', '--num_samples=9'], ['--mode=pairs', '--out']),
+    ([DIGITS, '--mode=pairs', '--out=x'], ['--mode=pairs', '--num_samples']),
+    ([DIGITS, '--mode=sample', '--out=x'], ['--out=x', '--mode=pairs']),
+    ([DIGITS, '--mode=denoise'], ['--mode=denoise', '--inputs', '.npz']),
+    ([DIGITS, '--neighbours'], ['--neighbours', '--mode=sample or evaluate']),
+    ([DIGITS, '--process_id=1'], ['--process_id', '--distributed']),
+    ([DIGITS, '--mode=sweep', '--std=0.4'], ['--std=0.4', '0.2887']),
+    ([f'--config={ROOT}/configs/reflow.py', '--config.data.dir=/nowhere'],
+     ['config.data', '/nowhere', '--mode=pairs']),
+    ([DIGITS, '--workdir=gs://bucket/run'], ['--workdir=gs://bucket/run']),
+    ([DIGITS, '--workdir='], ['--workdir']),
+    ([], ['--config']),
 ]
 
 
-@pytest.mark.parametrize('flags,words', REFUSED, ids=lambda v: '-'.join(map(str, v))[:40])
-def test_bad_input_is_refused_in_one_line(tmp_path, flags, words):
-  done = eqflow(f'--workdir={tmp_path / "run"}', *flags)
-  assert done.returncode == 2, f'exit code {done.returncode}: {done.stderr[-2000:]}'
-  last = done.stderr.strip().splitlines()[-1]
-  assert last.startswith('eqflow: '), f'not a refusal: {done.stderr[-2000:]}'
+@pytest.mark.parametrize('flags,words', REJECTED, ids=lambda v: '-'.join(map(str, v))[-40:])
+def test_a_wrong_command_line_is_rejected_in_one_line(tmp_path, capsys, flags, words):
+  with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+    main.main(main.parse(['eqflow.main', f'--workdir={tmp_path / "run"}', *flags]))
+  line = line_of(capsys.readouterr().err)
+  assert ended.value.code == 2
   for word in words:
-    assert word in last, f'{word!r} is not in {last!r}'
-  assert 'Traceback' not in done.stderr
-  assert not (tmp_path / 'run').exists(), 'a refused run must leave nothing behind'
+    assert word in line, f'{word!r} is not in {line!r}'
+  assert not (tmp_path / 'run').exists(), 'a rejected run leaves nothing behind'
 
 
-def test_the_folder_of_the_run_must_be_given():
-  done = eqflow(DIGITS)
-  assert done.returncode == 2 and '--workdir is not set' in done.stderr
+@pytest.mark.parametrize('flags,words', [
+    ([DIGITS, '--config.train.batch=big'], ['config.train.batch=big', 'int']),
+    ([DIGITS, '--mode=evaluate'], ['no checkpoint', '--mode=train']),
+    ([DIGITS, '--config.train.batch=-1', '--mode=sample'], ['config.train.batch=-1'])],
+    ids=['parsing', 'evaluate', 'sample'])
+def test_the_program_ends_with_exit_code_2(tmp_path, flags, words):
+  done = eqflow(f'--workdir={tmp_path / "run"}', *flags)
+  assert done.returncode == 2
+  assert all(word in line_of(done.stderr) for word in words), done.stderr
+  assert not (tmp_path / 'run').exists()
 
 
-def test_train_evaluate_and_sample_from_the_command_line(tmp_path):
-  workdir = tmp_path / 'run'
-  common = [DIGITS, f'--workdir={workdir}', f'--config.data.dir={tmp_path}', *TINY]
-  done = eqflow(*common)
+def test_every_mode_has_a_command_and_every_option_a_mode():
+  assert {*main.COMMANDS, 'train', 'evaluate'} == set(options.MODES)
+  for name, option in options.OPTIONS.items():
+    assert {*option.needed, *option.optional} <= set(options.MODES), name
+    assert not set(option.needed) & set(option.optional), name
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(flags, workdir, what it printed) of a small run, trained and evaluated by the program."""
+  folder = tmp_path_factory.mktemp('main')
+  flags = [DIGITS, f'--workdir={folder / "run"}', f'--config.data.dir={folder}', *TINY]
+  done = eqflow(*flags)
   assert done.returncode == 0, done.stderr[-2000:]
-  said = done.stdout.strip().splitlines()
-  assert str(workdir / 'samples.png') in said and said[-1].startswith('sum '), 'then the ledger'
-  assert 'a Gaussian per class' in done.stdout and 'FID' not in done.stdout
-  assert set(json.loads((workdir / 'evaluation.json').read_text())['rows']) > {'one Gaussian'}
+  return flags, folder / 'run', done.stdout
 
-  done = eqflow(*common, '--mode=sample', '--num_samples=5', '--labels=7,1', '--seed=9',
-                '--neighbours', '--config.sample.threshold=1e-9')
-  assert done.returncode == 0, done.stderr[-2000:]
-  assert '5 of 5 did not converge' in done.stdout and 'of 1,797 training records' in done.stdout
-  assert (workdir / 'neighbours.png').exists()
-  assert (workdir / 'samples-seed9.png').exists()
+
+def program(*flags):
+  """The program, in this process."""
+  with flagsaver.flagsaver():
+    main.main(main.parse(['eqflow.main', *map(str, flags)]))
+
+
+def test_a_training_ends_with_its_table_its_picture_and_three_commands(trained):
+  _, workdir, said = trained
+  assert 'FID' not in said
+  rows = json.loads((workdir / 'evaluation.json').read_text())['rows']
+  assert set(rows) > {'one Gaussian', 'a Gaussian per class'}
+  *_, table, picture, commands = said.strip().split('\n\n')
+  assert all(row in table for row in rows) and picture == f'{workdir}/samples.png'
+  first, *commands = commands.splitlines()
+  assert first == 'next:' and len(commands) == 3
+
+
+def test_the_command_that_a_training_ends_with_samples_from_it(trained, capsys):
+  flags, workdir, said = trained
+  command = re.search('python -m eqflow.main (.* --mode=sample .*)', said)[1]
+  program(*shlex.split(command), '--num_samples=3', '--seed=4')
+  assert capsys.readouterr().out.endswith(f'{workdir}/samples-seed4.png\n{workdir}/samples-seed4.npz\n')
+  with np.load(workdir / 'samples-seed4.npz') as file:
+    assert file['labels'].tolist() == [0, 1, 0] and file['samples'].shape == (3, 8, 8, 1)
+
+
+def test_a_trained_model_samples_denoises_and_detects_from_the_command_line(trained, capsys):
+  flags, workdir, _ = trained
+  program(*flags, '--mode=sample', '--num_samples=5', '--labels=7,1', '--seed=9', '--neighbours',
+          '--config.sample.threshold=1e-9')
+  said = capsys.readouterr().out
+  assert re.search('5 of 5.*1e-09', said) and '1,797' in said
+  assert (workdir / 'neighbours.png').exists() and (workdir / 'samples-seed9.png').exists()
   with np.load(workdir / 'samples-seed9.npz') as file:
     assert file['samples'].shape == (5, 8, 8, 1)
     np.testing.assert_array_equal(file['labels'], [7, 1, 7, 1, 7])
 
   drawn = workdir / 'samples-seed9.npz'
-  done = eqflow(*common, '--mode=finish', f'--inputs={drawn}', '--noise=0.5', '--seed=2',
-                '--labels=3+5', '--weights=1,1', f'--with={workdir}')
-  assert done.returncode == 0, done.stderr[-2000:]
-  with np.load(workdir / 'finished-seed2.npz') as file:
+  program(*flags, '--mode=denoise', f'--inputs={drawn}', '--noise=0.5', '--seed=2', '--labels=3+5',
+          '--weights=1,1', f'--others={workdir}')
+  with np.load(workdir / 'denoised-seed2.npz') as file:
     assert file['samples'].shape == (5, 8, 8, 1) and file['weights'].tolist() == [[1, 1]] * 5
-  done = eqflow(*common, '--mode=score', f'--inputs={drawn}')
-  assert done.returncode == 0, done.stderr[-2000:]
-  assert json.loads((workdir / 'scores-samples-seed9.json').read_text())['num_inputs'] == 5
+  program(*flags, '--mode=ood', f'--inputs={drawn}')
+  assert json.loads((workdir / 'ood-samples-seed9.json').read_text())['num_inputs'] == 5
 
-  done = eqflow(*common, '--config.train.num_examples=64')
-  assert done.returncode == 2 and 'config.train.num_examples: 32 there, 64 given' in done.stderr
+
+def test_a_folder_with_another_run_is_rejected_by_the_key_that_differs(trained, capsys):
+  flags, *_ = trained
+  with pytest.raises(SystemExit):
+    program(*flags, '--config.train.num_examples=64')
+  assert re.search(r'config\.train\.num_examples\D+32\D+64', line_of(capsys.readouterr().err))
 
 
 @pytest.mark.long
-def test_a_run_killed_at_any_moment_goes_on_and_ends_bit_for_bit_where_an_unbroken_one_does(tmp_path):
+def test_a_run_that_is_killed_ends_bit_for_bit_like_one_that_is_not(tmp_path):
   flags = [DIGITS, f'--config.data.dir={tmp_path}', *TINY, '--config.train.num_examples=6400',
            '--config.train.checkpoint_examples=320', '--config.train.log_examples=160']
   assert eqflow(*flags, f'--workdir={tmp_path / "whole"}').returncode == 0
@@ -115,7 +174,7 @@ def test_a_run_killed_at_any_moment_goes_on_and_ends_bit_for_bit_where_an_unbrok
     except subprocess.TimeoutExpired:
       process.kill()
       killed += process.wait() < 0
-  assert killed, 'no run was killed: give it more examples'
+  assert killed, 'no run was killed; train on more examples'
   assert eqflow(*flags, f'--workdir={broken}').returncode == 0
   samples = [np.load(tmp_path / name / 'samples.npz')['samples'] for name in ('whole', 'broken')]
   np.testing.assert_array_equal(*samples)

@@ -19,7 +19,7 @@ from eqflow.training import checkpoint
 from eqflow.training.runtime import ledger, watchdog
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
+def evaluate(config: ConfigDict, workdir: pathlib.Path, *, neighbours: bool = False,
              restored: tuple[int, Any] | None = None,
              book: ledger.Ledger | None = None) -> dict[str, dict[str, float]]:
   """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
@@ -27,13 +27,13 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path, *, near: bool = False,
   Draws config.evaluate.num_samples samples with the labels of the data, clipped to [-1, 1] where
   they are images. Of several processes all draw; the first does the rest, and the others return {}.
   Writes evaluation.json, samples.png and samples.npz to workdir. None of the distances is an FID:
-  their spaces are pixels and fixed random features. With `near`, the samples' nearest training
+  their spaces are pixels and fixed random features. With `neighbours`, the samples' nearest training
   records too; `restored` is (step, models) to take instead of the checkpoint's. Wall time is booked
   in `book`, or in a ledger of this call alone.
   """
   active = jax.process_index() == 0 and checkpoint.exists(workdir)
   with ledger.booked(workdir, book, active=active) as book, book.on('evaluate'):
-    return _evaluate(config, workdir, near, restored, book)
+    return _evaluate(config, workdir, neighbours, restored, book)
 
 
 def _evaluate(config, workdir, near, restored, book):
@@ -68,11 +68,10 @@ def _evaluate(config, workdir, near, restored, book):
   (workdir / 'evaluation.json').write_text(json.dumps(found, indent=2) + '\n')
   print(f'\n{len(fake):,} samples of {config.sample.params!r} by {config.sample.solver.name}, '
         f'{evaluations.mean():.0f} evaluations each, in {seconds:.1f} s, against {len(real):,} '
-        f'records of {source.name}\n')
-  print(report.table(rows))
-  print(f'\n{generate.steps_taken(config, evaluations)}{generate.unsettled(config, norms)}', end='')
+        f'records of {source.name}\n{generate.steps_taken(config, evaluations)}'
+        f'{generate.unsettled(config, norms)}', end='')
   if near:
     neighbours.report(config, workdir, fake)
-  print(f'\n{workdir / "samples.png"}', flush=True)
+  print(f'\n{report.table(rows)}\n\n{workdir / "samples.png"}', flush=True)
   book.saved(step)
   return rows

@@ -1,4 +1,4 @@
-"""--mode=score: how far from the data inputs lie, by the field of a model that is blind to time."""
+"""--mode=ood: how far from the data inputs lie, by the field of a model that is blind to time."""
 
 import json
 import pathlib
@@ -9,7 +9,8 @@ import numpy as np
 
 from eqflow import ood
 from eqflow.config import recipes, tables
-from eqflow.data import inputs, pipeline
+from eqflow.data import pipeline
+from eqflow.data.inputs import read
 from eqflow.evaluation import detection, distances, features, memorization, report
 from eqflow.runs import dataset, generate, restore
 
@@ -19,17 +20,18 @@ _STEPS = 10
 _STEPPING = 'gradient_descent', 'nesterov', 'heun_descent'
 
 
-def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict[str, dict[str, float]]:
+def detect(config: ConfigDict, workdir: pathlib.Path, *,
+           inputs: pathlib.Path) -> dict[str, dict[str, float]]:
   """{score: {column: number}} of the inputs in path, against config.evaluate.split of the data.
 
   Each score is the least over classes; next to them stands the squared distance to the nearest
   training record, which needs no model. The first config.evaluate.num_samples records are inside.
-  Writes workdir/scores-<name of the file>.npz, every input's scores, and .json, and prints the table.
+  Writes workdir/ood-<name of the file>.npz, every input's scores, and .json, and prints the table.
   Raises ValueError for a model that is told the time, FileNotFoundError for one that is not trained.
   """
   _check(config)
   recipe, shape = recipes.recipe(config), tuple(config.data.shape)
-  outside, _ = inputs.read(path, shape)
+  outside, _ = read(inputs, shape)
   inside = pipeline.arrays(dataset.evaluation_source(config))[0][:config.evaluate.num_samples]
   train = dataset.training_records(config)
   step, model = restore.restore(config, recipe, workdir)
@@ -45,14 +47,14 @@ def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict
   found['nearest_record'] = near
 
   rows = {name: _row(values[:n], values[n:]) for name, values in found.items() if name != 'class'}
-  out = workdir / f'scores-{path.stem}'
+  out = workdir / f'ood-{inputs.stem}'
   generate.save(out.with_suffix('.npz'), **{name: values[n:] for name, values in found.items()},
               **{f'inside_{name}': values[:n] for name, values in found.items()})
-  told = dict(inputs=str(path), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
+  told = dict(inputs=str(inputs), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
   out.with_suffix('.json').write_text(json.dumps(told, indent=2) + '\n')
   some = '' if len(trained) == n else f'{len(trained):,} of '
   known = f', on {some}which the model was trained' if len(trained) else ''
-  print(f'{len(outside):,} inputs of {path} against {n:,} records of {config.data.name!r}, split '
+  print(f'{len(outside):,} inputs of {inputs} against {n:,} records of {config.data.name!r}, split '
         f'{config.evaluate.split!r}{known}, at step {step:,}; higher is further out\n\n'
         f'{report.table(rows)}\n\n{out}.npz, {out}.json')
   return rows
@@ -61,11 +63,11 @@ def score(config: ConfigDict, workdir: pathlib.Path, path: pathlib.Path) -> dict
 def _check(config):
   if config.model.label_noise.name != 'none':
     raise ValueError(
-        f'--mode=score: config.model.label_noise.name={config.model.label_noise.name!r}, but the time '
+        f'--mode=ood: config.model.label_noise.name={config.model.label_noise.name!r}, but the time '
         "of an input is unknown: scores are those of a model trained with 'none', such as "
         'configs/digits.py:eqm')
   if config.output.name not in tables.DESCENDED:
-    raise ValueError(f'--mode=score: config.output.name={config.output.name!r} is not small at data: '
+    raise ValueError(f'--mode=ood: config.output.name={config.output.name!r} is not small at data: '
                      f'take a model of one of {list(tables.DESCENDED)}')
 
 

@@ -22,7 +22,7 @@ from eqflow.training import sharding
 OPTIONS = {'cuda': {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_autotune_level': 0}}
 
 
-def plan(config: ConfigDict, topology: str, workdir: pathlib.Path | None = None, *,
+def plan(config: ConfigDict, workdir: pathlib.Path | None = None, *, topology: str,
          levers: bool = True, say: Callable = print) -> dict[str, Any]:
   """Compiles the train step of config for a topology and prints what it needs; plan.json in workdir.
 

@@ -1,5 +1,6 @@
 """--mode=reconstruct and --mode=sweep: power averages of other widths, made after the run."""
 
+from collections.abc import Sequence
 import json
 import math
 import pathlib
@@ -54,7 +55,7 @@ def _between(first, second, last, given):
   return [round(second + i * (second - first), 10) for i in range(1, math.ceil(count - 1e-6))]
 
 
-def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
+def reconstruct(config: ConfigDict, workdir: pathlib.Path, *, std: Sequence[float],
                 examples: int | None = None, skip_damaged: bool = False) -> dict[float, float]:
   """{std: expected error}: averages of these widths, from workdir/snapshots to workdir/reconstructed.
 
@@ -72,38 +73,38 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, stds: list[float], *,
   if examples and 0 < last < examples:
     raise ValueError(f'--examples={examples} is later than the last snapshot, at {last}: nothing is '
                      'known of that time; give that one, or none')
-  made = snapshots.plan(workdir / 'snapshots', examples, stds, like=like, run=name,
+  made = snapshots.plan(workdir / 'snapshots', examples, std, like=like, run=name,
                         skip_damaged=skip_damaged)
   at = made.examples
   if at not in times and max(made.errors.values()) > _FAR:
     near = sorted(sorted(times, key=lambda time: abs(time - at))[:2])
     print(f'there is no snapshot at {at:,} examples, and so averages at that time are far from what '
           f'they stand for: give --examples={" or ".join(map(str, near))}', flush=True)
-  for std, tree in snapshots.reconstruct(made, like).items():
-    error, folder = made.errors[std], workdir / 'reconstructed' / repr(std)
+  for width, tree in snapshots.reconstruct(made, like).items():
+    error, folder = made.errors[width], workdir / 'reconstructed' / repr(width)
     shutil.rmtree(folder, ignore_errors=True)
-    snapshots.write(folder, at, {repr(std): tree}, run=name)
-    told = dict(examples=at, std=std, expected_error=error, snapshots=len(made.terms))
+    snapshots.write(folder, at, {repr(width): tree}, run=name)
+    told = dict(examples=at, std=width, expected_error=error, snapshots=len(made.terms))
     (folder / 'expected_error.json').write_text(json.dumps(told, indent=2) + '\n')
-    use = ('kept in training: --mode=sweep evaluates this one' if repr(std) in recipe.averages.names
-           else f'--config.sample.params={std!r}')
-    print(f'std {std:g} at {at:,} examples: expected error {error:.1e}, of {len(made.terms)} averages '
-          f'in snapshots; {use}', flush=True)
+    tracked = repr(width) in recipe.averages.names
+    use = '--mode=sweep evaluates it' if tracked else f'--config.sample.params={width!r} samples it'
+    print(f'std {width:g} at {at:,} examples: expected error {error:.1e}, from {len(made.terms)} '
+          f'averages in snapshots; {use}', flush=True)
   return made.errors
 
 
-def sweep(config: ConfigDict, workdir: pathlib.Path, stds: list[float], **options: Any) -> None:
+def sweep(config: ConfigDict, workdir: pathlib.Path, *, std: Sequence[float], **options: Any) -> None:
   """Evaluates the average of every width: workdir/sweep.json and sweep.png, distance by std."""
-  errors = reconstruct(config, workdir, stds, **options)
+  errors = reconstruct(config, workdir, std=std, **options)
   rows, recipe = {}, recipes.recipe(config)
-  for std, error in sorted(errors.items()):
+  for width, error in sorted(errors.items()):
     each = config.copy_and_resolve_references()
     with each.unlocked():
-      each.sample.params = repr(std)
+      each.sample.params = repr(width)
     # Also where the average was kept in training: that one stands at its end, these at `examples`.
     found = evaluate(each, workdir,
                      restored=restore.models(each, recipe, workdir, reconstructed=True))
-    rows[repr(std)] = {'expected error': f'{error:.1e}', **next(iter(found.values()))}
+    rows[repr(width)] = {'expected error': f'{error:.1e}', **next(iter(found.values()))}
   (workdir / 'sweep.json').write_text(json.dumps(rows, indent=2) + '\n')
   print(report.table(rows))
   _draw(rows, workdir / 'sweep.png')

@@ -1,4 +1,4 @@
-"""--labels=3+5, --weights and --with: samples of several classes, or several models, at once.
+"""--labels=3+5, --weights and --others: samples of several classes, or several models, at once.
 
 The fields are added, each with its weight: y = sum_i w_i y_i. By default the weights are equal and
 sum to one, so that steps are as long as those of one model; the paper's sum has 1 for each.
@@ -39,7 +39,7 @@ def composed(config: ConfigDict, workdir: pathlib.Path, labels: list[str] | None
   where there is none.
   """
   folders = [workdir, *(pathlib.Path(other).expanduser() for other in others or [])]
-  flags = [f'--with={folder}' for folder in folders]
+  flags = [f'--others={folder}' for folder in folders]
   configs = [config, *map(compatibility.config_of, folders[1:], flags[1:])]
   built = [recipes.recipe(config)]
   for other, flag in zip(configs[1:], flags[1:]):

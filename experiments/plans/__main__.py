@@ -50,7 +50,7 @@ def made(model, topology, changes, levers):
   """The plan of a row."""
   configs, variant = MODELS[model]
   config = plan.with_changes(configs.get_config(variant), **changes)
-  return dict(model=model) | plan.plan(config, topology, levers=levers)
+  return dict(model=model) | plan.plan(config, topology=topology, levers=levers)
 
 
 def main():

@@ -20,11 +20,11 @@ import numpy as np
 
 from configs import digits, reflow, toy
 from eqflow import couplings, fields, grids, samplers
+from eqflow.commands.pairs import draw_pairs
 from eqflow.commands.train import train
 from eqflow.config import recipes, tables
 from eqflow.data import pipeline
 from eqflow.evaluation import distances, features, images, report
-from eqflow.main import draw_pairs
 from eqflow.runs import dataset, generate, restore
 from experiments import ROOT, colours
 
@@ -54,8 +54,8 @@ def models(data, runs):
   for name, config in rows.items():
     workdir = runs / f'{data}_{name.replace(" ", "_")}'
     if config.data.name == 'pairs':
-      draw_pairs(in_steps(last[0], 50), last[1], pathlib.Path(config.data.dir),
-                         count=COUNT[data], seed=0)
+      draw_pairs(in_steps(last[0], 50), last[1], out=pathlib.Path(config.data.dir),
+                 num_samples=COUNT[data])
     train(config, workdir)
     if name != 'optimal transport':
       last = config, workdir

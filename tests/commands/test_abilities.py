@@ -10,8 +10,8 @@ from PIL import Image
 import pytest
 
 from eqflow import fields, guidance
-from eqflow.commands.denoise import finish
-from eqflow.commands.ood import score
+from eqflow.commands.denoise import denoise
+from eqflow.commands.ood import detect
 from eqflow.config import recipes
 from eqflow.data import inputs
 from eqflow.fields import Model
@@ -108,8 +108,8 @@ def noisy(count, seed=0):
 def test_an_input_is_descended_from_where_it_stands(eqm, tmp_path):
   x, label = noisy(4), np.array([3, 1, 4, 1])
   path = saved(tmp_path / 'x.npz', samples=x, labels=label)
-  finish(eqm.config, eqm.workdir, path, seed=1)
-  found, z = loaded(eqm.workdir / 'finished-seed1.npz'), x
+  denoise(eqm.config, eqm.workdir, inputs=path, seed=1)
+  found, z = loaded(eqm.workdir / 'denoised-seed1.npz'), x
   for _ in range(4):
     z = z - 0.003 * np.asarray(eqm.predict(jnp.asarray(z), jnp.zeros(4), jnp.asarray(label, jnp.int32)))
   np.testing.assert_allclose(found['samples'], z, atol=1e-5)
@@ -117,34 +117,34 @@ def test_an_input_is_descended_from_where_it_stands(eqm, tmp_path):
   np.testing.assert_array_equal(found['inputs'], x)
   np.testing.assert_array_equal(found['started'], x)
   np.testing.assert_array_equal(found['labels'], label)
-  with Image.open(eqm.workdir / 'finished-seed1.png') as picture:
+  with Image.open(eqm.workdir / 'denoised-seed1.png') as picture:
     assert picture.size == (4 * 33 + 1, 2 * 33 + 1), 'four inputs above what became of them'
 
 
 def test_what_is_all_noise_becomes_the_samples_of_the_seed(eqm, tmp_path, capsys):
   path = saved(tmp_path / 'x.npz', x=np.full((9, *SHAPE), 255, np.uint8))
-  finish(eqm.config, eqm.workdir, path, seed=5, noise=1.0, labels=['7'])
-  found = loaded(eqm.workdir / 'finished-seed5.npz')
+  denoise(eqm.config, eqm.workdir, inputs=path, seed=5, noise=1.0, labels=['7'])
+  found = loaded(eqm.workdir / 'denoised-seed5.npz')
   want, evaluations, _ = generate.samples(eqm.recipe.sampling, [eqm.model], np.full(9, 7), seed=5,
                                           batch=8)
   np.testing.assert_allclose(found['samples'], want, atol=1e-5)
   np.testing.assert_array_equal(found['evaluations'], evaluations)
   np.testing.assert_array_equal(found['inputs'], 1)
-  finish(eqm.config, eqm.workdir, path, seed=5, noise=0.25, labels=['7'])
-  half = loaded(eqm.workdir / 'finished-seed5.npz')['started']
+  denoise(eqm.config, eqm.workdir, inputs=path, seed=5, noise=0.25, labels=['7'])
+  half = loaded(eqm.workdir / 'denoised-seed5.npz')['started']
   np.testing.assert_allclose(half, 0.75 + 0.25 * found['started'], atol=1e-6)
-  assert 'mixed with noise at t=0.25, finished' in capsys.readouterr().out
+  assert 'mixed with noise at t=0.25, denoised' in capsys.readouterr().out
 
 
 def test_those_that_do_not_converge_are_counted(eqm, tmp_path, capsys):
   path = saved(tmp_path / 'x.npz', x=noisy(6), labels=np.arange(6))
-  finish(eqm.changed(threshold=1e6), eqm.workdir, path, seed=2)
-  found = loaded(eqm.workdir / 'finished-seed2.npz')
+  denoise(eqm.changed(threshold=1e6), eqm.workdir, inputs=path, seed=2)
+  found = loaded(eqm.workdir / 'denoised-seed2.npz')
   np.testing.assert_array_equal(found['samples'], found['inputs'])
   np.testing.assert_array_equal(found['evaluations'], 1)
   assert 'did not converge' not in capsys.readouterr().out
   norms = np.sort(found['norms'])
-  finish(eqm.changed(threshold=float(norms[:2].mean()), num_steps=1), eqm.workdir, path, seed=2)
+  denoise(eqm.changed(threshold=float(norms[:2].mean()), num_steps=1), eqm.workdir, inputs=path, seed=2)
   out = capsys.readouterr().out
   assert '5 of 6 did not converge: after config.sample.num_steps=1 steps' in out
   assert f'at the median it was {np.median(norms[1:]):.3g}' in out
@@ -154,9 +154,9 @@ def test_a_model_that_is_told_the_time_starts_where_it_is_told(flow, tmp_path):
   x = noisy(4)
   path = saved(tmp_path / 'x.npz', x=x, labels=np.zeros(4, int))
   with pytest.raises(ValueError, match='cannot know how much noise the inputs hold: give --noise=t'):
-    finish(flow.config, flow.workdir, path, seed=0)
-  finish(flow.config, flow.workdir, path, seed=0, noise=0.6)
-  found = loaded(flow.workdir / 'finished-seed0.npz')
+    denoise(flow.config, flow.workdir, inputs=path, seed=0)
+  denoise(flow.config, flow.workdir, inputs=path, seed=0, noise=0.6)
+  found = loaded(flow.workdir / 'denoised-seed0.npz')
   z = found['started']
   # Euler's steps on the linear path, by hand: from 0.6 on through the grid of four steps.
   for t, s in [(0.6, 0.5), (0.5, 0.25), (0.25, 0.0)]:
@@ -170,17 +170,17 @@ def test_a_model_that_is_told_the_time_starts_where_it_is_told(flow, tmp_path):
 def test_noise_is_a_time_of_the_process(eqm, tmp_path, noise):
   path = saved(tmp_path / 'x.npz', x=noisy(3), labels=np.zeros(3, int))
   with pytest.raises(ValueError, match='--noise=.*give a time above 0, the data, and at most 1'):
-    finish(eqm.config, eqm.workdir, path, seed=0, noise=noise)
+    denoise(eqm.config, eqm.workdir, inputs=path, seed=0, noise=noise)
 
 
 def test_a_class_is_needed_where_the_model_was_not_trained_without(eqm, place, tmp_path):
   path = saved(tmp_path / 'x.npz', x=noisy(3))
   with pytest.raises(ValueError, match="was not trained to do without: give --labels.*with 'labels'"):
-    finish(eqm.config, eqm.workdir, path, seed=0)
+    denoise(eqm.config, eqm.workdir, inputs=path, seed=0)
   with pytest.raises(ValueError, match="'labels' go from 3 to 12"):
-    finish(eqm.config, eqm.workdir, saved(path, x=noisy(2), labels=np.array([3, 12])), seed=0)
+    denoise(eqm.config, eqm.workdir, inputs=saved(path, x=noisy(2), labels=np.array([3, 12])))
   with pytest.raises(ValueError, match='labels. go from 3 to 4294967299'):
-    finish(eqm.config, eqm.workdir, saved(path, x=noisy(2), labels=np.array([3, 2**32 + 3])), seed=0)
+    denoise(eqm.config, eqm.workdir, inputs=saved(path, x=noisy(2), labels=np.array([3, 2**32 + 3])))
 
 
 @pytest.mark.parametrize('labels', [np.array([0.0, 1.0]), np.arange(3), np.eye(10, dtype=int)[:2]])
@@ -189,7 +189,7 @@ def test_labels_that_are_no_classes_are_not_taken_for_none(eqm, tmp_path, labels
   config.train.drop_label = 0.1
   path = saved(tmp_path / 'x.npz', x=noisy(2), labels=labels)
   with pytest.raises(ValueError, match="'labels' are .* give one whole number for each of 2 inputs"):
-    finish(config, eqm.workdir, path, seed=0)
+    denoise(config, eqm.workdir, inputs=path, seed=0)
 
 
 def test_no_class_is_needed_where_a_scale_of_ones_guides_nothing(eqm, tmp_path):
@@ -198,12 +198,12 @@ def test_no_class_is_needed_where_a_scale_of_ones_guides_nothing(eqm, tmp_path):
   config.train.drop_label = 0.1
   with config.ignore_type():
     config.sample.scale = (1.0,)
-  finish(config, eqm.workdir, path, seed=4)
-  np.testing.assert_array_equal(loaded(eqm.workdir / 'finished-seed4.npz')['labels'], 10)
+  denoise(config, eqm.workdir, inputs=path, seed=4)
+  np.testing.assert_array_equal(loaded(eqm.workdir / 'denoised-seed4.npz')['labels'], 10)
   with config.ignore_type():
     config.sample.scale = (2.0,)
   with pytest.raises(ValueError, match='was not trained to do without: give --labels'):
-    finish(config, eqm.workdir, path, seed=4)
+    denoise(config, eqm.workdir, inputs=path, seed=4)
 
 
 BAD = [
@@ -300,7 +300,7 @@ REFUSED = [
     (dict(labels=['3+5', '1'], weights=['1', '1']), 'a finite number for each of the 1 or 2 fields'),
     (dict(labels=['3+5'], weights=['1', 'nan']), 'a finite number for each of the 2 fields'),
     (dict(labels=['3+5'], weights=['1', 'x']), 'a finite number for each of the 2 fields'),
-    (dict(labels=['3'], others=['/nowhere']), '--with=/nowhere: there is no run'),
+    (dict(labels=['3'], others=['/nowhere']), '--others=/nowhere: there is no run'),
 ]
 
 
@@ -311,7 +311,7 @@ def test_what_cannot_be_composed_is_refused(eqm, given, message):
 
 
 def test_models_of_another_kind_are_not_added(eqm, other, flow):
-  with pytest.raises(ValueError, match='--with=.*its config.model.label_noise is .*"time".*"none"'):
+  with pytest.raises(ValueError, match='--others=.*its config.model.label_noise is .*"time".*"none"'):
     ask(eqm, ['3'], others=[str(flow.workdir)])
   with pytest.raises(ValueError, match=r'--labels=1\+2\+3: with 2 models'):
     ask(eqm, ['1+2+3'], others=[str(other.workdir)])
@@ -333,7 +333,7 @@ def test_along_times_models_of_other_decays_are_not_added(eqm, place, tmp_path, 
   along = eqm.config.copy_and_resolve_references().unlock()
   along.sample.solver, along.sample.grid = (
       dict(name='ddim'), dict(name='uniform', start=0.999, end=0.001))
-  with pytest.raises(ValueError, match='--with=.*eased: its config.output is .*0.5.*0.8'):
+  with pytest.raises(ValueError, match='--others=.*eased: its config.output is .*0.5.*0.8'):
     composition.composed(along, eqm.workdir, ['3'], np.zeros(4, int), others=[eased])
   monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, eqm.model))
   assert len(ask(eqm, ['3'], others=[eased]).models) == 2, 'a descent needs no decay'
@@ -375,14 +375,14 @@ def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
     (lambda config: config.update(loss=0), 'not as this version writes one'),
 ])
 def test_what_is_wrong_with_another_run_names_its_folder(eqm, place, change, message):
-  with pytest.raises(ValueError, match='--with=.*broken: .*' + message):
+  with pytest.raises(ValueError, match='--others=.*broken: .*' + message):
     ask(eqm, ['3'], others=[placed(place, 'broken', change)])
 
 
 def test_scores_of_every_input_are_the_least_over_classes(eqm, tmp_path, capsys):
   x = 3 * noisy(4)
-  rows = score(eqm.config, eqm.workdir, saved(tmp_path / 'far.npz', x=x))
-  found = loaded(eqm.workdir / 'scores-far.npz')
+  rows = detect(eqm.config, eqm.workdir, inputs=saved(tmp_path / 'far.npz', x=x))
+  found = loaded(eqm.workdir / 'ood-far.npz')
   field = lambda y: np.asarray(eqm.predict(jnp.asarray(x), jnp.zeros(4), jnp.full(4, y, jnp.int32)))
   norms = np.stack([np.linalg.norm(field(y).reshape(4, -1), axis=1) for y in range(10)])
   np.testing.assert_allclose(found['gradient_norm'], norms.min(0), rtol=1e-4)
@@ -394,7 +394,7 @@ def test_scores_of_every_input_are_the_least_over_classes(eqm, tmp_path, capsys)
   wins = np.mean(inside[:, np.newaxis] < outside)
   np.testing.assert_allclose(rows['descent_drop']['AUROC'], wins, rtol=1e-12)
   assert (found['descent_drop'] > 0).all()
-  told = json.loads((eqm.workdir / 'scores-far.json').read_text())
+  told = json.loads((eqm.workdir / 'ood-far.json').read_text())
   assert told['rows'] == rows and (told['num_inputs'], told['num_inside']) == (4, 12)
   assert 'on which the model was trained' in capsys.readouterr().out
 
@@ -405,9 +405,9 @@ def test_records_of_splits_that_overlap_are_not_near_to_themselves(eqm, tmp_path
   # Few evaluations: what is looked at needs no model.
   config.sample.solver = dict(name='adam', step_size=0.003)
   config.sample.batch = 600
-  score(config, eqm.workdir, saved(tmp_path / 'all.npz', x=noisy(3)))
+  detect(config, eqm.workdir, inputs=saved(tmp_path / 'all.npz', x=noisy(3)))
   train, everything = dataset.training_records(config), dataset.training_records(eqm.config)
-  found = loaded(eqm.workdir / 'scores-all.npz')['inside_nearest_record']
+  found = loaded(eqm.workdir / 'ood-all.npz')['inside_nearest_record']
   space = train.reshape(len(train), -1).astype(np.float64)
   for i in (0, len(train) - 1, len(train), len(everything) - 1):
     far = np.square(space - everything[i].reshape(-1)).sum(1)
@@ -424,15 +424,15 @@ def test_records_of_splits_that_overlap_are_not_near_to_themselves(eqm, tmp_path
 def test_only_steps_along_the_field_drop(eqm, tmp_path, solver, drops):
   config = eqm.config.copy_and_resolve_references().unlock()
   config.sample.solver = solver
-  rows = score(config, eqm.workdir, saved(tmp_path / 'few.npz', x=noisy(3)))
+  rows = detect(config, eqm.workdir, inputs=saved(tmp_path / 'few.npz', x=noisy(3)))
   assert ('descent_drop' in rows) == drops
 
 
 def test_only_a_blind_field_that_is_small_at_data_scores(flow, place, tmp_path):
   path = saved(tmp_path / 'x.npz', x=noisy(3))
   with pytest.raises(ValueError, match="label_noise.name='time', but the time of an input is unknown"):
-    score(flow.config, flow.workdir, path)
+    detect(flow.config, flow.workdir, inputs=path)
   config = tiny(place, 'blind_flow').copy_and_resolve_references().unlock()
   config.output.name = 'eps'
   with pytest.raises(ValueError, match="output.name='eps' is not small at data"):
-    score(config, flow.workdir, path)
+    detect(config, flow.workdir, inputs=path)

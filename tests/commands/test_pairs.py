@@ -10,9 +10,10 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import arrays, main
+from eqflow import arrays
 from eqflow.commands import train
 from eqflow.commands.evaluate import evaluate
+from eqflow.commands.pairs import draw_pairs
 from eqflow.config import recipes
 from eqflow.data import pairs, pipeline, sources
 from eqflow.evaluation import report
@@ -207,7 +208,8 @@ def test_the_loss_of_a_reflow_is_on_its_pairs(flow):
 
 
 def test_the_command_draws_pairs(flow, tmp_path, capsys):
-  draw = lambda: main.draw_pairs(flow.config, flow.workdir, tmp_path / 'pairs', count=30, seed=2)
+  draw = lambda: draw_pairs(flow.config, flow.workdir, out=tmp_path / 'pairs', num_samples=30,
+                            seed=2)
   draw()
   assert f"30 pairs of 'params' at step 10: {tmp_path / 'pairs'}" in capsys.readouterr().out
   flow.write(tmp_path / 'by hand', count=30, seed=2)
@@ -228,7 +230,7 @@ def test_the_command_says_how_many_pairs_did_not_converge(flow, tmp_path, capsys
   monkeypatch.setattr(recipes, 'recipe', lambda config: recipe)
   monkeypatch.setattr(restore, 'restore',
                       lambda *_, **__: (10, Model(Partial(lambda params: field), {})))
-  draw = lambda: main.draw_pairs(config, tmp_path, tmp_path / 'pairs', count=100, seed=2)
+  draw = lambda: draw_pairs(config, tmp_path, out=tmp_path / 'pairs', num_samples=100, seed=2)
   draw()
   found = files(tmp_path / 'pairs')
   # On f(z) = z step k is told |eps| 0.9^k, the seventh k = 6.

@@ -62,7 +62,7 @@ def test_averages_and_snapshots_of_a_run_taken_up_again_are_bit_for_bit_those_of
 
 def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(copied, trained, capsys):
   found, workdir = copied
-  errors = posthoc_ema.reconstruct(found, workdir, [0.05, 0.12])
+  errors = posthoc_ema.reconstruct(found, workdir, std=[0.05, 0.12])
   assert errors[0.05] < 1e-6 < errors[0.12]
   with found.unlocked():
     found = found.copy_and_resolve_references()
@@ -83,13 +83,13 @@ def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(c
 
 def test_an_average_of_an_earlier_time_is_that_of_the_run_then(copied):
   found, workdir = copied
-  posthoc_ema.reconstruct(found, workdir, [0.1], examples=192)
+  posthoc_ema.reconstruct(found, workdir, std=[0.1], examples=192)
   like = jax.eval_shape(recipes.recipe(found).model.init, jax.random.key(0))
   made, then = (snapshots.read(workdir / path / '000000000192.safetensors', '0.1', like)
                 for path in ('reconstructed/0.1', 'snapshots'))
   chex.assert_trees_all_close(made, then, atol=1e-5)
   # Between two snapshots the error is larger, and what is made stands under the time it is for.
-  between = posthoc_ema.reconstruct(found, workdir, [0.1], examples=200)
+  between = posthoc_ema.reconstruct(found, workdir, std=[0.1], examples=200)
   assert between[0.1] > 1e-3 and (workdir / 'reconstructed/0.1/000000000200.safetensors').exists()
 
 
@@ -100,7 +100,7 @@ def test_of_a_width_that_is_made_twice_the_last_is_the_one_that_is_used(copied):
     found.sample.params = '0.12'
   recipe = recipes.recipe(found)
   for examples, step in ((None, 24), (192, 12), (320, 20)):
-    posthoc_ema.reconstruct(found, workdir, [0.12], examples=examples)
+    posthoc_ema.reconstruct(found, workdir, std=[0.12], examples=examples)
     assert restore.restore(found, recipe, workdir)[0] == step
     told = json.loads((workdir / 'reconstructed/0.12/expected_error.json').read_text())
     assert told['examples'] == 16 * step
@@ -108,7 +108,7 @@ def test_of_a_width_that_is_made_twice_the_last_is_the_one_that_is_used(copied):
 
 def test_a_time_beyond_the_last_snapshot_is_refused(copied):
   with pytest.raises(ValueError, match='--examples=385 is later than the last snapshot, at 384'):
-    posthoc_ema.reconstruct(*copied, [0.1], examples=385)
+    posthoc_ema.reconstruct(*copied, std=[0.1], examples=385)
 
 
 def test_a_snapshot_is_not_lost_where_a_run_is_broken_off_beside_its_checkpoint(
@@ -152,7 +152,7 @@ def test_a_run_keeps_its_name_when_configs_get_new_keys(tmp_path, monkeypatch):
 
 def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):
   found, workdir = copied
-  posthoc_ema.sweep(found, workdir, [0.05, 0.12])
+  posthoc_ema.sweep(found, workdir, std=[0.05, 0.12])
   rows = json.loads((workdir / 'sweep.json').read_text())
   assert list(rows) == ['0.05', '0.12'] and (workdir / 'sweep.png').stat().st_size > 5_000
   assert all(np.isfinite(row['frechet_pixels']) for row in rows.values())
@@ -160,22 +160,22 @@ def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):
 
 def test_a_damaged_snapshot_is_named_and_left_out_only_when_told(copied):
   found, workdir = copied
-  whole = posthoc_ema.reconstruct(found, workdir, [0.12])
+  whole = posthoc_ema.reconstruct(found, workdir, std=[0.12])
   path = workdir / 'snapshots/000000000256.safetensors'
   data = bytearray(path.read_bytes())
   data[-1] ^= 1
   path.write_bytes(data)
   with pytest.raises(ValueError, match='000000000256.safetensors is damaged'):
-    posthoc_ema.reconstruct(found, workdir, [0.12])
-  without = posthoc_ema.reconstruct(found, workdir, [0.12], skip_damaged=True)
+    posthoc_ema.reconstruct(found, workdir, std=[0.12])
+  without = posthoc_ema.reconstruct(found, workdir, std=[0.12], skip_damaged=True)
   assert without[0.12] > whole[0.12], 'fewer snapshots are further from the average'
 
 
 def test_a_time_without_a_snapshot_is_told_with_those_that_have_one(copied, capsys):
   found, workdir = copied
-  posthoc_ema.reconstruct(found, workdir, [0.12], examples=256)
+  posthoc_ema.reconstruct(found, workdir, std=[0.12], examples=256)
   assert 'no snapshot' not in capsys.readouterr().out
-  posthoc_ema.reconstruct(found, workdir, [0.12], examples=200)
+  posthoc_ema.reconstruct(found, workdir, std=[0.12], examples=200)
   said = capsys.readouterr().out
   assert 'no snapshot at 200 examples' in said and 'give --examples=' in said and '256' in said
 
@@ -187,7 +187,7 @@ def test_snapshots_of_another_run_are_refused(copied):
     found.seed = 5
   (workdir / 'config.json').unlink()
   with pytest.raises(ValueError, match='is of run '):
-    posthoc_ema.reconstruct(found, workdir, [0.12])
+    posthoc_ema.reconstruct(found, workdir, std=[0.12])
 
 
 def test_an_average_that_was_not_made_is_asked_for(trained):

@@ -85,8 +85,8 @@ def test_evaluation_is_of_guided_samples_and_pictures_made_in_training_are_not(t
 def test_scores_are_the_models_own(trained, tmp_path):
   np.save(tmp_path / 'inputs.npy', np.zeros((4, 8, 8, 1), np.float32))
   (own, workdir), (config, _) = trained['self'], guided(trained, 'worse')
-  assert ood.score(config, workdir, tmp_path / 'inputs.npy') == ood.score(
-      own, workdir, tmp_path / 'inputs.npy')
+  assert ood.detect(config, workdir, inputs=tmp_path / 'inputs.npy') == ood.detect(
+      own, workdir, inputs=tmp_path / 'inputs.npy')
 
 
 def test_an_interval_of_noise_leaves_all_other_times_alone():
