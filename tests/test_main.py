@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from unittest import mock
 
 from absl.testing import flagsaver
 import numpy as np
@@ -23,6 +24,14 @@ TINY = ['--config.model.width=16', '--config.model.depth=1', '--config.model.hea
 def eqflow(*flags):
   return subprocess.run([sys.executable, '-m', 'eqflow.main', *map(str, flags)], cwd=ROOT,
                         capture_output=True, text=True, timeout=300)
+
+
+def program(*flags):
+  """The program, in this process."""
+  argv = ['eqflow.main', *map(str, flags)]
+  # ml_collections reads config overrides from sys.argv.
+  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
+    main.main(main.parse(argv))
 
 
 def line_of(stderr):
@@ -68,8 +77,8 @@ REJECTED = [
 
 @pytest.mark.parametrize('flags,words', REJECTED, ids=lambda v: '-'.join(map(str, v))[-40:])
 def test_a_wrong_command_line_is_rejected_in_one_line(tmp_path, capsys, flags, words):
-  with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
-    main.main(main.parse(['eqflow.main', f'--workdir={tmp_path / "run"}', *flags]))
+  with pytest.raises(SystemExit) as ended:
+    program(f'--workdir={tmp_path / "run"}', *flags)
   line = line_of(capsys.readouterr().err)
   assert ended.value.code == 2
   for word in words:
@@ -104,12 +113,6 @@ def trained(tmp_path_factory):
   done = eqflow(*flags)
   assert done.returncode == 0, done.stderr[-2000:]
   return flags, folder / 'run', done.stdout
-
-
-def program(*flags):
-  """The program, in this process."""
-  with flagsaver.flagsaver():
-    main.main(main.parse(['eqflow.main', *map(str, flags)]))
 
 
 def test_a_training_ends_with_its_table_its_picture_and_three_commands(trained):
