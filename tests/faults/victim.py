@@ -147,7 +147,7 @@ PHASES = {
     'sampling': _signalled(train, 'preview', 1, 0.2),
     # The last save: only the evaluation follows.
     'ending': _signalled(checksums, 'write', 1 + STEPS // SAVED_EVERY, 0.0),
-    'evaluating': _signalled(evaluate.generate, 'draw', 2, 0.2),
+    'evaluating': _signalled(evaluate.generate, 'samples', 2, 0.2),
 }
 
 
