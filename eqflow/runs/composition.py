@@ -1,7 +1,7 @@
-"""--labels=3+5, --weights and --others: samples of several classes, or several models, at once.
+"""--labels=3+5, --weights and --others: samples of several classes, or of several models, at once.
 
-The fields are added, each with its weight: y = sum_i w_i y_i. By default the weights are equal and
-sum to one, so that steps are as long as those of one model; the paper's sum has 1 for each.
+Their fields are added: y = sum_i w_i y_i. By default the weights are equal and sum to 1, so that steps
+are as long as those of one model; in the paper each weight is 1.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from eqflow import guidance
 from eqflow.config import recipes
 from eqflow.config.sampling import Sampling
 from eqflow.fields import Model
-from eqflow.runs import compatibility, restore
+from eqflow.runs import restore, second_run
 
 
 class Composed(NamedTuple):
@@ -36,30 +36,32 @@ def composed(config: ConfigDict, workdir: pathlib.Path, labels: list[str] | None
 
   A label is a class, or classes joined by '+': of one model, or one for each model. Raises ValueError
   for labels, weights or models that do not fit, before a checkpoint is read, and FileNotFoundError
-  where there is none.
+  if a folder has none.
   """
   folders = [workdir, *(pathlib.Path(other).expanduser() for other in others or [])]
-  flags = [f'--others={folder}' for folder in folders]
-  configs = [config, *map(compatibility.config_of, folders[1:], flags[1:])]
-  built = [recipes.recipe(config)]
-  for other, flag in zip(configs[1:], flags[1:]):
-    built.append(compatibility.recipe_of(other, flag, config, built[0]))
+  configs, built = [config], [recipes.recipe(config)]
+  for folder in folders[1:]:
+    try:
+      configs.append(second_run.config_of(folder))
+      built.append(second_run.recipe_of(configs[-1], config, built[0]))
+    except ValueError as error:
+      raise ValueError(f'--others={folder}: {error}') from error
   classes, single = [each.data.num_classes for each in configs], len(configs) == 1
-  # `default` has classes of the first model: without any it is zeros, which are a class to another.
+  # `default` has classes of the first model: zeros if it has none, which are a class of another.
   if labels is None and any(count not in (0, classes[0]) for count in classes):
-    raise ValueError(f'the models have {classes} classes: give --labels, a class for each joined by +')
+    raise ValueError(f'the models have {classes} classes; use --labels, with one class for each model '
+                     'joined by +')
   terms = _terms(labels, default, classes)
   scales = _weights(weights, terms)
   sampling = built[0].sampling
   if sampling.grid is not None and not np.allclose(scales.sum(1), 1, atol=1e-6):
-    raise ValueError(f'--weights={",".join(weights)}: along times weights sum to 1; only a descent '
-                     'takes others')
+    raise ValueError(f'--weights={",".join(weights)} must sum to 1, except for a descent')
   found = [restore.models(*each) for each in zip(configs, built, folders)]
   models, step = [model for _, models in found for model in models], found[0][0]
   if single and weights is None and terms.shape[1] == 1:
     return Composed(sampling, models, step, terms[:, 0], dict(labels=terms[:, 0]))
   parts = [(recipe.sampling, len(models)) for recipe, (_, models) in zip(built, found)]
-  return Composed(added(parts, weights and scales[0]), models, step, terms,
+  return Composed(added(parts, scales[0] if weights else None), models, step, terms,
                   dict(labels=terms, weights=scales))
 
 
@@ -90,27 +92,27 @@ def _terms(given, default, classes):
     return np.tile(default.astype(np.int32)[:, np.newaxis], models)
   text = ','.join(given)
   if not 1 <= len(given) <= count:
-    raise ValueError(f'--labels={text}: give 1 to {count} labels, one for each sample at most')
+    raise ValueError(f'--labels={text} must be 1 to {count} labels, at most one for each sample')
   rows = [label.split('+') for label in given]
   if models > 1:
     rows = [row * models if len(row) == 1 else row for row in rows]
     if any(len(row) != models for row in rows):
-      raise ValueError(f'--labels={text}: with {models} models a label is one class for all of them, '
-                       f'or {models} classes joined by +')
+      raise ValueError(f'--labels={text} must be one class for all {models} models, or {models} classes '
+                       'joined by +')
   for row in rows:
     for i, label in enumerate(row):
       limit = classes[i] if models > 1 else classes[0]
-      # A model without classes beside one that has some takes any place in the row as 0.
+      # A model without classes takes 0, next to one that has some.
       if not label.isdecimal() or int(label) >= max(limit, int(models > 1)):
-        raise ValueError(f'--labels={text}: choose from 0 to {limit - 1}' if limit else
-                         f'--labels={text}: this model has no classes (config.data.num_classes=0)')
+        raise ValueError(f'--labels={text} must be classes from 0 to {limit - 1}' if limit else
+                         f'--labels={text}, but config.data.num_classes=0: this model has no classes')
   width = max(map(len, rows))
   filled = np.array([[int(label) for label in row] + [-1] * (width - len(row)) for row in rows])
   return np.resize(filled, (count, width)).astype(np.int32)
 
 
 def _weights(given, terms):
-  """float32 [n, k]: those given, or equal ones that sum to 1; 0 where there is no label."""
+  """float32 [n, k]: the given weights, or equal ones that sum to 1; 0 where there is no label."""
   there = terms >= 0
   if given is None:
     return (there / there.sum(1, keepdims=True)).astype(np.float32)
@@ -119,7 +121,7 @@ def _weights(given, terms):
   except ValueError:
     numbers = [math.nan]
   if not all(map(math.isfinite, numbers)) or not (there.sum(1) == len(numbers)).all():
-    raise ValueError(f'--weights={",".join(given)}: give a finite number for each of the '
+    raise ValueError(f'--weights={",".join(given)} must be a finite number for each of the '
                      f'{" or ".join(map(str, sorted(set(there.sum(1)))))} fields that are added: one '
                      'for each class that --labels joins by +, or for each model')
   return np.tile(np.float32(numbers), (len(terms), 1))

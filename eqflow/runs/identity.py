@@ -7,8 +7,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from eqflow.runs import compatibility
-
 # Sections and keys that do not change what a run computes, only what is looked at and when.
 FREE = ('sample', 'evaluate', 'mesh', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
@@ -20,13 +18,13 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
 
   Keys that only say what is looked at may differ; the folder of a data set of images may not.
   """
-  path, ours = workdir / 'config.json', compatibility.SINCE | flat(config)
+  path, ours = workdir / 'config.json', flat(config)
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f'--workdir={workdir} is a file: give a folder')
   if not path.exists():
     return
   try:
-    theirs = compatibility.SINCE | flat(json.loads(path.read_text()))
+    theirs = flat(json.loads(path.read_text()))
   except (ValueError, AttributeError) as error:
     raise ValueError(f'{path} cannot be read ({error}): give another --workdir, or delete the file '
                      'to let the config given take its place') from error
@@ -59,9 +57,7 @@ def flat(config: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def identity(config: ConfigDict) -> str:
-  """What a run is called in its snapshots: a digest of all in its config that decides its numbers."""
-  # Without what a key that is new says as runs did before it, so that old snapshots keep their name.
+  """The name of a run in its snapshots and checkpoints: a digest of the keys that decide its numbers."""
   kept = {key: value for key, value in flat(config).items()
-          if (key not in compatibility.SINCE or compatibility.SINCE[key] != value)
-          and not any(key == name or key.startswith(name + '.') for name in _free(config))}
+          if not any(key == name or key.startswith(name + '.') for name in _free(config))}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

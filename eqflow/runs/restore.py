@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 
 from eqflow import ema
 from eqflow.config import recipes
+from eqflow.config.errors import ConfigError
 from eqflow.fields import Model
-from eqflow.runs import blueprint, compatibility
+from eqflow.runs import blueprint, second_run
 from eqflow.runs.identity import check_config, identity
 from eqflow.runs.run import mesh_of
 from eqflow.training import checkpoint, sharding, snapshots, train_state
@@ -53,24 +54,26 @@ def guide_of(config: ConfigDict,
              recipe: recipes.Recipe) -> tuple[ConfigDict, recipes.Recipe, pathlib.Path] | None:
   """(config, recipe, folder) of the run that config.sample.guide names, or None where it names none.
 
-  Reads no checkpoint. Raises ValueError where there is no run, or none that could guide this one.
+  Reads no checkpoint. Raises ConfigError where there is no run, or none that can guide this one.
   """
-  guide = config.sample.guide
+  guide, classes = config.sample.guide, config.data.num_classes
   if not guide.workdir:
     return None
-  folder = pathlib.Path(guide.workdir).expanduser()
-  flag = f'config.sample.guide.workdir={guide.workdir!r}'
   if not guide.params:
-    raise ValueError(f"{flag} with config.sample.guide.params='': name the parameters to take of that "
-                     "run, 'params', an average that it keeps, or one that --mode=reconstruct made")
-  other = compatibility.config_of(folder, flag)
-  # It is not guided itself.
-  other.sample = ConfigDict(other.sample.to_dict() | dict(
-      guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
-  theirs = compatibility.recipe_of(other, flag, config, recipe)
-  if other.data.num_classes not in (0, config.data.num_classes):
-    raise ValueError(f'{flag}: it has {other.data.num_classes} classes, --workdir '
-                     f'{config.data.num_classes}: give one with as many, or with none')
+    raise ConfigError('sample.guide.params', guide.params, 'must name parameters of the guide',
+                      "use 'params', one of its EMAs, or a std made by --mode=reconstruct")
+  folder = pathlib.Path(guide.workdir).expanduser()
+  try:
+    other = second_run.config_of(folder)
+    # The guide itself is not guided.
+    other.sample = ConfigDict(other.sample.to_dict() | dict(
+        guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
+    theirs = second_run.recipe_of(other, config, recipe)
+    if other.data.num_classes not in (0, classes):
+      raise ValueError(f'it has {other.data.num_classes} classes, but --workdir has {classes}: choose a '
+                       'run with as many, or with none')
+  except ValueError as error:
+    raise ConfigError('sample.guide.workdir', guide.workdir, f'cannot guide this run: {error}') from error
   return other, theirs, folder
 
 

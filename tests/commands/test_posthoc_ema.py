@@ -12,7 +12,7 @@ import pytest
 
 from eqflow.commands import posthoc_ema, train
 from eqflow.config import recipes
-from eqflow.runs import compatibility, identity, restore
+from eqflow.runs import identity, restore
 from eqflow.training import optimizers, sharding, snapshots, train_state, train_step
 from tests.commands.test_train import Interrupted, assert_bitwise_equal, interrupt, tiny
 from tests.rejected import rejected
@@ -137,17 +137,6 @@ def test_folders_of_images_name_runs_apart(tmp_path):
       found.data.update(dict(name=kind, dir=dir))
       names.add(identity.identity(found))
   assert len(names) == 3, 'where the digits are kept says nothing about them'
-
-
-def test_a_run_keeps_its_name_when_configs_get_new_keys(tmp_path, monkeypatch):
-  found = tiny(tmp_path)
-  name = identity.identity(found)
-  with found.unlocked():
-    found.loss.novelty = 0
-  monkeypatch.setattr(compatibility, 'SINCE', compatibility.SINCE | {'loss.novelty': 0})
-  assert identity.identity(found) == name
-  found.loss.novelty = 1
-  assert identity.identity(found) != name
 
 
 def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):

@@ -1,7 +1,5 @@
 """Equilibrium Matching by config: decays, conditioning on time, data exactly, dispersion."""
 
-import json
-
 import jax
 from jax import numpy as jnp
 from ml_collections import ConfigDict
@@ -12,7 +10,6 @@ import pytest
 from eqflow import densities, losses, outputs, processes
 from eqflow.config import networks, recipes
 from eqflow.fields import Model
-from eqflow.runs import identity
 from tests import config_file as load
 from tests.rejected import rejected
 
@@ -156,13 +153,3 @@ def test_the_last_blocks_activations_are_dispersed_at_the_weight_of_the_config()
   loss, more, spread = jax.jit(captured)(params)
   assert spread < -1e-3
   np.testing.assert_allclose(more - loss, 0.5 * spread * np.ones(6), rtol=2e-3, atol=1e-5)
-
-
-def test_a_run_from_before_these_keys_goes_on(tmp_path):
-  config = _config()
-  old = json.loads(config.to_json_best_effort())
-  del old['energy'], old['loss']['at_data'], old['loss']['dispersive'], old['model']['final_scale']
-  (tmp_path / 'config.json').write_text(json.dumps(old))
-  identity.check_config(config, tmp_path)
-  with pytest.raises(ValueError, match="config.energy.name: 'none' there, 'dot' given"):
-    identity.check_config(_config(energy=dict(name='dot')), tmp_path)
