@@ -97,15 +97,15 @@ def _terms(given, default, classes):
   if models > 1:
     rows = [row * models if len(row) == 1 else row for row in rows]
     if any(len(row) != models for row in rows):
-      raise ValueError(f'--labels={text} must be one class for all {models} models, or {models} classes '
-                       'joined by +')
+      raise ValueError(f'--labels={text} must be one class for all {models} models, or {models} '
+                       'classes joined by +')
   for row in rows:
     for i, label in enumerate(row):
       limit = classes[i] if models > 1 else classes[0]
       # A model without classes takes 0, next to one that has some.
       if not label.isdecimal() or int(label) >= max(limit, int(models > 1)):
         raise ValueError(f'--labels={text} must be classes from 0 to {limit - 1}' if limit else
-                         f'--labels={text}, but config.data.num_classes=0: this model has no classes')
+                         f'--labels={text} needs classes, but config.data.num_classes=0')
   width = max(map(len, rows))
   filled = np.array([[int(label) for label in row] + [-1] * (width - len(row)) for row in rows])
   return np.resize(filled, (count, width)).astype(np.int32)

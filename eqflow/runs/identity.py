@@ -57,7 +57,7 @@ def flat(config: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def identity(config: ConfigDict) -> str:
-  """The name of a run in its snapshots and checkpoints: a digest of the keys that decide its numbers."""
+  """The name of a run in snapshots and checkpoints: a digest of the keys that decide its numbers."""
   kept = {key: value for key, value in flat(config).items()
           if not any(key == name or key.startswith(name + '.') for name in _free(config))}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

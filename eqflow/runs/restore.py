@@ -70,10 +70,11 @@ def guide_of(config: ConfigDict,
         guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
     theirs = second_run.recipe_of(other, config, recipe)
     if other.data.num_classes not in (0, classes):
-      raise ValueError(f'it has {other.data.num_classes} classes, but --workdir has {classes}: choose a '
-                       'run with as many, or with none')
+      raise ValueError(f'it has {other.data.num_classes} classes, but --workdir has {classes}: choose '
+                       'a run with as many, or with none')
   except ValueError as error:
-    raise ConfigError('sample.guide.workdir', guide.workdir, f'cannot guide this run: {error}') from error
+    raise ConfigError(
+        'sample.guide.workdir', guide.workdir, f'cannot guide this run: {error}') from error
   return other, theirs, folder
 
 

@@ -3,65 +3,17 @@
 import json
 import pickle
 
-import jax
 from jax import numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 
-from eqflow import fields, guidance
 from eqflow.commands.denoise import denoise
 from eqflow.commands.ood import detect
 from eqflow.config import recipes
 from eqflow.data import inputs
-from eqflow.fields import Model
-from eqflow.runs import composition, dataset, generate, identity, restore
-from eqflow.runs.compatibility import SINCE
-from tests import config_file as load
-
-SHAPE = 8, 8, 1
-
-
-def tiny(place, variant='eqm', **changed):
-  config = load('digits').get_config(variant)
-  config.data.dir = str(place / 'data')
-  config.model.update(dict(width=16, depth=1, heads=2))
-  config.sample.update(dict(num_steps=4, batch=8, params='params') | changed)
-  config.evaluate.num_samples = 12
-  return config.lock()
-
-
-class Run:
-  """A model as train would leave it, its network far from zero."""
-
-  def __init__(self, place, name, seed, variant='eqm'):
-    self.config, self.workdir = tiny(place, variant), place / name
-    self.workdir.mkdir()
-    (self.workdir / 'config.json').write_text(self.config.to_json_best_effort())
-    self.recipe, rng = recipe_of(self.config), np.random.default_rng(seed)
-    shapes = jax.eval_shape(self.recipe.model.init, jax.random.key(0))
-    self.params = jax.tree.map(lambda a: 0.3 * rng.normal(size=a.shape).astype(a.dtype), shapes)
-    # Four examples wherever it is called: it compiles once.
-    self.model = Model(self.recipe.model.network, self.params)
-    self.model = Model(self.recipe.model.network, self.params)
-    self.predict = jax.jit(self.recipe.model.network(self.params))
-
-  def changed(self, **changed):
-    config = self.config.copy_and_resolve_references().unlock()
-    config.sample.update(changed)
-    return config.lock()
-
-
-RECIPES, BUILD = {}, recipes.recipe
-
-
-def recipe_of(config):
-  """build.recipe, the same one for the same config: what it compiles is then compiled once."""
-  key = config.to_json_best_effort()
-  if key not in RECIPES:
-    RECIPES[key] = BUILD(config)
-  return RECIPES[key]
-
+from eqflow.runs import dataset, generate, restore
+from tests.untrained import SHAPE, Run, recipe_of, tiny
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
@@ -85,7 +37,7 @@ def flow(place):
 
 @pytest.fixture(autouse=True)
 def restored(eqm, other, flow, monkeypatch):
-  """Checkpoints are test_main's: here every folder holds what its model was made with."""
+  """Each folder has its model instead of a checkpoint."""
   models = {run.workdir: run.model for run in (eqm, other, flow)}
   monkeypatch.setattr(recipes, 'recipe', recipe_of)
   monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, models[workdir]))
@@ -243,140 +195,6 @@ def test_no_file_of_inputs_is_unpickled(tmp_path, write):
   assert not canary.exists(), 'the file was unpickled, and what it holds was run'
   with pytest.raises(FileNotFoundError, match='no file .*nothing.npy to read inputs from'):
     inputs.read(tmp_path / 'nothing.npy', SHAPE)
-
-
-def ask(model, labels, count=4, **more):
-  return composition.composed(model.config, model.workdir, labels, generate.labels_of(0, count, 10),
-                              **more)
-
-
-def drawn(asked):
-  return generate.samples(asked.sampling, asked.models, asked.labels, seed=0, batch=8)[0]
-
-
-def test_joined_classes_are_descended_on_the_sum_of_their_fields(eqm):
-  asked = ask(eqm, ['3+5', '1'], weights=None)
-  z = np.stack([np.asarray(jax.random.normal(key, SHAPE)) for key in _noise_keys(4)])
-  for _ in range(4):
-    field = lambda *classes: np.asarray(eqm.predict(
-        jnp.asarray(z), jnp.zeros(4), jnp.array(classes, jnp.int32)))
-    z = z - 0.003 * (field(3, 1, 3, 1) + field(5, 1, 5, 1)) / 2
-  np.testing.assert_allclose(drawn(asked), z, atol=1e-5)
-  np.testing.assert_array_equal(asked.columns['labels'], [[3, 5], [1, -1]] * 2)
-  np.testing.assert_allclose(asked.columns['weights'], [[0.5, 0.5], [1, 0]] * 2)
-
-
-def _noise_keys(count):
-  # Sample i's noise, as the README says: folded from (seed, i), then 0 for noise, then 0 for the leaf.
-  for i in range(count):
-    key = jax.random.fold_in(jax.random.key(0), i)
-    yield jax.random.fold_in(jax.random.fold_in(key, 0), 0)
-
-
-def test_weights_scale_each_field(eqm):
-  alone, doubled = drawn(ask(eqm, ['3'])), drawn(ask(eqm, ['3+5'], weights=['1', '0']))
-  np.testing.assert_allclose(doubled, alone, atol=1e-5)
-  twice = ask(eqm, ['3+3'], weights=['1', '1'])
-  one = eqm.changed(solver=dict(name='gradient_descent', step_size=0.006))
-  labels = np.full(4, 3)
-  want = generate.samples(recipe_of(one).sampling, [eqm.model], labels, seed=0, batch=8)[0]
-  np.testing.assert_allclose(drawn(twice), want, atol=1e-5)
-  assert abs(want - alone).max() > 1e-3
-
-
-def test_two_models_are_descended_on_the_sum_of_their_fields(eqm, other):
-  found = drawn(ask(eqm, ['3+5', '1'], weights=['0.25', '1.5'], others=[str(other.workdir)]))
-  predict = guidance.added([fields.bind(eqm.predict, jnp.array([3, 1, 3, 1])),
-                          fields.bind(other.predict, jnp.array([5, 1, 5, 1]))], [0.25, 1.5])
-  z = jnp.stack([jax.random.normal(key, SHAPE) for key in _noise_keys(4)])
-  for _ in range(4):
-    z = z - 0.003 * predict(z, jnp.zeros(4))
-  np.testing.assert_allclose(found, z, atol=1e-5)
-
-
-REFUSED = [
-    (dict(labels=['3+12']), r'--labels=3\+12: choose from 0 to 9'),
-    (dict(labels=['3+']), r'--labels=3\+: choose from 0 to 9'),
-    (dict(labels=['3+5', '1'], weights=['1', '1']), 'a finite number for each of the 1 or 2 fields'),
-    (dict(labels=['3+5'], weights=['1', 'nan']), 'a finite number for each of the 2 fields'),
-    (dict(labels=['3+5'], weights=['1', 'x']), 'a finite number for each of the 2 fields'),
-    (dict(labels=['3'], others=['/nowhere']), '--others=/nowhere: there is no run'),
-]
-
-
-@pytest.mark.parametrize('given,message', REFUSED, ids=[message for _, message in REFUSED])
-def test_what_cannot_be_composed_is_refused(eqm, given, message):
-  with pytest.raises(ValueError, match=message):
-    ask(eqm, **given)
-
-
-def test_models_of_another_kind_are_not_added(eqm, other, flow):
-  with pytest.raises(ValueError, match='--others=.*its config.model.label_noise is .*"time".*"none"'):
-    ask(eqm, ['3'], others=[str(flow.workdir)])
-  with pytest.raises(ValueError, match=r'--labels=1\+2\+3: with 2 models'):
-    ask(eqm, ['1+2+3'], others=[str(other.workdir)])
-  with pytest.raises(ValueError, match='--weights=1,1: along times weights sum to 1'):
-    ask(flow, ['1+2'], weights=['1', '1'])
-
-
-def placed(place, name, change):
-  """A folder with the config of a run, changed, and no checkpoint."""
-  folder, config = place / name, json.loads((place / 'eqm' / 'config.json').read_text())
-  folder.mkdir(exist_ok=True)
-  change(config)
-  (folder / 'config.json').write_text(json.dumps(config))
-  return str(folder)
-
-
-def test_along_times_models_of_other_decays_are_not_added(eqm, place, tmp_path, monkeypatch):
-  eased = placed(place, 'eased', lambda config: config['output']['decay'].update(start=0.5))
-  along = eqm.config.copy_and_resolve_references().unlock()
-  along.sample.solver, along.sample.grid = (
-      dict(name='ddim'), dict(name='uniform', start=0.999, end=0.001))
-  with pytest.raises(ValueError, match='--others=.*eased: its config.output is .*0.5.*0.8'):
-    composition.composed(along, eqm.workdir, ['3'], np.zeros(4, int), others=[eased])
-  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, eqm.model))
-  assert len(ask(eqm, ['3'], others=[eased]).models) == 2, 'a descent needs no decay'
-
-
-def test_no_class_is_asked_of_a_model_that_was_not_named(eqm, place, monkeypatch):
-  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, eqm.model))
-  without = eqm.config.copy_and_resolve_references().unlock()
-  without.data.num_classes = 0
-  with pytest.raises(ValueError, match=r'the models have \[0, 10\] classes: give --labels'):
-    composition.composed(without, eqm.workdir, None, np.zeros(4, int), others=[str(eqm.workdir)])
-  asked = composition.composed(without, eqm.workdir, ['0+7'], np.zeros(4, int),
-                               others=[str(eqm.workdir)])
-  np.testing.assert_array_equal(asked.columns['labels'], [[0, 7]] * 4)
-  plain = placed(place, 'plain', lambda config: config['data'].update(num_classes=0))
-  assert len(ask(eqm, None, others=[plain]).models) == 2, 'a model without classes is asked for none'
-
-
-def test_a_run_from_before_a_key_is_added_as_it_was(eqm, place, monkeypatch):
-  def older(config):
-    del config['energy'], config['model']['final_scale']
-    for key in ('coupling', 'at_data', 'dispersive'):
-      del config['loss'][key]
-    del config['mesh'], config['train']['stuck_seconds']
-  folder, seen = placed(place, 'older', older), []
-  monkeypatch.setattr(
-      restore, 'restore',
-      lambda config, *_, **__: (seen.append(identity.flat(config)), (7, eqm.model))[1])
-  ask(eqm, ['3'], others=[folder])
-  # A network's own number, which not every one has, is its module's default.
-  since = {key: value for key, value in SINCE.items() if not key.startswith('model.')}
-  assert {key: seen[1][key] for key in since} == since
-
-
-@pytest.mark.parametrize('change,message', [
-    (lambda config: config['model'].update(name='unet'), "config.model.name='unet'"),
-    (lambda config: config['sample'].pop('threshold'), '.*threshold'),
-    (lambda config: config.pop('output'), 'not as this version writes one .*output'),
-    (lambda config: config.update(loss=0), 'not as this version writes one'),
-])
-def test_what_is_wrong_with_another_run_names_its_folder(eqm, place, change, message):
-  with pytest.raises(ValueError, match='--others=.*broken: .*' + message):
-    ask(eqm, ['3'], others=[placed(place, 'broken', change)])
 
 
 def test_scores_of_every_input_are_the_least_over_classes(eqm, tmp_path, capsys):
