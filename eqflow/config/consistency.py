@@ -67,7 +67,7 @@ def _hold(config, rules):
       value = config
       for name in key.split('.'):
         value = value[name]
-      raise ConfigError(key, value, allowed, remedy)
+      raise ConfigError(key, tuple(value) if isinstance(value, list) else value, allowed, remedy)
 
 
 def _data(config: ConfigDict) -> Iterator[Rule]:

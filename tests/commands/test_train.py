@@ -323,5 +323,5 @@ def test_a_sample_depends_on_seed_and_index_alone(tmp_path):
   assert abs(other - many).max() > 0.1, 'another seed must give other samples'
   noise = np.asarray(jax.random.key_data(arrays.example_keys(3, np.arange(3))))
   assert len({n.tobytes() for n in noise}) == 3
-  with pytest.raises(ValueError, match=r'config.sample.batch=12\b.* 8\b'):
+  with pytest.raises(ValueError, match=r'batch=12\b.* 8\b'):
     draw(seed=3, batch=12)

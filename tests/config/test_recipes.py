@@ -199,7 +199,7 @@ def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():
     recipes.recipe(_changed('sample.threshold', 1.0, variant='flow'))
   with rejected('sample.scale', 2.0, 'num_classes=0'):
     recipes.recipe(_changed('sample.scale', 2.0, name='toy'))
-  with rejected('sample.scale', (2.0, 1.0), 'num_classes=0'):
+  with rejected('sample.scale', (2, 1), 'num_classes=0'):
     recipes.recipe(_changed('sample.scale', [2, 1], name='toy'))
   recipes.recipe(_changed('sample.scale', (1, 1.0), name='toy'))
 
@@ -228,8 +228,7 @@ def test_a_scale_for_each_channel_guides_each_by_its_own(scale, counts):
     config.sample.scale = scale
   schema.check(config)
   network = Asked()
-  model = recipes.recipe(config).model._replace(network=network)
-  built = sampling.build(config, processes.linear, outputs.u, model)
+  built = sampling.build(config, processes.linear, outputs.u)
   z, labels = np.array([[0.5, 0.25], [-1.0, 3.0]]), np.array([0, 1])
   predict = built.predictor([Model(network, {})], jnp.asarray(labels))
   found = predict(jnp.asarray(z, jnp.float32), jnp.zeros(2))
