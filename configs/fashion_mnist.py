@@ -1,4 +1,4 @@
-"""Fashion-MNIST, 28x28: Equilibrium Matching beside flow matching at the scale of two CPU cores.
+"""Fashion-MNIST, 28x28: Equilibrium Matching and flow matching at the scale of two CPU cores.
 
 paper    Equilibrium Matching [Wang & Du 2510.02300]
 command  python -m eqflow.main --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist

@@ -2,8 +2,8 @@
 
 paper    Analyzing and Improving the Training Dynamics of Diffusion Models [Karras+ 2312.02696]
 command  python -m eqflow.main --config=configs/imagenet512.py:s --workdir=runs/imagenet512-s
-         eqflow has no data set of latents yet: config.data.name is refused until it has
-variants xxs, xs, s (default), m, l, xl, xxl; xs_classless, told no class
+         eqflow has no data set of latents yet: config.data.name is rejected until it has
+variants xxs, xs, s (default), m, l, xl, xxl; xs_classless, without classes
          and how these runs are sampled: xs_guided to xxl_guided, s_autoguided, xxl_autoguided,
          xxl_interval for the least FID; each with _fdd for the least distance in DINOv2. Give
          --config.sample.guide.workdir: a run of xs_classless, or an xs trained for 2**27 examples (s),
@@ -21,7 +21,7 @@ RECIPE = edm2.RECIPES['512']
 
 
 def _guided(scale, guide, ours, theirs, **interval):
-  """How a preset is sampled: a scale, the run that it is guided away from, and both averages."""
+  """How a preset is sampled: the guidance scale, the guide, and the EMA of each."""
   return dict(sample=dict(params=ours, scale=scale, guide=dict(
       workdir=f'runs/imagenet512-{guide}', params=theirs), **interval))
 
@@ -30,9 +30,9 @@ def _between(low, high):
   return dict(interval=dict(name='noise_to_signal', low=low, high=high))
 
 
-# A preset's name comes first; what follows changes how it is sampled, or tells it no class. By class:
+# A preset's name comes first; what follows changes its sampling, or removes its classes. By class:
 # scale and std of both averages in [Karras+ 2312.02696]. By a worse self [Karras+ 2406.02507]: only
-# the guide of s has a width that is known to us, the others' are those that training keeps. On steps
+# the guide of s has a published EMA width, for the others we take those that training tracks. On steps
 # 17 to 22, or 13 to 19, of 32 alone [Kynkäänniemi+ 2404.07724]: there both evaluations of such a step
 # are guided, here those whose sigma lies between.
 BY_CLASS = {

@@ -16,8 +16,8 @@ from eqflow.config import defaults
 from eqflow.models import edm2
 
 RECIPE = edm2.RECIPES['64']
-# A preset's name comes first; what follows it changes the sampling of that preset. The scale is the
-# paper's for FID [Karras+ 2406.02507]; the widths of its averages are not known to us.
+# A preset's name comes first; what follows it changes its sampling. The scale is the paper's for FID
+# [Karras+ 2406.02507]; the paper does not give the widths of these EMAs.
 VARIANTS = {
     **{name.removeprefix('64-'): {} for name in edm2.PRESETS if name.startswith('64-')},
     's_autoguided': dict(sample=dict(

@@ -3,7 +3,7 @@
 paper    Equilibrium Matching [Wang & Du 2510.02300]; SiT [Ma+ 2401.08740]; the transformer of DiT
          [Peebles+ 2212.09748]
 command  python -m eqflow.main --config=configs/imagenet_dit.py:eqm_256 --workdir=runs/eqm-256
-         eqflow has no data set of latents yet: config.data.name is refused until it has. What a run
+         eqflow has no data set of latents yet: config.data.name is rejected until it has. What a run
          would need of a cluster: --mode=plan --topology=v5e:16x16
 variants eqm_256 (default), flow_256: 1,400 epochs in latents of 32x32x4; eqm_512, flow_512: as DiT's
          3 million steps in latents of 64x64x4; other sizes by --config.model.name=DiT-B/2
@@ -36,7 +36,7 @@ BASE = dict(
     evaluate=dict(split='all', num_samples=50_000),
 )
 
-# The published code counts its start as a step: 249 moves.
+# The published code counts its start as a step: 249 updates.
 EQM = dict(
     output=dict(name='equilibrium', decay=dict(name='truncated', start=0.8, gain=4.0)),
     model=dict(label_noise=dict(name='none')),

@@ -21,7 +21,7 @@ def restore(config: ConfigDict, recipe: recipes.Recipe, workdir: pathlib.Path, *
   """(step, model): the parameters called config.sample.params, of the newest checkpoint.
 
   A std that training does not track, or any with `reconstructed`, was made by --mode=reconstruct.
-  Raises FileNotFoundError where there is none, ValueError where workdir is another config's; writes
+  Raises FileNotFoundError if there is none, ValueError if workdir belongs to another config. Writes
   nothing.
   """
   check_config(config, workdir)
@@ -54,7 +54,7 @@ def guide_of(config: ConfigDict,
              recipe: recipes.Recipe) -> tuple[ConfigDict, recipes.Recipe, pathlib.Path] | None:
   """(config, recipe, folder) of the run that config.sample.guide names, or None where it names none.
 
-  Reads no checkpoint. Raises ConfigError where there is no run, or none that can guide this one.
+  Reads no checkpoint. Raises ConfigError if there is no such run, or it cannot guide this one.
   """
   guide, classes = config.sample.guide, config.data.num_classes
   if not guide.workdir:

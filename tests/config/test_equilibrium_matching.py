@@ -25,7 +25,7 @@ def _config(file='toy', **changes):
     section = config
     for parent in parents:
       section = section[parent]
-    # A section replaces another whole, but sample keeps what it is not given.
+    # A section is replaced as a whole, but config.sample is changed key by key.
     for name, given in (value.items() if key == 'sample' else [(key, value)]):
       target = section.sample if key == 'sample' else section
       with target.unlocked():
@@ -60,7 +60,7 @@ def test_every_decay_and_its_gain_is_a_row(section, written):
 @pytest.mark.parametrize('label', ['none', 'time'])
 @pytest.mark.parametrize('decay', [
     dict(name='constant', gain=1.0), dict(name='truncated', start=0.8, gain=4.0)], ids=str)
-def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(decay, label):
+def test_each_combination_of_decay_and_time_conditioning_trains_and_samples(decay, label):
   # Two points: noise goes to the one that it is nearer to.
   descends = label == 'none' and decay['name'] == 'truncated'
   how = dict(solver=dict(name='gradient_descent', step_size=0.01), num_steps=80) if descends else ODE
@@ -94,7 +94,7 @@ def test_decay_and_time_are_independent_switches_and_all_four_train_and_sample(d
   assert 0.3 < signs.mean() < 0.7
 
 
-def test_a_config_puts_a_share_of_the_batch_at_data():
+def test_a_fraction_of_the_batch_is_clean_data():
   small = dict(model__width=8, model__depth=1)
   batch, keys = _batch(POINTS.repeat(50, 0)), jax.random.split(jax.random.key(1), 100)
   recipe = recipes.recipe(_config(loss__at_data=0.2, **small))
@@ -128,7 +128,7 @@ def test_a_config_without_these_keys_is_incomplete(key):
     recipes.recipe(config)
 
 
-def test_the_last_blocks_activations_are_dispersed_at_the_weight_of_the_config():
+def test_the_dispersive_loss_takes_the_activations_of_the_last_block():
   config = _config('digits', model__width=8, model__depth=2, model__heads=2)
   plain, dispersed = (recipes.recipe(_config('digits', model__width=8, model__depth=2, model__heads=2,
                                            loss__dispersive=weight)) for weight in (0.0, 0.5))

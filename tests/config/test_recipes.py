@@ -1,4 +1,4 @@
-"""Configs become functions, every one of them; what does not fit is refused by name."""
+"""Every config becomes a recipe; an invalid value is rejected by its key."""
 
 import jax
 from jax import numpy as jnp
@@ -50,7 +50,7 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
   assert state.examples.dtype == jnp.uint32
 
 
-def test_every_row_of_the_tables_is_held_to_the_laws():
+def test_every_row_of_the_tables_is_in_the_laws():
   assert set(tables.PROCESSES) <= set(rows.PROCESSES)
   assert set(tables.OUTPUTS) <= {name.split('_')[0] for name in rows.OUTPUTS}
   assert set(tables.DECAYS) <= set(rows.DECAYS)
@@ -62,7 +62,7 @@ def _changed(path, value, name='digits', variant=None):
   section = config
   for parent in parents:
     section = section[parent]
-  # A number for each channel stands where the config has one for all.
+  # One number for each channel replaces one for all.
   with section.unlocked(), section.ignore_type():
     section[key] = value
   return config
@@ -151,7 +151,7 @@ def test_the_published_sizes_are_rows():
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 675_129_632
 
 
-def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
+def test_a_grid_at_a_blind_spot_of_the_output_is_rejected():
   grid = dict(name='uniform', start=1.0, end=0.0)
   with rejected('sample.grid', 'eps', 't=1'):
     recipes.recipe(_changed('sample.grid', grid, variant='eps'))
@@ -160,7 +160,7 @@ def test_an_output_that_is_blind_on_the_grid_is_refused_when_built():
 
 
 @pytest.mark.parametrize('variant', ['eqm', 'flow'])
-def test_a_network_that_computes_in_bfloat16_trains_and_samples_in_float32(variant):
+def test_a_bfloat16_network_trains_and_samples_in_float32(variant):
   config = _changed('model.dtype', 'bfloat16', variant=variant)
   recipe = recipes.recipe(config)
   params = recipe.model.init(jax.random.key(0))
@@ -174,7 +174,7 @@ def test_a_network_that_computes_in_bfloat16_trains_and_samples_in_float32(varia
   assert losses.dtype == z.dtype == jnp.float32
 
 
-def test_the_objective_is_the_same_whatever_an_adaptive_density_has_measured():
+def test_an_adaptive_density_does_not_change_the_objective():
   recipe, n = recipes.recipe(load('toy').get_config('adaptive').lock()), 8192
   params, keys = recipe.model.init(jax.random.key(0)), jax.random.split(jax.random.key(1), n)
   batch = {'x': jax.random.normal(jax.random.key(2), (n, 2)), 'label': jnp.zeros(n, jnp.int32),
@@ -189,7 +189,7 @@ def test_the_objective_is_the_same_whatever_an_adaptive_density_has_measured():
   assert abs(even.mean() - peaked.mean()) < 4 * error < 0.2 * even.mean()
 
 
-def test_mirroring_is_for_images():
+def test_only_images_are_mirrored():
   with rejected('data.flip', (2,)):
     recipes.recipe(_changed('data.flip', True, name='toy'))
 
@@ -204,8 +204,8 @@ def test_only_a_descent_has_a_threshold_and_only_classes_are_guided():
   recipes.recipe(_changed('sample.scale', (1, 1.0), name='toy'))
 
 
-class Asked:
-  """A closed-form network, (z, t, label) -> z - centre[label], that notes how many it is asked of."""
+class Counting:
+  """A closed-form network, (z, t, label) -> z - centre[label], that records its batch sizes."""
   CENTRES = np.array([[1.0, 2.0], [-3.0, 5.0], [0.5, -1.0]])
 
   def __init__(self):
@@ -221,13 +221,13 @@ class Asked:
 
 @pytest.mark.parametrize('scale,counts', [
     ((4.0, 1.0), [4]), ([4, 1], [4]), ((1.0, 1.0), [2]), ([1, 1], [2]), (4.0, [4])], ids=str)
-def test_a_scale_for_each_channel_guides_each_by_its_own(scale, counts):
+def test_each_channel_is_guided_by_its_own_scale(scale, counts):
   config = load('toy').get_config('eqm')
   config.data.num_classes, config.train.drop_label = 2, 0.1
   with config.ignore_type():
     config.sample.scale = scale
   schema.check(config)
-  network = Asked()
+  network = Counting()
   built = sampling.build(config, processes.linear, outputs.u)
   z, labels = np.array([[0.5, 0.25], [-1.0, 3.0]]), np.array([0, 1])
   predict = built.predictor([Model(network, {})], jnp.asarray(labels))
@@ -260,7 +260,7 @@ def test_guidance_acts_in_its_interval_and_is_rescaled():
     assert abs(one - other).max() > 1e-3
 
 
-def test_labels_are_dropped_to_null_at_the_rate_asked_for_and_per_example():
+def test_labels_are_dropped_per_example_at_the_given_rate():
   config = _changed('train.drop_label', 0.25)
   recipe = recipes.recipe(config)
   params = recipe.model.init(jax.random.key(0))

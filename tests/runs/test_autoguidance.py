@@ -1,4 +1,4 @@
-"""A run guided by a worse self: what its samples are made of, and what is refused."""
+"""A run that is guided by a weaker one: its samples, and the guides that are rejected."""
 
 import jax
 from jax import numpy as jnp
@@ -17,7 +17,7 @@ from tests.rejected import rejected
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """{name: (config, folder)} of a run, a shorter one of its kind, and one that is told no class."""
+  """{name: (config, folder)} of a run, a shorter one of its kind, and one without classes."""
   tmp_path, found = tmp_path_factory.mktemp('guided'), {}
   for name, classes, steps in (('self', 10, 24), ('worse', 10, 4), ('classless', 0, 6)):
     config = tiny(tmp_path)
@@ -38,7 +38,7 @@ def guided(trained, name, **changes):
 
 
 def alone(trained, name, params):
-  """(z, t, label) -> y of a run's own parameters, nothing beside them."""
+  """(z, t, label) -> y of a run's own parameters, without guidance."""
   config, workdir = trained[name]
   config = config.copy_and_resolve_references()
   config.sample.params = params
@@ -48,7 +48,7 @@ def alone(trained, name, params):
 
 
 @pytest.mark.parametrize('name', ['worse', 'classless'])
-def test_a_run_is_guided_away_from_the_run_that_its_config_names(trained, name):
+def test_a_run_is_guided_away_from_the_run_in_its_config(trained, name):
   config, workdir = guided(trained, name)
   recipe = recipes.recipe(config)
   _, models = restore.models(config, recipe, workdir)
@@ -61,7 +61,7 @@ def test_a_run_is_guided_away_from_the_run_that_its_config_names(trained, name):
   assert abs(found - y).max() > 1e-3, 'the guide changes nothing'
 
 
-def test_evaluation_is_of_guided_samples_and_pictures_made_in_training_are_not(trained):
+def test_evaluation_is_guided_and_previews_are_not(trained):
   config, workdir = guided(trained, 'worse')
   recipe = recipes.recipe(config)
   evaluate.evaluate(config, workdir)
@@ -82,14 +82,14 @@ def test_evaluation_is_of_guided_samples_and_pictures_made_in_training_are_not(t
   assert abs(x - drawn(models)).max() > 1e-3, 'samples are those of no guidance'
 
 
-def test_scores_are_the_models_own(trained, tmp_path):
+def test_ood_scores_ignore_the_guide(trained, tmp_path):
   np.save(tmp_path / 'inputs.npy', np.zeros((4, 8, 8, 1), np.float32))
   (own, workdir), (config, _) = trained['self'], guided(trained, 'worse')
   assert ood.detect(config, workdir, inputs=tmp_path / 'inputs.npy') == ood.detect(
       own, workdir, inputs=tmp_path / 'inputs.npy')
 
 
-def test_an_interval_of_noise_leaves_all_other_times_alone():
+def test_guidance_acts_only_in_its_interval_of_noise():
   config = config_file('digits').get_config('flow')
   config.model.update(dict(TINY, final_scale=0.5))
   config.sample.update(dict(scale=3.0, guide=dict(workdir='a', params='params'),
@@ -137,7 +137,7 @@ def test_a_bad_guide_is_rejected_before_training(trained, tmp_path, guide, chang
   assert not (tmp_path / 'new').exists(), 'something was written'
 
 
-def test_an_edm2_run_may_be_a_guide_as_it_is_written(tmp_path):
+def test_an_edm2_run_can_be_a_guide(tmp_path):
   config = config_file('digits').get_config('edm2')
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
   config.sample.update(dict(scale=2.0, guide=dict(workdir=str(tmp_path), params='0.05')))
@@ -150,14 +150,14 @@ def test_an_edm2_run_may_be_a_guide_as_it_is_written(tmp_path):
   assert restore.guide_of(config, recipes.recipe(config))[0].sample.scale == 1.0
 
 
-def test_guidance_away_from_no_class_needs_a_network_that_was_told_none():
+def test_guidance_away_from_the_null_class_needs_label_dropout():
   config = config_file('digits').get_config('edm2')
   config.sample.scale = 2.0
   with rejected('sample.scale', 2.0, 'drop_label'):
     recipes.recipe(config)
 
 
-def test_a_guide_at_a_scale_of_1_is_refused(trained):
+def test_a_guide_at_scale_1_is_rejected(trained):
   with rejected('sample.guide.workdir', 'scale=1'):
     recipes.recipe(guided(trained, 'worse', scale=1.0)[0])
 
@@ -180,7 +180,7 @@ def test_presets_have_the_papers_scales(file, variant, scale):
 
 @pytest.mark.parametrize('variant, first, last', [
     ('xxl_interval', 17, 22), ('xxl_interval_fdd', 13, 19)])
-def test_the_interval_holds_the_papers_steps_of_32_and_no_other(variant, first, last):
+def test_the_interval_contains_exactly_the_papers_steps_of_32(variant, first, last):
   interval = config_file('imagenet512').get_config(variant).sample.interval
   sigma = (80 ** (1 / 7) + np.arange(32) / 31 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
   inside = np.flatnonzero((interval.low <= sigma) & (sigma <= interval.high))
