@@ -21,11 +21,12 @@ import jax
 from ml_collections import ConfigDict
 
 from eqflow.commands import denoise, evaluate, ood, options, pairs, plan, posthoc_ema, sample, train
+from eqflow.runs.run import run_of
 from eqflow.training.runtime import ledger, multihost
 
 COMMANDS = {
     'sample': sample.sample, 'pairs': pairs.draw_pairs, 'denoise': denoise.denoise, 'ood': ood.detect,
-    'reconstruct': posthoc_ema.reconstruct, 'sweep': posthoc_ema.sweep, 'plan': plan.plan,
+    'reconstruct': posthoc_ema.reconstruct, 'sweep': posthoc_ema.sweep,
 }
 
 # What a user can fix: one line, exit code 2. Any other exception is a bug and keeps its traceback.
@@ -43,9 +44,12 @@ def main(argv: list[str]) -> None:
       raise ValueError(f'unexpected arguments {argv[1:]}; write flags as --name=value')
     mode = flags.FLAGS.mode
     given, config, workdir = options.given(mode), options.config(), options.workdir(mode)
-    if mode in COMMANDS:
+    if mode == 'plan':
       preemption.unanswered()
-      COMMANDS[mode](config, workdir, **given)
+      plan.plan(config, workdir, **given)
+    elif mode in COMMANDS:
+      preemption.unanswered()
+      COMMANDS[mode](run_of(config, workdir), **given)
     else:
       train_and_evaluate(mode, config, workdir, given)
   except preemption.Stopped as stopped:
@@ -67,9 +71,10 @@ def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
     with preemption.watched():
       multihost.join(*cluster)
   with preemption.watched() as stop, contextlib.closing(book):
+    run = run_of(config, workdir)
     if mode == 'train':
-      train.train(config, workdir, stop, book)
-    evaluate.evaluate(config, workdir, book=book, **given)
+      train.train(run, stop, book)
+    evaluate.evaluate(run, book=book, **given)
   if jax.process_index() == 0:
     print(next_commands(sys.argv[1:], config, workdir), flush=True)
   multihost.leave()

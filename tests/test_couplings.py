@@ -12,6 +12,7 @@ from eqflow import arrays, couplings, densities, losses, outputs, processes
 from eqflow.commands import train
 from eqflow.config import recipes
 from eqflow.data import pipeline, records
+from eqflow.runs.run import run_of
 from eqflow.training import sharding, train_state, train_step
 from tests import config_file as load
 from tests.commands.test_train import Interrupted, assert_bitwise_equal, interrupt
@@ -257,9 +258,9 @@ def test_devices_do_not_change_a_coupled_step():
 def test_a_coupled_run_resumes_bit_for_bit(
     tmp_path, monkeypatch):
   config = coupled()
-  whole = train.train(config, tmp_path / 'whole')
+  whole = train.train(run_of(config, tmp_path / 'whole'))
   with monkeypatch.context() as patch:
     interrupt(patch, 6)
     with pytest.raises(Interrupted):
-      train.train(config, tmp_path / 'broken')
-  assert_bitwise_equal(whole, train.train(config, tmp_path / 'broken'))
+      train.train(run_of(config, tmp_path / 'broken'))
+  assert_bitwise_equal(whole, train.train(run_of(config, tmp_path / 'broken')))

@@ -99,7 +99,7 @@ def test_the_program_ends_with_exit_code_2(tmp_path, flags, words):
 
 
 def test_every_mode_has_a_command_and_every_option_a_mode():
-  assert {*main.COMMANDS, 'train', 'evaluate'} == set(options.MODES)
+  assert {*main.COMMANDS, 'train', 'evaluate', 'plan'} == set(options.MODES)
   for name, option in options.OPTIONS.items():
     assert {*option.needed, *option.optional} <= set(options.MODES), name
     assert not set(option.needed) & set(option.optional), name

@@ -1,38 +1,38 @@
-"""--mode=denoise: inputs that are partly noise, carried to the data from where they stand.
+"""--mode=denoise: from inputs that are partly noise to data.
 
-A field that is blind to time is descended from any input, however much noise it holds; a model that is
-told the time can only finish what it is told the noise of.
+A time-independent field is descended from any input, whatever its noise level. A model that is
+conditioned on time needs to know that level: --noise mixes a known one in.
 """
 
 import pathlib
 
-from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import arrays
 from eqflow.arrays import Stream
-from eqflow.config import recipes
 from eqflow.config.sampling import Sampling, scale_of
 from eqflow.data.inputs import classes, read
 from eqflow.evaluation import images
 from eqflow.mix import mix
 from eqflow.runs import composition, generate
+from eqflow.runs.run import Run
 
 
-def denoise(config: ConfigDict, workdir: pathlib.Path, *, inputs: pathlib.Path, seed: int = 0,
-            noise: float | None = None, labels: list[str] | None = None,
-            weights: list[str] | None = None, others: list[str] | None = None) -> None:
-  """Writes workdir/denoised-seed<seed>.npz and .png of the inputs in path, each carried to the data.
+def denoise(run: Run, *, inputs: pathlib.Path, seed: int = 0, noise: float | None = None,
+            labels: list[str] | None = None, weights: list[str] | None = None,
+            others: list[str] | None = None) -> None:
+  """Writes workdir/denoised-seed<seed>.npz and .png: each input of the file, integrated or descended.
 
-  With `noise`, a time t, input i is first mixed to alpha x + sigma eps, eps the noise of sample i of
-  the seed; at the first time of a run's samples nothing is left of it, and --mode=sample's samples
-  come out. Without labels the file's own are taken, or none where the model was trained to do without.
-  Raises ValueError for inputs, labels and times that do not fit.
+  With `noise`, a time t, input i is first mixed to alpha x + sigma eps, where eps is the noise of
+  sample i of the seed. At the time where sampling starts, this gives the samples of --mode=sample.
+  Labels default to those of the file, or to the null class if the model was trained with one. Raises
+  ValueError for inputs, labels and times that do not fit.
   """
+  config, workdir, recipe, _ = run
   x, label = read(inputs, tuple(config.data.shape))
-  grid = _grid(recipes.recipe(config).sampling, noise)
+  grid = _grid(recipe.sampling, noise)
   composed = composition.composed(
-      config, workdir, labels, _default(config, inputs, label, len(x), labels, others),
+      run, labels, _default(config, inputs, label, len(x), labels, others),
       weights=weights, others=others)
   sampling = composed.sampling
 
@@ -60,7 +60,7 @@ def denoise(config: ConfigDict, workdir: pathlib.Path, *, inputs: pathlib.Path, 
 
 
 def _default(config, inputs, label, count, given, others):
-  """[count] labels where --labels gives none: the file's, or the null class."""
+  """[count] labels where --labels is not given: those of the file, or the null class."""
   num_classes = config.data.num_classes
   if given is not None or not num_classes:
     return np.zeros(count, np.int32)
@@ -68,23 +68,23 @@ def _default(config, inputs, label, count, given, others):
     return classes(inputs, label, count, num_classes)
   if config.train.drop_label and not others and scale_of(config.sample) == 1:
     return np.full(count, num_classes, np.int32)
-  raise ValueError('--mode=denoise: the model is told a class, and was not trained to do without: give '
-                   f"--labels, one or more in turn, or {inputs} as .npz with 'labels' [n] "
-                   '(config.train.drop_label > 0 and config.sample.scale=1 need none)')
+  raise ValueError('--mode=denoise: the model needs a class (config.train.drop_label='
+                   f'{config.train.drop_label:g}, config.sample.scale={config.sample.scale}); give '
+                   f"--labels, or {inputs} as a .npz file with 'labels' [n]")
 
 
 def _grid(sampling: Sampling, noise: float | None):
-  """The rest of the grid from the time `noise` on, or None for a descent."""
+  """The grid from the time `noise` on; None for a descent."""
   first = sampling.start
   last = 0.0 if sampling.grid is None else float(sampling.grid[-1])
   if noise is not None and not last < noise <= first:
-    raise ValueError(f'--noise={noise:g}: give a time above {last:g}, the data, and at most {first:g}, '
-                     'where this model\'s samples start')
+    raise ValueError(f'--noise={noise:g} is not a time of the sampling grid; use one above {last:g} '
+                     f'(data) and up to {first:g} (noise)')
   if sampling.grid is None:
     return None
   if noise is None:
-    raise ValueError('--mode=denoise: config.sample.solver goes along times, and cannot know how much '
-                     'noise the inputs hold: give --noise=t, which mixes them with as much and starts '
-                     'there, or take a model that is descended')
+    raise ValueError('--mode=denoise: the solver integrates over time, and the noise level of the '
+                     'inputs is unknown; add --noise=t, which mixes noise in and starts at t, or use a '
+                     'model that is descended')
   grid = np.asarray(sampling.grid)
   return np.concatenate([[noise], grid[grid < noise]]).astype(grid.dtype)

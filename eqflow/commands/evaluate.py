@@ -1,43 +1,40 @@
-"""--mode=evaluate: samples against data, next to what needs no model."""
+"""--mode=evaluate: distances from samples to data, next to baselines that need no model."""
 
 import json
-import pathlib
 import time
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import tqdm
 
 from eqflow.commands import neighbours
-from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.evaluation import report
 from eqflow.runs import dataset, generate, restore
-from eqflow.training import checkpoint
+from eqflow.runs.run import Run
+from eqflow.training import checkpoint, train_state
 from eqflow.training.runtime import ledger, watchdog
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path, *, neighbours: bool = False,
-             restored: tuple[int, Any] | None = None,
+def evaluate(run: Run, *, neighbours: bool = False, restored: tuple[int, Any] | None = None,
              book: ledger.Ledger | None = None) -> dict[str, dict[str, float]]:
   """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
 
-  Draws config.evaluate.num_samples samples with the labels of the data, clipped to [-1, 1] where
-  they are images. Of several processes all draw; the first does the rest, and the others return {}.
-  Writes evaluation.json, samples.png and samples.npz to workdir. None of the distances is an FID:
-  their spaces are pixels and fixed random features. With `neighbours`, the samples' nearest training
-  records too; `restored` is (step, models) to take instead of the checkpoint's. Wall time is booked
-  in `book`, or in a ledger of this call alone.
+  Draws config.evaluate.num_samples samples with the labels of the data; images are clipped to
+  [-1, 1]. All processes draw; the first compares, and the others return {}. Writes evaluation.json,
+  samples.png and samples.npz to workdir. The distances are not FIDs: they are computed in pixels and
+  in fixed random features. With `neighbours`, samples are compared with their nearest training records
+  too. `restored` is (step, models) to evaluate instead of the newest checkpoint. Wall time is booked in
+  `book`, or in a new ledger.
   """
-  active = jax.process_index() == 0 and checkpoint.exists(workdir)
-  with ledger.booked(workdir, book, active=active) as book, book.on('evaluate'):
-    return _evaluate(config, workdir, neighbours, restored, book)
+  active = jax.process_index() == 0 and checkpoint.exists(run.workdir)
+  with ledger.booked(run.workdir, book, active=active) as book, book.on('evaluate'):
+    return _evaluate(run, neighbours, restored, book)
 
 
-def _evaluate(config, workdir, near, restored, book):
-  recipe = recipes.recipe(config)
+def _evaluate(run, near, restored, book):
+  config, workdir, recipe, _ = run
   source = dataset.evaluation_source(config)
   real, label = pipeline.arrays(source)
   with book.on('restore'):
@@ -46,7 +43,7 @@ def _evaluate(config, workdir, near, restored, book):
 
   wanted = np.resize(label, config.evaluate.num_samples)
   clock = time.perf_counter()
-  # What follows the samples is this host's own work, for which nobody waits.
+  # The watchdog covers the samples only: the distances are one host's work, and no device waits.
   with watchdog.watching(workdir, config.train.stuck_seconds, book.pulse, process=jax.process_index(),
                          count=jax.process_count()):
     fake, evaluations, norms = generate.samples(recipe.sampling, models, wanted, seed=config.seed,
@@ -66,10 +63,10 @@ def _evaluate(config, workdir, near, restored, book):
   found = dict(step=step, params=config.sample.params, num_samples=len(fake),
                evaluations_per_sample=float(evaluations.mean()), seconds=seconds, rows=rows)
   (workdir / 'evaluation.json').write_text(json.dumps(found, indent=2) + '\n')
-  print(f'\n{len(fake):,} samples of {config.sample.params!r} by {config.sample.solver.name}, '
-        f'{evaluations.mean():.0f} evaluations each, in {seconds:.1f} s, against {len(real):,} '
-        f'records of {source.name}\n{generate.steps_taken(config, evaluations)}'
-        f'{generate.unsettled(config, norms)}', end='')
+  print(f'\n{len(fake):,} samples of {train_state.called(config.sample.params)} by '
+        f'{config.sample.solver.name}, {evaluations.mean():.0f} network evaluations each, in '
+        f'{seconds:.1f} s, against {len(real):,} records of {source.name}\n'
+        f'{generate.steps_taken(config, evaluations)}{generate.unsettled(config, norms)}', end='')
   if near:
     neighbours.report(config, workdir, fake)
   print(f'\n{report.table(rows)}\n\n{workdir / "samples.png"}', flush=True)

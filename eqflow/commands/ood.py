@@ -1,36 +1,37 @@
-"""--mode=ood: how far from the data inputs lie, by the field of a model that is blind to time."""
+"""--mode=ood: how far inputs are from the data, by the field of a time-independent model."""
 
 import json
 import pathlib
 
 from jax.tree_util import Partial
-from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import ood
-from eqflow.config import recipes, tables
+from eqflow.config import tables
+from eqflow.config.errors import ConfigError
 from eqflow.data import pipeline
 from eqflow.data.inputs import read
 from eqflow.evaluation import detection, distances, features, memorization, report
 from eqflow.runs import dataset, generate, restore
+from eqflow.runs.run import Run
 
-# The cost of the drop: as many evaluations, and one more, for each class.
+# Steps of the descent drop, which costs one evaluation more, for each class.
 _STEPS = 10
-# The descents that step by step_size times the field, as the drop does: Adam's is another size.
+# The descents that step by step_size times the field, as the drop does; Adam's step_size differs.
 _STEPPING = 'gradient_descent', 'nesterov', 'heun_descent'
 
 
-def detect(config: ConfigDict, workdir: pathlib.Path, *,
-           inputs: pathlib.Path) -> dict[str, dict[str, float]]:
+def detect(run: Run, *, inputs: pathlib.Path) -> dict[str, dict[str, float]]:
   """{score: {column: number}} of the inputs in path, against config.evaluate.split of the data.
 
-  Each score is the least over classes; next to them stands the squared distance to the nearest
-  training record, which needs no model. The first config.evaluate.num_samples records are inside.
+  Each score is the minimum over classes. For comparison: the squared distance to the nearest training
+  record, which needs no model. In-distribution are the first config.evaluate.num_samples records.
   Writes workdir/ood-<name of the file>.npz, every input's scores, and .json, and prints the table.
   Raises ValueError for a model that is told the time, FileNotFoundError for one that is not trained.
   """
+  config, workdir, recipe, _ = run
   _check(config)
-  recipe, shape = recipes.recipe(config), tuple(config.data.shape)
+  shape = tuple(config.data.shape)
   outside, _ = read(inputs, shape)
   inside = pipeline.arrays(dataset.evaluation_source(config))[0][:config.evaluate.num_samples]
   train = dataset.training_records(config)
@@ -39,8 +40,8 @@ def detect(config: ConfigDict, workdir: pathlib.Path, *,
   both, n = np.concatenate([inside, outside]), len(inside)
   found = _model_scores(config, recipe, model.params, both)
   nearest, near = distances.nearest(features.pixels(both), features.pixels(train))
-  # Splits may overlap, so no name of one tells which records the model was trained on: those lie at
-  # no distance from themselves, and are as far out as the nearest other record is.
+  # Splits may overlap. A record that was trained on has distance 0 to itself; its score is the
+  # distance to the nearest other record.
   trained = np.flatnonzero(near[:n] == 0)
   if len(trained):
     near[trained] = memorization.to_other_records(train, nearest[trained], flip=config.data.flip)
@@ -50,29 +51,28 @@ def detect(config: ConfigDict, workdir: pathlib.Path, *,
   out = workdir / f'ood-{inputs.stem}'
   generate.save(out.with_suffix('.npz'), **{name: values[n:] for name, values in found.items()},
               **{f'inside_{name}': values[:n] for name, values in found.items()})
-  told = dict(inputs=str(inputs), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
-  out.with_suffix('.json').write_text(json.dumps(told, indent=2) + '\n')
-  some = '' if len(trained) == n else f'{len(trained):,} of '
-  known = f', on {some}which the model was trained' if len(trained) else ''
+  summary = dict(inputs=str(inputs), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
+  out.with_suffix('.json').write_text(json.dumps(summary, indent=2) + '\n')
+  some = 'all of them ' if len(trained) == n else f'{len(trained):,} of them '
+  known = f', {some}training records' if len(trained) else ''
   print(f'{len(outside):,} inputs of {inputs} against {n:,} records of {config.data.name!r}, split '
-        f'{config.evaluate.split!r}{known}, at step {step:,}; higher is further out\n\n'
-        f'{report.table(rows)}\n\n{out}.npz, {out}.json')
+        f'{config.evaluate.split!r}{known}, at step {step:,}; a higher score is further from the '
+        f'data\n\n{report.table(rows)}\n\n{out}.npz, {out}.json')
   return rows
 
 
 def _check(config):
   if config.model.label_noise.name != 'none':
-    raise ValueError(
-        f'--mode=ood: config.model.label_noise.name={config.model.label_noise.name!r}, but the time '
-        "of an input is unknown: scores are those of a model trained with 'none', such as "
-        'configs/digits.py:eqm')
+    raise ConfigError('model.label_noise.name', config.model.label_noise.name,
+                      'needs the time of an input, which --mode=ood does not know',
+                      "use a model trained with 'none', such as configs/digits.py:eqm")
   if config.output.name not in tables.DESCENDED:
-    raise ValueError(f'--mode=ood: config.output.name={config.output.name!r} is not small at data: '
-                     f'take a model of one of {list(tables.DESCENDED)}')
+    raise ConfigError('output.name', config.output.name, 'is not small at data, as --mode=ood needs',
+                      f'use a model of one of {list(tables.DESCENDED)}')
 
 
 def _model_scores(config, recipe, params, x):
-  """{name: [n]}: every score of the model, the least over classes, and the class of the least."""
+  """{name: [n]}: every score of the model, its minimum over classes, and the class of the minimum."""
   classes, solver = config.data.num_classes, config.sample.solver
   kinds = {'gradient_norm': ood.gradient_norm}
   if solver.name in _STEPPING:

@@ -3,20 +3,19 @@
 import json
 import pathlib
 
-from ml_collections import ConfigDict
-
-from eqflow.config import recipes
 from eqflow.runs import claim, generate, restore
+from eqflow.runs.run import Run
+from eqflow.training import train_state
 
 
-def draw_pairs(config: ConfigDict, workdir: pathlib.Path, *, out: pathlib.Path, num_samples: int,
-               seed: int = 0) -> None:
+def draw_pairs(run: Run, *, out: pathlib.Path, num_samples: int, seed: int = 0) -> None:
   """Writes num_samples pairs (eps, x) and their labels to the folder `out`.
 
   Pair i is a function of the model, the seed and i; labels are drawn uniformly. Interrupted, the same
   call continues. Raises ValueError for a stochastic solver, or if `out` has other pairs.
   """
-  recipe, classes = recipes.recipe(config), config.data.num_classes
+  config, workdir, recipe, _ = run
+  classes = config.data.num_classes
   generate.check_pairs(recipe.sampling, recipe.model)
   step, models = restore.models(config, recipe, workdir)
   labels = generate.labels_of(seed, num_samples, classes)
@@ -26,6 +25,6 @@ def draw_pairs(config: ConfigDict, workdir: pathlib.Path, *, out: pathlib.Path, 
     norms = generate.write_pairs(recipe.sampling.pair, models, out, labels, seed=seed,
                                  batch=config.sample.batch, made=made)
   before = len(labels) - len(norms)
-  print(f'{len(labels):,} pairs of {config.sample.params!r} at step {step:,}'
+  print(f'{len(labels):,} pairs of {train_state.called(config.sample.params)} at step {step:,}'
         f'{f", {before:,} of them from an earlier call" if before else ""}\n'
         f'{generate.unsettled(config, norms)}{out}')

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 import json
 import math
-import pathlib
 import shutil
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from eqflow import ema
 from eqflow.commands.evaluate import evaluate
-from eqflow.config import recipes
 from eqflow.evaluation import report
 from eqflow.runs import identity, restore
+from eqflow.runs.run import Run
 from eqflow.training import snapshots
 
 _FAR = 0.05   # of a profile's norm: an average that is another
@@ -55,8 +52,8 @@ def _between(first, second, last, given):
   return [round(second + i * (second - first), 10) for i in range(1, math.ceil(count - 1e-6))]
 
 
-def reconstruct(config: ConfigDict, workdir: pathlib.Path, *, std: Sequence[float],
-                examples: int | None = None, skip_damaged: bool = False) -> dict[float, float]:
+def reconstruct(run: Run, *, std: Sequence[float], examples: int | None = None,
+                skip_damaged: bool = False) -> dict[float, float]:
   """{std: expected error}: averages of these widths, from workdir/snapshots to workdir/reconstructed.
 
   `examples` is the time they are for, the last snapshot's if None. The error is the relative distance
@@ -65,8 +62,8 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, *, std: Sequence[floa
   a width that training keeps is named so already, by what it is at the end. Files are read once for
   all widths; the host holds a tree for each, and one more. Raises as `snapshots.plan` does.
   """
+  config, workdir, recipe, _ = run
   identity.check_config(config, workdir)
-  recipe = recipes.recipe(config)
   like = restore.average_like(recipe)
   name, times = identity.identity(config), snapshots.listed(workdir / 'snapshots')
   last = max(times, default=0)
@@ -93,16 +90,16 @@ def reconstruct(config: ConfigDict, workdir: pathlib.Path, *, std: Sequence[floa
   return made.errors
 
 
-def sweep(config: ConfigDict, workdir: pathlib.Path, *, std: Sequence[float], **options: Any) -> None:
+def sweep(run: Run, *, std: Sequence[float], **options: Any) -> None:
   """Evaluates the average of every width: workdir/sweep.json and sweep.png, distance by std."""
-  errors = reconstruct(config, workdir, std=std, **options)
-  rows, recipe = {}, recipes.recipe(config)
+  config, workdir, recipe, _ = run
+  errors, rows = reconstruct(run, std=std, **options), {}
   for width, error in sorted(errors.items()):
     each = config.copy_and_resolve_references()
     with each.unlocked():
       each.sample.params = repr(width)
     # Also where the average was kept in training: that one stands at its end, these at `examples`.
-    found = evaluate(each, workdir,
+    found = evaluate(run._replace(config=each),
                      restored=restore.models(each, recipe, workdir, reconstructed=True))
     rows[repr(width)] = {'expected error': f'{error:.1e}', **next(iter(found.values()))}
   (workdir / 'sweep.json').write_text(json.dumps(rows, indent=2) + '\n')

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import contextlib
 import math
-import pathlib
 
 import jax
 from ml_collections import ConfigDict
@@ -14,14 +13,13 @@ from eqflow.data import pipeline, sources
 from eqflow.fields import Model
 from eqflow.evaluation import images
 from eqflow.runs import blueprint, claim, dataset, generate, identity, restore
-from eqflow.runs.run import Run, run_of
+from eqflow.runs.run import Run
 from eqflow.training import (
     checkpoint, logging, loop, nonfinite, overview, sharding, snapshots, train_state)
 from eqflow.training.runtime import ledger, multihost, preemption, watchdog
 
 
-def train(config: ConfigDict, workdir: pathlib.Path,
-          stop: preemption.Stop | None = None,
+def train(run: Run, stop: preemption.Stop | None = None,
           book: ledger.Ledger | None = None) -> train_state.TrainState:
   """Trains until config.train.num_examples, from the newest undamaged checkpoint in workdir, if any.
 
@@ -31,7 +29,7 @@ def train(config: ConfigDict, workdir: pathlib.Path,
   step whose loss, gradient or parameters are not finite, which is not saved; OSError if a checkpoint
   cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
   """
-  run = run_of(config, workdir)
+  config, workdir = run.config, run.workdir
   # Evaluation follows: what it would reject must not be found after hours of training.
   restore.guide_of(config, run.recipe)
   consistency.check_training(config, run.recipe.model, run.recipe.averages, run.mesh)

@@ -10,14 +10,13 @@ import pathlib
 from typing import NamedTuple
 
 from jax import numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import guidance
-from eqflow.config import recipes
 from eqflow.config.sampling import Sampling
 from eqflow.fields import Model
 from eqflow.runs import restore, second_run
+from eqflow.runs.run import Run
 
 
 class Composed(NamedTuple):
@@ -29,21 +28,20 @@ class Composed(NamedTuple):
   columns: dict[str, np.ndarray]    # labels, and weights, as files have them
 
 
-def composed(config: ConfigDict, workdir: pathlib.Path, labels: list[str] | None,
-             default: np.ndarray, *, weights: list[str] | None = None,
-             others: list[str] | None = None) -> Composed:
-  """The newest model of workdir and of `others`, at `labels` repeated in turn, or at `default` [n].
+def composed(run: Run, labels: list[str] | None, default: np.ndarray, *,
+             weights: list[str] | None = None, others: list[str] | None = None) -> Composed:
+  """The newest model of the run and of `others`, at `labels` repeated in turn, or at `default` [n].
 
   A label is a class, or classes joined by '+': of one model, or one for each model. Raises ValueError
   for labels, weights or models that do not fit, before a checkpoint is read, and FileNotFoundError
   if a folder has none.
   """
-  folders = [workdir, *(pathlib.Path(other).expanduser() for other in others or [])]
-  configs, built = [config], [recipes.recipe(config)]
+  folders = [run.workdir, *(pathlib.Path(other).expanduser() for other in others or [])]
+  configs, built = [run.config], [run.recipe]
   for folder in folders[1:]:
     try:
       configs.append(second_run.config_of(folder))
-      built.append(second_run.recipe_of(configs[-1], config, built[0]))
+      built.append(second_run.recipe_of(configs[-1], run.config, run.recipe))
     except ValueError as error:
       raise ValueError(f'--others={folder}: {error}') from error
   classes, single = [each.data.num_classes for each in configs], len(configs) == 1

@@ -18,6 +18,7 @@ from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.evaluation import report
 from eqflow.runs import dataset, generate, restore
+from eqflow.runs.run import run_of
 from experiments import ROOT
 
 
@@ -25,7 +26,7 @@ def measured(variant, seeds):
   """{column: 'mean ± std'} of a variant's samples against all records."""
   config = digits.get_config(variant).lock()
   workdir = ROOT / f'runs/digits_{variant}'
-  train(config, workdir)
+  train(run_of(config, workdir))
   recipe = recipes.recipe(config)
   _, models = restore.models(config, recipe, workdir)
   real, label = pipeline.arrays(dataset.open_source(config))

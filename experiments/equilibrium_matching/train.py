@@ -7,6 +7,7 @@ import pathlib
 import time
 
 from eqflow.commands.train import train
+from eqflow.runs.run import run_of
 from experiments.equilibrium_matching import command, models
 
 
@@ -19,7 +20,7 @@ def main():
       if models.trained(given.data, row, seed, runs):
         continue
       clock = time.perf_counter()
-      train(models.config_of(given.data, row, seed), models.folder(given.data, row, seed, runs))
+      train(run_of(models.config_of(given.data, row, seed), models.folder(given.data, row, seed, runs)))
       print(f'{given.data} {row} seed {seed}: {time.perf_counter() - clock:.0f} s', flush=True)
 
 

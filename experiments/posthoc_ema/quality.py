@@ -18,6 +18,7 @@ from eqflow.commands.train import train
 from eqflow.fields import Model
 from eqflow.config import recipes
 from eqflow.runs import generate, identity
+from eqflow.runs.run import run_of
 from eqflow.training import snapshots
 from experiments import ROOT
 from experiments.equilibrium_matching import measure, results
@@ -82,7 +83,7 @@ def main():
         continue
       config = config_of(given.data, rate, seed)
       folder = pathlib.Path(given.runs) / f'posthoc_ema/{given.data}/{rate}_{seed}'
-      train(config, folder)
+      train(run_of(config, folder))
       found = {at: distances(given.data, config, folder, at) for at in (examples // 2, examples)}
       results.write(target, found)
       print(target.relative_to(RESULTS), found, flush=True)

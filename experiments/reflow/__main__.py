@@ -26,6 +26,7 @@ from eqflow.config import recipes, tables
 from eqflow.data import pipeline
 from eqflow.evaluation import distances, features, images, report
 from eqflow.runs import dataset, generate, restore
+from eqflow.runs.run import run_of
 from experiments import ROOT, colours
 
 STEPS = (1, 2, 5, 50)
@@ -54,9 +55,9 @@ def models(data, runs):
   for name, config in rows.items():
     workdir = runs / f'{data}_{name.replace(" ", "_")}'
     if config.data.name == 'pairs':
-      draw_pairs(in_steps(last[0], 50), last[1], out=pathlib.Path(config.data.dir),
+      draw_pairs(run_of(in_steps(last[0], 50), last[1]), out=pathlib.Path(config.data.dir),
                  num_samples=COUNT[data])
-    train(config, workdir)
+    train(run_of(config, workdir))
     if name != 'optimal transport':
       last = config, workdir
     found[name] = config, restore.restore(config, recipes.recipe(config), workdir)[1].params.params

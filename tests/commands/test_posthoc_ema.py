@@ -13,6 +13,7 @@ import pytest
 from eqflow.commands import posthoc_ema, train
 from eqflow.config import recipes
 from eqflow.runs import identity, restore
+from eqflow.runs.run import run_of
 from eqflow.training import optimizers, sharding, snapshots, train_state, train_step
 from tests.commands.test_train import Interrupted, assert_bitwise_equal, interrupt, tiny
 from tests.rejected import rejected
@@ -31,7 +32,7 @@ def trained(tmp_path_factory):
   """(config, workdir, last state) of one run, which tests read and do not change."""
   tmp_path = tmp_path_factory.mktemp('averages')
   found = config(tmp_path)
-  return found, tmp_path / 'run', train.train(found, tmp_path / 'run')
+  return found, tmp_path / 'run', train.train(run_of(found, tmp_path / 'run'))
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def test_averages_and_snapshots_of_a_run_taken_up_again_are_bit_for_bit_those_of
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
     with pytest.raises(Interrupted):
-      train.train(found, tmp_path / 'broken')
-  assert_bitwise_equal(train.train(found, tmp_path / 'broken'), whole)
+      train.train(run_of(found, tmp_path / 'broken'))
+  assert_bitwise_equal(train.train(run_of(found, tmp_path / 'broken')), whole)
   for path in sorted((workdir / 'snapshots').iterdir()):
     again = tmp_path / 'broken/snapshots' / path.name
     assert again.read_bytes() == path.read_bytes(), f'{path.name} differs'
@@ -62,7 +63,7 @@ def test_averages_and_snapshots_of_a_run_taken_up_again_are_bit_for_bit_those_of
 
 def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(copied, trained, capsys):
   found, workdir = copied
-  errors = posthoc_ema.reconstruct(found, workdir, std=[0.05, 0.12])
+  errors = posthoc_ema.reconstruct(run_of(found, workdir), std=[0.05, 0.12])
   assert errors[0.05] < 1e-6 < errors[0.12]
   with found.unlocked():
     found = found.copy_and_resolve_references()
@@ -83,13 +84,13 @@ def test_a_kept_average_is_made_anew_exactly_and_others_are_parameters_by_name(c
 
 def test_an_average_of_an_earlier_time_is_that_of_the_run_then(copied):
   found, workdir = copied
-  posthoc_ema.reconstruct(found, workdir, std=[0.1], examples=192)
+  posthoc_ema.reconstruct(run_of(found, workdir), std=[0.1], examples=192)
   like = jax.eval_shape(recipes.recipe(found).model.init, jax.random.key(0))
   made, then = (snapshots.read(workdir / path / '000000000192.safetensors', '0.1', like)
                 for path in ('reconstructed/0.1', 'snapshots'))
   chex.assert_trees_all_close(made, then, atol=1e-5)
   # Between two snapshots the error is larger, and what is made stands under the time it is for.
-  between = posthoc_ema.reconstruct(found, workdir, std=[0.1], examples=200)
+  between = posthoc_ema.reconstruct(run_of(found, workdir), std=[0.1], examples=200)
   assert between[0.1] > 1e-3 and (workdir / 'reconstructed/0.1/000000000200.safetensors').exists()
 
 
@@ -100,7 +101,7 @@ def test_of_a_width_that_is_made_twice_the_last_is_the_one_that_is_used(copied):
     found.sample.params = '0.12'
   recipe = recipes.recipe(found)
   for examples, step in ((None, 24), (192, 12), (320, 20)):
-    posthoc_ema.reconstruct(found, workdir, std=[0.12], examples=examples)
+    posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12], examples=examples)
     assert restore.restore(found, recipe, workdir)[0] == step
     told = json.loads((workdir / 'reconstructed/0.12/expected_error.json').read_text())
     assert told['examples'] == 16 * step
@@ -108,7 +109,7 @@ def test_of_a_width_that_is_made_twice_the_last_is_the_one_that_is_used(copied):
 
 def test_a_time_beyond_the_last_snapshot_is_refused(copied):
   with pytest.raises(ValueError, match='--examples=385 is later than the last snapshot, at 384'):
-    posthoc_ema.reconstruct(*copied, std=[0.1], examples=385)
+    posthoc_ema.reconstruct(run_of(*copied), std=[0.1], examples=385)
 
 
 def test_a_snapshot_is_not_lost_where_a_run_is_broken_off_beside_its_checkpoint(
@@ -123,8 +124,8 @@ def test_a_snapshot_is_not_lost_where_a_run_is_broken_off_beside_its_checkpoint(
   with monkeypatch.context() as patch:
     patch.setattr(train, 'keep_snapshot', broken)
     with pytest.raises(Interrupted):
-      train.train(found, tmp_path / 'broken')
-  train.train(found, tmp_path / 'broken')
+      train.train(run_of(found, tmp_path / 'broken'))
+  train.train(run_of(found, tmp_path / 'broken'))
   assert at == [4, 8]
   assert (snapshots.listed(tmp_path / 'broken/snapshots') == snapshots.listed(workdir / 'snapshots'))
 
@@ -141,7 +142,7 @@ def test_folders_of_images_name_runs_apart(tmp_path):
 
 def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):
   found, workdir = copied
-  posthoc_ema.sweep(found, workdir, std=[0.05, 0.12])
+  posthoc_ema.sweep(run_of(found, workdir), std=[0.05, 0.12])
   rows = json.loads((workdir / 'sweep.json').read_text())
   assert list(rows) == ['0.05', '0.12'] and (workdir / 'sweep.png').stat().st_size > 5_000
   assert all(np.isfinite(row['frechet_pixels']) for row in rows.values())
@@ -149,22 +150,22 @@ def test_a_sweep_evaluates_every_width_and_draws_the_curve(copied):
 
 def test_a_damaged_snapshot_is_named_and_left_out_only_when_told(copied):
   found, workdir = copied
-  whole = posthoc_ema.reconstruct(found, workdir, std=[0.12])
+  whole = posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12])
   path = workdir / 'snapshots/000000000256.safetensors'
   data = bytearray(path.read_bytes())
   data[-1] ^= 1
   path.write_bytes(data)
   with pytest.raises(ValueError, match='000000000256.safetensors is damaged'):
-    posthoc_ema.reconstruct(found, workdir, std=[0.12])
-  without = posthoc_ema.reconstruct(found, workdir, std=[0.12], skip_damaged=True)
+    posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12])
+  without = posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12], skip_damaged=True)
   assert without[0.12] > whole[0.12], 'fewer snapshots are further from the average'
 
 
 def test_a_time_without_a_snapshot_is_told_with_those_that_have_one(copied, capsys):
   found, workdir = copied
-  posthoc_ema.reconstruct(found, workdir, std=[0.12], examples=256)
+  posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12], examples=256)
   assert 'no snapshot' not in capsys.readouterr().out
-  posthoc_ema.reconstruct(found, workdir, std=[0.12], examples=200)
+  posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12], examples=200)
   said = capsys.readouterr().out
   assert 'no snapshot at 200 examples' in said and 'give --examples=' in said and '256' in said
 
@@ -176,7 +177,7 @@ def test_snapshots_of_another_run_are_refused(copied):
     found.seed = 5
   (workdir / 'config.json').unlink()
   with pytest.raises(ValueError, match='is of run '):
-    posthoc_ema.reconstruct(found, workdir, std=[0.12])
+    posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12])
 
 
 def test_an_average_that_was_not_made_is_asked_for(trained):
@@ -187,7 +188,7 @@ def test_an_average_that_was_not_made_is_asked_for(trained):
   with pytest.raises(FileNotFoundError, match='make it first, with --mode=reconstruct --std=0.2'):
     restore.restore(found, recipes.recipe(found), workdir)
   with rejected('sample.params', '0.2', '--mode=reconstruct'):
-    train.train(found, workdir)
+    train.train(run_of(found, workdir))
 
 
 @pytest.mark.parametrize('changes,key,named', [
@@ -197,7 +198,7 @@ def test_an_average_that_was_not_made_is_asked_for(trained):
 ])
 def test_an_impossible_average_is_rejected_before_anything_compiles(changes, key, named, tmp_path):
   with rejected(key, named):
-    train.train(config(tmp_path, **changes), tmp_path / 'run')
+    train.train(run_of(config(tmp_path, **changes), tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 
 
@@ -205,7 +206,7 @@ def test_snapshots_without_power_averages_are_rejected(tmp_path):
   found = config(tmp_path, stds=(), decays=(0.999,))
   found.sample.params = '0.999'
   with rejected('ema.snapshot_examples', 'ema.stds'):
-    train.train(found, tmp_path / 'run')
+    train.train(run_of(found, tmp_path / 'run'))
 
 
 @pytest.mark.parametrize('given, expected', [

@@ -15,6 +15,7 @@ from eqflow.commands.evaluate import evaluate
 from eqflow.config import recipes
 from eqflow.fields import Model
 from eqflow.runs import claim, dataset, generate, identity
+from eqflow.runs.run import run_of
 from eqflow.training import checkpoint, sharding, train_state, train_step
 from tests import config_file as load
 
@@ -72,12 +73,12 @@ def interrupt(monkeypatch, at):
 def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path, monkeypatch, capsys):
   config = tiny(tmp_path)
-  whole = train.train(config, tmp_path / 'whole')
+  whole = train.train(run_of(config, tmp_path / 'whole'))
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
     with pytest.raises(Interrupted):
-      train.train(config, tmp_path / 'broken')
-  resumed = train.train(config, tmp_path / 'broken')
+      train.train(run_of(config, tmp_path / 'broken'))
+  resumed = train.train(run_of(config, tmp_path / 'broken'))
   assert 'resuming from step 8' in capsys.readouterr().out
   assert int(whole.step) == 24 and int(whole.examples) == 384
   assert_bitwise_equal(whole, resumed)
@@ -94,8 +95,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(
   assert list((tmp_path / 'whole/tensorboard').glob('events.*'))
 
   # A finished run does nothing more, and can be evaluated.
-  assert_bitwise_equal(train.train(config, tmp_path / 'whole'), whole)
-  rows = evaluate(config, tmp_path / 'whole')
+  assert_bitwise_equal(train.train(run_of(config, tmp_path / 'whole')), whole)
+  rows = evaluate(run_of(config, tmp_path / 'whole'))
   assert set(rows) == {'whole, step 24', 'two halves of the data', 'bootstrap of the data',
                        'a Gaussian per class', 'one Gaussian'}
   assert all(np.isfinite(list(row.values())).all() for row in rows.values())
@@ -106,19 +107,19 @@ def test_an_interrupted_run_resumes_bit_for_bit(
   before = (tmp_path / 'whole/metrics.jsonl').read_text()
   (tmp_path / 'whole/checkpoints').rename(tmp_path / 'elsewhere')
   with pytest.raises(ValueError, match='checkpoints has no checkpoint'):
-    train.train(config, tmp_path / 'whole')
+    train.train(run_of(config, tmp_path / 'whole'))
   assert (tmp_path / 'whole/metrics.jsonl').read_text() == before
   with np.load(tmp_path / 'whole/samples.npz') as file:
     assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
 
 
 def test_the_histogram_of_an_adaptive_density_resumes_bit_for_bit(tmp_path, monkeypatch):
-  whole = train.train(adaptive(), tmp_path / 'whole')
+  whole = train.train(run_of(adaptive(), tmp_path / 'whole'))
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
     with pytest.raises(Interrupted):
-      train.train(adaptive(), tmp_path / 'broken')
-  assert_bitwise_equal(train.train(adaptive(), tmp_path / 'broken'), whole)
+      train.train(run_of(adaptive(), tmp_path / 'broken'))
+  assert_bitwise_equal(train.train(run_of(adaptive(), tmp_path / 'broken')), whole)
   loss, count = whole.histogram
   # 1,536 examples in 100 bins; the moving average has forgotten few.
   assert loss.shape == (100,) and 0.97 * 1536 < count.sum() < 1536 and (loss[count > 1] > 0).all()
@@ -127,7 +128,7 @@ def test_the_histogram_of_an_adaptive_density_resumes_bit_for_bit(tmp_path, monk
 def test_a_short_toy_training_learns(tmp_path, capsys):
   config = load('toy').get_config()
   config.train.update(dict(num_examples=76_800, sample_examples=38_400))
-  state = train.train(config.lock(), tmp_path / 'moons')
+  state = train.train(run_of(config.lock(), tmp_path / 'moons'))
   loss = [json.loads(line)['loss'] for line in
           (tmp_path / 'moons/metrics.jsonl').read_text().splitlines()]
   assert loss[-1] < 0.9 * loss[0], f'the loss went from {loss[0]:.3f} to {loss[-1]:.3f}'
@@ -152,7 +153,7 @@ def test_a_folder_of_images_trains_with_no_preparation(tmp_path):
   config.data.update(dict(name='folder', dir=str(tmp_path / 'pictures'), shape=(8, 8, 3),
                           num_classes=2))
   config.train.num_examples = 64
-  state = train.train(config, tmp_path / 'run')
+  state = train.train(run_of(config, tmp_path / 'run'))
   assert int(state.examples) == 64
   assert len(dataset.open_source(config)) == 19, 'the damaged image must be skipped'
 
@@ -163,7 +164,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, rate
   config.optimizer.update(dict(rate=rate, warmup_examples=0))
   config.train.checkpoint_examples = 16
   with pytest.raises(FloatingPointError, match=r'step \d+: loss .*config.optimizer.rate'):
-    train.train(config, tmp_path / 'run')
+    train.train(run_of(config, tmp_path / 'run'))
   with checkpoint.open_checkpoints(tmp_path / 'run', keep=2) as checkpoints:
     assert checkpoints.steps() == [0], 'a state after the failure was written'
 
@@ -172,12 +173,12 @@ def test_the_folder_of_another_run_is_rejected_before_compiling(tmp_path, monkey
   config = tiny(tmp_path)
   with claim.claimed(config, tmp_path / 'run', dataset.open_source(config)):
     with pytest.raises(ValueError, match='/run'):
-      train.train(config, tmp_path / 'run')
+      train.train(run_of(config, tmp_path / 'run'))
   monkeypatch.setattr(train_state, 'create', lambda *a: pytest.fail('compiled before rejecting'))
   other = tiny(tmp_path)
   other.optimizer.rate = 0.5
   with pytest.raises(ValueError, match=r'config.optimizer.rate.*0\.003.*0\.5'):
-    train.train(other, tmp_path / 'run')
+    train.train(run_of(other, tmp_path / 'run'))
   for key, value in (('sample.num_steps', 99), ('train.keep_checkpoints', 5)):
     free = tiny(tmp_path)
     section, name = key.split('.')
@@ -197,7 +198,7 @@ def test_sizes_that_do_not_divide_are_rejected_before_compiling(
   config.train.update(change)
   monkeypatch.setattr(train_state, 'create', lambda *a: pytest.fail('compiled before rejecting'))
   with pytest.raises(ValueError, match=message):
-    train.train(config, tmp_path / 'run')
+    train.train(run_of(config, tmp_path / 'run'))
   assert not (tmp_path / 'run').exists(), 'a rejected run must create nothing'
 
 
@@ -211,7 +212,7 @@ def test_data_unlike_the_config_is_rejected(tmp_path, key, value, message):
   config = tiny(tmp_path)
   config.data[key] = value
   with pytest.raises((ValueError, FileNotFoundError), match=message):
-    train.train(config, tmp_path / 'run')
+    train.train(run_of(config, tmp_path / 'run'))
 
 
 def _updated(config, mesh, *, accumulate=1):

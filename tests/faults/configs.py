@@ -12,6 +12,7 @@ import time
 from unittest import mock
 
 from eqflow.commands import train
+from eqflow.runs.run import run_of
 from eqflow.training import train_state, train_step
 from tests import ROOT
 from tests.faults import mutations
@@ -37,7 +38,7 @@ def judged(mutation: mutations.Mutation, folder: pathlib.Path) -> str:
   """'rejected', or what happened instead; call it inside `nothing_compiled`."""
   workdir = folder / 'run'
   try:
-    train.train(mutation.config(str(folder / 'data')), workdir)
+    train.train(run_of(mutation.config(str(folder / 'data')), workdir))
   except Accepted:
     shutil.rmtree(workdir)
     return 'accepted'

@@ -30,6 +30,7 @@ def run(workdir: pathlib.Path, process: int, port: int, seconds: float, hang: bo
   import jax
 
   from eqflow.commands import train
+  from eqflow.runs.run import run_of
   from eqflow.training import sharding
   from eqflow.training.runtime import ledger, multihost, watchdog
   from tests.faults import victim
@@ -52,7 +53,7 @@ def run(workdir: pathlib.Path, process: int, port: int, seconds: float, hang: bo
     return place(*given)
 
   sharding.place_batch = placed
-  train.train(config.lock(), workdir, book=book)
+  train.train(run_of(config.lock(), workdir), book=book)
 
 
 def start(workdir: pathlib.Path, process: int, port: int, seconds: float,

@@ -14,6 +14,7 @@ import pytest
 
 from eqflow import files
 from eqflow.commands import train
+from eqflow.runs.run import run_of
 from eqflow.training import checksums, sharding
 from eqflow.training.runtime import preemption
 from tests.faults import disk, kills, nans, reader, records, results, states, tables, victim
@@ -101,7 +102,7 @@ def test_a_signal_between_two_saves_saves_the_step_that_it_came_in(tmp_path, mon
     return place(*given)
   monkeypatch.setattr(sharding, 'place_batch', placed)
   with pytest.raises(preemption.Stopped, match='SIGTERM'):
-    train.train(config, tmp_path, stop)
+    train.train(run_of(config, tmp_path), stop)
   assert states.whole(tmp_path)[-1] == 5, f'only saved every {victim.SAVED_EVERY} steps'
 
 
@@ -119,13 +120,13 @@ def test_a_signal_during_the_last_save_waits_for_it(tmp_path, monkeypatch):
 
   monkeypatch.setattr(checksums, 'write', slow)
   with pytest.raises(preemption.Stopped, match='SIGTERM'):
-    train.train(config, tmp_path, stop)
+    train.train(run_of(config, tmp_path), stop)
   assert states.steps(tmp_path)[-1] == 4 and not ended, 'the run exited before its last save was done'
 
   (tmp_path / 'config.json').unlink()
   config.seed += 1
   with pytest.raises(ValueError, match="checkpoints/4 is of run '"):
-    train.train(config, tmp_path)
+    train.train(run_of(config, tmp_path))
 
 
 @pytest.mark.parametrize('count', [5, pytest.param(20, marks=pytest.mark.long)])

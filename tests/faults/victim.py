@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from eqflow import files
 from eqflow.commands import evaluate, train
 from eqflow.runs import blueprint
+from eqflow.runs.run import run_of
 from eqflow.training import checkpoint, checksums
 from eqflow.training.runtime import ledger, preemption
 from tests import config_file
@@ -168,9 +169,9 @@ def main():
   try:
     book = ledger.Ledger(since=ledger.created())
     with preemption.watched() as stop, contextlib.closing(book):
-      train.train(config, workdir, stop, book)
+      train.train(run_of(config, workdir), stop, book)
       if not given.short:
-        evaluate.evaluate(config, workdir, book=book)
+        evaluate.evaluate(run_of(config, workdir), book=book)
   except preemption.Stopped as stopped:
     preemption.end(str(stopped))
 

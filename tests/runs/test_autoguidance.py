@@ -10,6 +10,7 @@ from eqflow.commands import evaluate, ood, train
 from eqflow.config import recipes
 from eqflow.fields import Model
 from eqflow.runs import generate, restore
+from eqflow.runs.run import run_of
 from tests import config_file
 from tests.commands.test_train import TINY, tiny
 from tests.rejected import rejected
@@ -24,7 +25,7 @@ def trained(tmp_path_factory):
     config.data.num_classes = classes
     config.train.num_examples = steps * config.train.batch
     found[name] = config, tmp_path / name
-    train.train(*found[name])
+    train.train(run_of(*found[name]))
   return found
 
 
@@ -64,7 +65,7 @@ def test_a_run_is_guided_away_from_the_run_in_its_config(trained, name):
 def test_evaluation_is_guided_and_previews_are_not(trained):
   config, workdir = guided(trained, 'worse')
   recipe = recipes.recipe(config)
-  evaluate.evaluate(config, workdir)
+  evaluate.evaluate(run_of(config, workdir))
   with np.load(workdir / 'samples.npz') as stored:
     x, labels = stored['samples'], stored['labels']
 
@@ -85,8 +86,8 @@ def test_evaluation_is_guided_and_previews_are_not(trained):
 def test_ood_scores_ignore_the_guide(trained, tmp_path):
   np.save(tmp_path / 'inputs.npy', np.zeros((4, 8, 8, 1), np.float32))
   (own, workdir), (config, _) = trained['self'], guided(trained, 'worse')
-  assert ood.detect(config, workdir, inputs=tmp_path / 'inputs.npy') == ood.detect(
-      own, workdir, inputs=tmp_path / 'inputs.npy')
+  assert ood.detect(run_of(config, workdir), inputs=tmp_path / 'inputs.npy') == ood.detect(
+      run_of(own, workdir), inputs=tmp_path / 'inputs.npy')
 
 
 def test_guidance_acts_only_in_its_interval_of_noise():
@@ -133,7 +134,7 @@ def test_a_bad_guide_is_rejected_before_training(trained, tmp_path, guide, chang
     config.sample.guide.update(guide)
     change(config)
   with pytest.raises(ValueError, match=match):
-    train.train(config, tmp_path / 'new')
+    train.train(run_of(config, tmp_path / 'new'))
   assert not (tmp_path / 'new').exists(), 'something was written'
 
 

@@ -10,6 +10,7 @@ import pytest
 from eqflow import fields, guidance
 from eqflow.config import recipes
 from eqflow.runs import composition, generate, restore
+from eqflow.runs.run import run_of
 from tests.untrained import SHAPE, Run, recipe_of
 
 
@@ -42,8 +43,8 @@ def restored(eqm, other, flow, monkeypatch):
 
 
 def compose(model, labels, count=4, **more):
-  return composition.composed(model.config, model.workdir, labels, generate.labels_of(0, count, 10),
-                              **more)
+  return composition.composed(run_of(model.config, model.workdir), labels,
+                              generate.labels_of(0, count, 10), **more)
 
 
 def drawn(asked):
@@ -130,7 +131,7 @@ def test_models_with_different_decays_are_added_in_a_descent_only(eqm, place, tm
   along.sample.solver, along.sample.grid = (
       dict(name='ddim'), dict(name='uniform', start=0.999, end=0.001))
   with pytest.raises(ValueError, match='--others=.*eased: its config.output is .*0.5.*0.8'):
-    composition.composed(along, eqm.workdir, ['3'], np.zeros(4, int), others=[eased])
+    composition.composed(run_of(along, eqm.workdir), ['3'], np.zeros(4, int), others=[eased])
   monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, eqm.model))
   assert len(compose(eqm, ['3'], others=[eased]).models) == 2, 'a descent does not use the decay'
 
@@ -140,8 +141,9 @@ def test_every_model_with_classes_needs_a_label(eqm, place, monkeypatch):
   without = eqm.config.copy_and_resolve_references().unlock()
   without.data.num_classes = 0
   with pytest.raises(ValueError, match=r'\[0, 10\] classes.*--labels'):
-    composition.composed(without, eqm.workdir, None, np.zeros(4, int), others=[str(eqm.workdir)])
-  asked = composition.composed(without, eqm.workdir, ['0+7'], np.zeros(4, int),
+    composition.composed(run_of(without, eqm.workdir), None, np.zeros(4, int),
+                         others=[str(eqm.workdir)])
+  asked = composition.composed(run_of(without, eqm.workdir), ['0+7'], np.zeros(4, int),
                                others=[str(eqm.workdir)])
   np.testing.assert_array_equal(asked.columns['labels'], [[0, 7]] * 4)
   plain = placed(place, 'plain', lambda config: config['data'].update(num_classes=0))

@@ -13,6 +13,7 @@ from tensorboardX.proto import event_pb2
 from eqflow import ema
 from eqflow.commands import train
 from eqflow.config import recipes
+from eqflow.runs.run import run_of
 from eqflow.training import logging, nonfinite, sharding, train_state, train_step
 from tests import config_file as load
 from tests.rejected import rejected
@@ -183,7 +184,7 @@ def poisoned(monkeypatch, at):
 def test_a_run_reports_and_counts_skipped_steps(
     tmp_path, monkeypatch, capsys):
   poisoned(monkeypatch, {2, 6, 7})
-  state = train.train(toy(2), tmp_path / 'run')
+  state = train.train(run_of(toy(2), tmp_path / 'run'))
   said = capsys.readouterr().out
   assert said.count('skipped, ') == 3, said
   assert 'step 8: loss nan' in said and '2 in a row of at most 2' in said
@@ -197,10 +198,10 @@ def test_too_many_skipped_steps_end_the_run_with_a_finite_checkpoint(
   with monkeypatch.context() as patch:
     poisoned(patch, {5, 6, 7})
     with pytest.raises(FloatingPointError, match=r'step 8: loss nan.*config.train.max_skipped=2'):
-      train.train(toy(2), tmp_path / 'run')
+      train.train(run_of(toy(2), tmp_path / 'run'))
   # max_skipped may change when a run resumes. It resumes from step 4.
-  state = train.train(toy(3), tmp_path / 'run')
-  whole = train.train(toy(2), tmp_path / 'whole')
+  state = train.train(run_of(toy(3), tmp_path / 'run'))
+  whole = train.train(run_of(toy(2), tmp_path / 'whole'))
   jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
 
 

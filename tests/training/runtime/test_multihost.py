@@ -89,10 +89,10 @@ def test_a_signal_to_one_process_stops_both_and_the_run_resumes_in_one(tmp_path,
 def test_flags_of_several_processes_are_checked(tmp_path):
   command = [sys.executable, '-m', 'eqflow.main', f'--workdir={tmp_path}', *FLAGS]
   for flags, message in (
-      (['--num_processes=2'], '--num_processes is for one of several processes: add --distributed'),
+      (['--num_processes=2'], '--num_processes is for one of several processes'),
       (['--distributed'], '--distributed with --coordinator=None'),
       (['--distributed', '--coordinator=localhost'], '--coordinator=localhost: give host:port'),
-      (['--distributed', '--mode=sample'], '--distributed is for --mode=train or evaluate')):
+      (['--distributed', '--mode=sample'], '--distributed=True is for --mode=train or evaluate')):
     found = subprocess.run(command + flags, cwd=ROOT, text=True, capture_output=True, timeout=100)
     assert found.returncode == 2 and message in found.stderr, found.stderr
 
