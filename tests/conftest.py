@@ -31,15 +31,17 @@ import pytest
 
 
 def pytest_collection_modifyitems(config, items):
-  """Deselects tests whose marker `needs` names a package or a path that is not installed."""
+  """Deselects tests with a marker `needs` for a package or path that is absent, or for False."""
   absent = [item for item in items
-            if not all(map(_installed, (mark.args[0] for mark in item.iter_markers('needs'))))]
+            if not all(map(_there, (mark.args[0] for mark in item.iter_markers('needs'))))]
   if absent:
     config.hook.pytest_deselected(items=absent)
     items[:] = [item for item in items if item not in absent]
 
 
-def _installed(place):
+def _there(place):
+  if isinstance(place, bool):
+    return place
   return os.path.exists(place) if os.sep in place else bool(importlib.util.find_spec(place))
 
 

@@ -23,12 +23,12 @@ def read(path: str | os.PathLike, shape: tuple[int, ...]) -> tuple[
     raise FileNotFoundError(f'--inputs={path} does not exist: give a .npy or .npz file') from error
   except Exception as error:
     # zipfile, numpy and the file system raise errors of their own; pickles are rejected here too.
-    raise ValueError(f'{path} is no .npy or .npz file of numbers ({error}): write it with np.save, '
+    raise ValueError(f'{path} is not a .npy or .npz file of numbers ({error}): write it with np.save, '
                      'or np.savez(..., x=inputs)') from error
   key = next((key for key in ('samples', 'x') if key in arrays), None)
   if key is None:
     raise ValueError(f"{path} has the arrays {sorted(arrays)}: call the inputs 'x'")
-  return _floating(path, arrays[key], shape), arrays.get('labels')
+  return _as_data(path, arrays[key], shape), arrays.get('labels')
 
 
 def classes(path: str | os.PathLike, labels: Shaped[np.ndarray, '...'], count: int,
@@ -43,7 +43,7 @@ def classes(path: str | os.PathLike, labels: Shaped[np.ndarray, '...'], count: i
   return labels.astype(np.int32)
 
 
-def _floating(path, x, shape):
+def _as_data(path, x, shape):
   if x.shape[1:] != tuple(shape) or not len(x):
     raise ValueError(f'{path} has inputs of shape {x.shape}, but config.data.shape='
                      f'{tuple(shape)}: give [n, {", ".join(map(str, shape))}], n of 1 or more')

@@ -4,17 +4,16 @@ import dataclasses
 import io
 import os
 import re
-from typing import Any
 
 from eqflow.data import images
-from eqflow.data.records import Source
+from eqflow.data.records import Records, Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
   """Records of a TFDS data source, decoded on access; the label is 0 for data without labels."""
 
-  encoded: Any
+  encoded: Records
   image: str
   label: str | None
   channels: int
@@ -31,12 +30,12 @@ class Encoded:
 
 def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
            size: int | None = None) -> Source:
-  """The split of a prepared TFDS data set, its images cropped to size x size where size is given.
+  """The split of a prepared TFDS data set, its images cropped to size x size unless size is None.
 
   `name` is 'cifar10', 'imagenet_resized/64x64' or either with ':version'; `split` may be sliced and
   added ('train[:90%]', 'train+test'). Raises FileNotFoundError where data_dir has no such data set,
   ValueError for an unknown split, a file format without random access, features without
-  exactly one uint8 image, and images of several sizes when no size is given.
+  exactly one uint8 image, and images of several sizes if size is None.
   """
   import tensorflow_datasets as tfds
   place = find(name, data_dir)

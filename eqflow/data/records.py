@@ -1,32 +1,43 @@
 """A data set: numbered records {'x', 'label'} of one shape.
 
-Pairs of noise and data have 'eps' too, shaped as x.
+Pairs of noise and data also have 'eps', with the shape of x.
 """
 
 import concurrent.futures
 import dataclasses
 import os
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
-# Data sets of at most so many bytes are decoded once and kept.
+# Data sets of at most this many bytes are decoded once and kept in memory.
 MEMORY = 256 * 2**20
 
 Labels = Int[np.ndarray, 'n']
 Batch = dict[str, UInt8[np.ndarray, 'b h w c'] | Float[np.ndarray, 'b ...'] | Labels]
 
 
+@runtime_checkable
+class Records(Protocol):
+  """Records at random access; grain pickles them for its worker processes."""
+
+  def __len__(self):
+    ...
+
+  def __getitem__(self, i):
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
   """Records at random access: source[i] = {'x': uint8 [h, w, c] or float32, 'label': int}.
 
-  `records` is any picklable sequence of such dicts, `shape` the shape of x, `num_classes` 0 for
-  data without labels, `damaged` the files left out because they cannot be read.
+  `records` returns these dicts, `shape` is the shape of x, `num_classes` is 0 for data without labels,
+  and `damaged` lists the files that cannot be read.
   """
 
-  records: Any
+  records: Records
   shape: tuple[int, ...]
   num_classes: int
   name: str

@@ -1,4 +1,4 @@
-"""name -> Source: digits, clothes, image folders, toys, pairs of a model and every TFDS data set."""
+"""name -> Source: digits, Fashion-MNIST, image folders, toys, pairs of a model, all TFDS data sets."""
 
 import os
 
@@ -16,19 +16,20 @@ TOYS = {
 def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int | None = None,
          seed: int = 0, num_points: int = 10_000, channels: int = 3,
          cache_dir: str | os.PathLike | None = None) -> Source:
-  """The records of data set `name`; what decodes to 256 MiB or less is decoded here and kept.
+  """The records of data set `name`; data sets of at most 256 MiB are decoded and kept in memory.
 
   'digits' (prepared in data_dir on first use): 'train', 'heldout' or 'all', in a fixed order.
   'folder' (data_dir is the folder): 'train' or 'all', both every image, [size, size, channels];
-    `cache_dir` has the index of intact files.
+    `cache_dir` stores the index of intact files.
   'pairs' (data_dir is the folder that --mode=pairs wrote): 'train' or 'all', both every pair.
   'fashion_mnist' (prepared by TFDS in data_dir, or its four published files there, or where Debian's
     package dataset-fashion-mnist puts them): 'train', 'test' or 'all'.
   A toy: 'train' and 'heldout' are the first and the next num_points points of `seed`, 'all' both.
   Any other name is a TFDS data set prepared in data_dir, with the splits of TFDS.
 
-  Images are uint8 [h, w, c], cropped to size x size where size is given. Raises ValueError for an
-  unknown split and FileNotFoundError for missing data, naming what exists and what to do.
+  Images are uint8 [h, w, c]; size=None keeps their size, otherwise they are cropped to size x size.
+  Raises ValueError for an unknown split and FileNotFoundError for missing data; both say what exists
+  and what to do.
   """
   if name in TOYS:
     return _toy(name, split, num_points, seed)
@@ -58,7 +59,7 @@ def _folder(split, data_dir, size, channels, cache_dir):
   _check_split('folder', split, ('train', 'all'),
                '; for held-out images use another folder as data_dir')
   if data_dir is None or size is None:
-    raise ValueError(f"data set 'folder' with data_dir={data_dir!r}, size={size!r}: give data_dir, "
+    raise ValueError(f"data_dir={data_dir!r}, size={size!r} for the data set 'folder': give data_dir, "
                      'the folder of images, and size, to which they are cropped')
   return decoded_if_small(folder.source(data_dir, size=size, channels=channels,
                                         cache_dir=cache_dir))
@@ -84,7 +85,7 @@ def _fashion_mnist(split, data_dir, size):
           f"{error}. Or put the four files of Fashion-MNIST there, or install Debian's package "
           'dataset-fashion-mnist') from error
   if size not in (None, 28):
-    raise ValueError(f'size={size}: the files of fashion_mnist have images of 28x28; prepare it with '
+    raise ValueError(f'size={size}, but the images of fashion_mnist have size=28: prepare it with '
                      'python -m eqflow.data.prepare --name=fashion_mnist to resize them')
   return fashion_mnist.source(place, split=split)
 

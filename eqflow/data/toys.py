@@ -1,6 +1,6 @@
-"""Two-dimensional data with stated densities: E[x] = 0, E|x|^2 / 2 = 1, to two digits.
+"""Two-dimensional data with known densities: E[x] = 0, E|x|^2 / 2 = 1, to two digits.
 
-Every point has its own random numbers, so that the first n points do not depend on how many follow.
+Point i has its own random numbers, so that the first n points do not depend on the number of points.
 """
 
 from jaxtyping import Float32, Int32
@@ -10,9 +10,9 @@ Labelled = tuple[Float32[np.ndarray, 'n 2'], Int32[np.ndarray, 'n']]
 
 
 def moons(n: int, seed: int = 0) -> Labelled:
-  """x = sqrt(2) (m + 0.05 g), g ~ N(0, I): two interleaved half circles, one a class.
+  """x = sqrt(2) (m + 0.05 g), g ~ N(0, I): two interleaved half circles, one per class.
 
-  With a ~ U(0, pi), each class equally likely: m = (cos a - 1/2, sin a - 1/4) for label 0 and
+  With a ~ U(0, pi) and equally likely classes: m = (cos a - 1/2, sin a - 1/4) for label 0 and
   (1/2 - cos a, 1/4 - sin a) for label 1.
   """
   u, g = _draws(n, seed)
@@ -25,7 +25,7 @@ def moons(n: int, seed: int = 0) -> Labelled:
 def checkerboard(n: int, seed: int = 0) -> Labelled:
   """p(x) = 1/6 on the 8 dark squares of a 4 x 4 board over [-sqrt(3), sqrt(3)]^2, 0 elsewhere.
 
-  Square (i, j) is dark where i + j is even; the label 0 to 7 numbers the dark squares, by i first.
+  Square (i, j) is dark where i + j is even; labels 0 to 7 number the dark squares, by i first.
   """
   u, _ = _draws(n, seed)
   square, across = np.divmod(8 * u[:, 0], 1)
@@ -36,7 +36,7 @@ def checkerboard(n: int, seed: int = 0) -> Labelled:
 
 
 def rings(n: int, seed: int = 0) -> Labelled:
-  """x = r (cos a, sin a) + 0.05 g, g ~ N(0, I): circles of r = sqrt(3/7) (1, 2, 3), one a class.
+  """x = r (cos a, sin a) + 0.05 g, g ~ N(0, I): circles of r = sqrt(3/7) (1, 2, 3), one per class.
 
   a ~ U(0, 2 pi), the three circles equally likely (the inner ones are denser).
   """

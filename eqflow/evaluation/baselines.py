@@ -1,7 +1,7 @@
-"""Samples that need no model: the rows to print next to a model's numbers.
+"""Samples without a model: their distances are printed next to a model's.
 
-What is no better than a clipped Gaussian per class has learned nothing; what beats two halves of
-the data may be remembering it. All are pure functions of (data, labels, seed).
+A model that is not better than a clipped Gaussian per class has learned little; a model that is better
+than two halves of the data may have memorized it. All are pure functions of (data, labels, seed).
 """
 
 from jaxtyping import Array, Float, Integer
@@ -11,31 +11,31 @@ Records = Float[Array | np.ndarray, 'n ...']
 
 
 def halves(x: Records, seed: int) -> tuple[Float[np.ndarray, '_ ...'], Float[np.ndarray, '_ ...']]:
-  """Two disjoint halves of the records x [n, ...], [n // 2, ...] and the rest, in random order."""
+  """Two disjoint random halves [n // 2, ...] and [n - n // 2, ...] of the records x [n, ...]."""
   x = np.asarray(x)
   order = np.random.default_rng(seed).permutation(len(x))
   return x[order[:len(x) // 2]], x[order[len(x) // 2:]]
 
 
 def bootstrap(x: Records, seed: int) -> Float[np.ndarray, 'n ...']:
-  """n records drawn from x [n, ...] with replacement."""
+  """n records sampled from x [n, ...] with replacement."""
   x = np.asarray(x)
   return x[np.random.default_rng(seed).integers(0, len(x), len(x))]
 
 
 def gaussian(x: Records, seed: int, *, clip: bool = True) -> Float[np.ndarray, 'n ...']:
-  """n draws of N(m, C), with m and C the mean and covariance of x [n, ...]; dtype of x.
+  """n samples of N(m, C), with m and C the mean and covariance of x [n, ...]; dtype of x.
 
-  `clip` limits them to [-1, 1], as a picture would be.
+  `clip` clips them to [-1, 1], the range of images.
   """
   return _draw(np.asarray(x), np.random.default_rng(seed), clip)
 
 
 def gaussian_per_class(x: Records, label: Integer[Array | np.ndarray, 'n'], seed: int, *,
                        clip: bool = True) -> Float[np.ndarray, 'n ...']:
-  """Draw i of N(m_y, C_y), y = label[i], with the moments of that class in x [n, ...].
+  """Sample i is from N(m_y, C_y), y = label[i], with the mean and covariance of class y in x [n, ...].
 
-  So the classes keep their counts and the labels their order. A class of one record repeats it.
+  Sample i has class label[i]. A class with one record repeats this record.
   """
   x, label = np.asarray(x), np.asarray(label)
   rng = np.random.default_rng(seed)
@@ -49,7 +49,7 @@ def _draw(x, rng, clip):
   n = len(x)
   flat = x.reshape(n, -1).astype(np.float64)
   mean = flat.mean(0)
-  # R^T R = (n - 1) C, of rank <= n: no d x d matrix is formed where pictures are large.
+  # R^T R = (n - 1) C with R [min(n, d), d]: no d x d matrix is needed for n < d.
   root = np.linalg.qr(flat - mean, mode='r')
   z = mean + rng.standard_normal((n, len(root))) @ root / np.sqrt(max(n - 1, 1))
   return (np.clip(z, -1, 1) if clip else z).reshape(x.shape).astype(x.dtype)

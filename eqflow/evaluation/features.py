@@ -1,30 +1,31 @@
-"""x -> [n, d]: the spaces in which samples and data are compared.
+"""x -> [n, d]: feature spaces in which samples and data are compared.
 
-No pretrained network: a distance in these spaces is named after its space, and only compares with
-distances in the same space, over the same number of records.
+There is no pretrained network. A distance is named after its feature space; compare it only with
+distances in the same space, for the same number of records.
 """
 
 import itertools
-from typing import Any
 
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Shaped
 import numpy as np
 
-MAX_PIXELS = 3072  # of 32x32x3: a covariance of 75 MB in float64
+from eqflow import arrays
+
+MAX_PIXELS = 3072  # 32x32x3, with a covariance of 75 MB in float64
 _BATCH = 256
 
 
 def pixels(x: Shaped[Array | np.ndarray, 'n ...']) -> Float[np.ndarray, 'n _']:
-  """The coordinates of x themselves, [n, ...] -> [n, d], float32.
+  """x as vectors, [n, ...] -> [n, d], float32.
 
-  Images [n, h, w, c] of more than 3,072 coordinates are average-pooled first, by the smallest
-  power of two that leaves at most 3,072: 256x256x3 becomes 32x32x3, and what is finer than that
-  is not seen. Raises TypeError where x is not floating, ValueError where that power of two does
-  not divide the sides.
+  Images [n, h, w, c] of more than 3,072 elements are average-pooled by the smallest power of two that
+  leaves at most 3,072: 256x256x3 becomes 32x32x3, which loses finer detail. Raises TypeError unless x
+  is floating, and ValueError if this power of two does not divide the sides.
   """
-  x = _floating(x)
+  x = np.asarray(x)
+  arrays.check_floating('x', x)
   if x.ndim == 4:
     x = _pool(x, _pooling(*x.shape[1:]))
   return x.reshape(len(x), -1).astype(np.float32, copy=False)
@@ -34,34 +35,27 @@ def random_features(x: Shaped[Array | np.ndarray, 'n ...'], *, dim: int = 256,
                     seed: int = 0) -> Float[np.ndarray, 'n {dim}']:
   """phi(x) of a fixed random network, [n, h, w, c] or [n, d] -> [n, dim], float32.
 
-  Images: three random 3x3 convolutions with GELU, averaged over the quarters of the picture, so
-  that both texture and layout count. A convolution halves pictures of at least 16 pixels a side.
-  Vectors: two random dense layers with GELU. Nothing is pretrained: the weights are a function of
-  seed, dim and the shape of x[0], the same on every machine. Raises TypeError where x is not
-  floating, ValueError for any other rank or dim < 1.
+  Images: three random 3x3 convolutions with GELU, averaged over each quarter of the image, so that
+  features depend on texture and on layout. A convolution halves images with sides of at least 16.
+  Vectors: two random dense layers with GELU. The weights are a function of seed, dim and the shape of
+  x[0], equal on every machine. Raises TypeError unless x is floating, and ValueError for other ranks
+  and for dim < 1.
   """
-  x = _floating(x)
+  x = np.asarray(x)
+  arrays.check_floating('x', x)
   if x.ndim not in (2, 4) or dim < 1:
-    raise ValueError(f'random_features was given x {x.shape} and dim={dim}: x is images '
-                     '[n, h, w, c] or vectors [n, d], and dim is at least 1; reshape x')
+    raise ValueError(f'x has shape {x.shape} and dim={dim}: give images [n, h, w, c] or vectors '
+                     '[n, d], and dim of at least 1')
   network, weights = (_convolve, _filters) if x.ndim == 4 else (_project, _matrices)
   weights = weights(x.shape[1:], dim, seed)
   out = np.empty((len(x), dim), np.float32)
   for start in range(0, len(x), _BATCH):
     block = x[start:start + _BATCH].astype(np.float32)
-    # The last batch is filled up, so that one compile serves every n.
+    # The last batch is padded with zeros, so that one compilation serves every n.
     full = np.zeros((_BATCH, *x.shape[1:]), np.float32)
     full[:len(block)] = block
     out[start:start + _BATCH] = network(weights, full)[:len(block), :dim]
   return out
-
-
-def _floating(x: Any):
-  x = np.asarray(x)
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise TypeError(f'features were asked of {x.dtype}: give floating images in [-1, 1], '
-                    'for example x / 127.5 - 1')
-  return x
 
 
 def _pooling(height, width, channels):
@@ -69,9 +63,9 @@ def _pooling(height, width, channels):
   while height * width * channels > MAX_PIXELS * factor ** 2 and factor < max(height, width):
     factor *= 2
   if height % factor or width % factor:
-    raise ValueError(f'images {height}x{width}x{channels} have more than {MAX_PIXELS} coordinates '
+    raise ValueError(f'images of {height}x{width}x{channels} have more than {MAX_PIXELS} elements '
                      f'and cannot be pooled by {factor}: crop or resize them to sides that '
-                     f'{factor} divides')
+                     f'are divisible by {factor}')
   return factor
 
 
@@ -84,7 +78,7 @@ def _pool(x, factor):
 
 
 def _uniform(rng, *shape):
-  # He's variance 2 / fan_in. Uniform, not normal: rng.random is plain arithmetic on Philox's bits.
+  # He's variance 2 / fan_in. Uniform, since rng.random gives the same numbers on every machine.
   limit = np.sqrt(6 / np.prod(shape[:-1]))
   return (limit * (2 * rng.random(shape) - 1)).astype(np.float32)
 
@@ -98,7 +92,7 @@ def _filters(shape, dim, seed):
 
 def _matrices(shape, dim, seed):
   rng = np.random.Generator(np.random.Philox(seed))
-  # One more input, constant: without it the kinks of the network would all meet at the origin.
+  # A constant input is a bias; without it all kinks of the network would meet at the origin.
   return [_uniform(rng, a + 1, b) for a, b in ((shape[0], dim), (dim, dim))]
 
 
@@ -106,7 +100,7 @@ def _matrices(shape, dim, seed):
 def _convolve(weights, z):
   for w in weights:
     stride = 2 if min(z.shape[1:3]) >= 16 else 1
-    # Accelerators would round the factors to bfloat16 or TF32.
+    # By default, accelerators round the factors to bfloat16 or TF32.
     z = jax.nn.gelu(jax.lax.conv_general_dilated(
       z, w, (stride, stride), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       precision=jax.lax.Precision.HIGHEST))
@@ -116,7 +110,7 @@ def _convolve(weights, z):
 
 
 def _quarters(side):
-  # [2, side], or [1, 1]: row g averages the g-th half of a side, odd ones as well.
+  # [2, side], or [1, 1]: row g averages half g of a side, which may be odd.
   cell = np.arange(side) * min(2, side) // side
   member = cell == np.arange(min(2, side))[:, None]
   return (member / member.sum(1, keepdims=True)).astype(np.float32)

@@ -1,25 +1,27 @@
-"""What other projects made, in ours: their conventions and their weights."""
+"""Conventions and published weights of other projects."""
 
 from typing import Any
+
+from jaxtyping import PyTree
 
 from eqflow.interop import dit, edm2, files
 
 FAMILIES = {'dit': dit, 'edm2': edm2}
 
 
-def load(path: files.Path, family: str = 'dit', **options: Any) -> tuple[Any, Any]:
+def load(path: files.Path, family: str = 'dit', **options: Any) -> tuple[dit.Apply, PyTree]:
   """(apply, params) of a published safetensors file: `dit.load` or `edm2.load`, with its options.
 
-  Raises ValueError for a family that is none, and what they raise.
+  Raises ValueError for an unknown family, and the errors of `dit.load` and `edm2.load`.
   """
   files.one_of('family', family, FAMILIES)
   return FAMILIES[family].load(path, **options)
 
 
-def export(params: Any, path: files.Path, family: str = 'dit', **options: Any) -> None:
-  """Writes params as `load` reads them: `dit.export` or `edm2.export`, with its options.
+def export(params: PyTree, path: files.Path, family: str = 'dit', **options: Any) -> None:
+  """Writes params to a file that `load` reads: `dit.export` or `edm2.export`, with its options.
 
-  Raises ValueError for a family that is none, and what they raise.
+  Raises ValueError for an unknown family, and the errors of `dit.export` and `edm2.export`.
   """
   files.one_of('family', family, FAMILIES)
   FAMILIES[family].export(params, path, **options)

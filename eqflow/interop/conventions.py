@@ -1,4 +1,4 @@
-"""The conventions of other projects: their time, their state and their output, in ours and back.
+"""Conventions of other projects: their time, state and output, converted to ours and back.
 
 | project | their time at data, noise | their state | their output |
 |---|---|---|---|
@@ -11,7 +11,7 @@
 | `diffusers_flow` | T sigma: 0, T | z | eps - x |
 | `vdm` | gamma: gamma_min, gamma_max | z | eps, v, x |
 
-A network of theirs, as a JAX function, is so a predictor of ours, and any solver samples it:
+With a convention, a network of theirs, as a JAX function, is a predictor for any of our solvers:
 
     theirs = conventions.sit(processes.linear, conventions.velocity)
     solver = samplers.ddim(theirs.process, theirs.output)
@@ -19,7 +19,7 @@ A network of theirs, as a JAX function, is so a predictor of ours, and any solve
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import numpy as jnp
@@ -37,12 +37,12 @@ Model = Callable[[Data, Float[Array, 'b']], Data]
 
 
 def same(t: ArrayLike) -> ArrayLike:
-  """t: theirs runs as ours does."""
+  """t: their time is ours."""
   return t
 
 
 def reversed_time(t: ArrayLike) -> ArrayLike:
-  """1 - t: theirs runs from noise to data; its own inverse."""
+  """1 - t, for time that runs from noise to data; its own inverse."""
   return 1 - t
 
 
@@ -52,31 +52,24 @@ def unscaled(t: Coef) -> Coef:
 
 
 class Convention(NamedTuple):
-  """Their network is told scale(t) z at their_time(t), and returns the vector `output`.
+  """Their network takes (scale(t) z, their_time(t)) and returns the vector `output`.
 
-  z is our state at t, that of `process`. Their signs are in `output`, and `time` turns their time
-  back into t.
+  z is the state of `process` at our t. `output` includes their sign; `time` is the inverse of
+  `their_time`.
   """
   process: Process
   output: Output
-  time: Callable[[Any], Any]
-  their_time: Callable[[Any], Any]
+  time: Callable[[ArrayLike], ArrayLike]
+  their_time: Callable[[ArrayLike], ArrayLike]
   scale: Callable[[Coef], Coef] = unscaled
 
 
 def to_ours(convention: Convention, t: ArrayLike, z: Data, y: Data, *,
             output: Output) -> tuple[ArrayLike, Data, Data]:
-  """(t, z, y) of theirs -> (t, z/c, the vector `output`) of ours, c = scale(t)."""
+  """Their (t, z, y) -> our (t, z/c, the vector `output`), with c = scale(t)."""
   t = convention.time(t)
   z = arrays.combine((1 / convention.scale(t), z))
   return t, z, _remixed(convention.process, t, z, y, out=convention.output, to=output)
-
-
-def from_ours(convention: Convention, t: Coef, z: Data, y: Data, *,
-              output: Output) -> tuple[ArrayLike, Data, Data]:
-  """(t, z, y) of ours, y being the vector `output`, -> theirs: the inverse of `to_ours`."""
-  y = _remixed(convention.process, t, z, y, out=output, to=convention.output)
-  return convention.their_time(t), arrays.combine((convention.scale(t), z)), y
 
 
 def _remixed(process, t, z, y, *, out, to):
@@ -84,7 +77,7 @@ def _remixed(process, t, z, y, *, out, to):
 
 
 def as_predict(convention: Convention, model: Model) -> Predict:
-  """(z, t) -> model(scale z, their_time(t)): a network of theirs, predicting convention.output."""
+  """(z, t) -> model(scale(t) z, their_time(t)): their network as a predictor of convention.output."""
   return arrays.pytree(Partial(_as_predict, convention=convention, model=model))
 
 
@@ -93,7 +86,7 @@ def _as_predict(z, t, *, convention, model):
 
 
 def as_model(convention: Convention, predict: Predict, *, output: Output) -> Model:
-  """Their (z, t) -> their output: a predictor of our `output`, for their samplers."""
+  """Their (z, t) -> their output: our predictor of `output` as a network for their samplers."""
   return arrays.pytree(Partial(_as_model, convention=convention, predict=predict, output=output))
 
 
@@ -104,20 +97,20 @@ def _as_model(z, t, *, convention, predict, output):
 
 
 def velocity(process: Process, t: Coef) -> Mix:
-  """-u = dz/d(1 - t): the velocity of those whose time runs from noise to data."""
+  """-u = dz/d(1 - t): the velocity for time that runs from noise to data."""
   rate = outputs.u(process, t)
   return Mix(-rate.x, -rate.eps)
 
 
 def ascent(process: Process, t: Coef, *, decay: Callable) -> Mix:
-  """(x - eps) c(gamma), minus `outputs.equilibrium`: what the code of EqM learns, and adds."""
+  """(x - eps) c(gamma), minus `outputs.equilibrium`: the target in the code of EqM."""
   field = outputs.equilibrium(process, t, decay=decay)
   return Mix(-field.x, -field.eps)
 
 
 def polynomial(t: Coef, *, power: ArrayLike) -> Mix:
   """((1 - t)^n, 1 - (1 - t)^n): flow_matching's PolynomialConvexScheduler, linear at n = 1."""
-  # No number outside [0, 1], where an even power would be a mix again.
+  # NaN outside [0, 1], where an even power would give a valid Mix.
   alpha = jnp.where((t >= 0) & (t <= 1), 1 - t, jnp.nan) ** power
   return Mix(alpha, 1 - alpha)
 
@@ -130,7 +123,7 @@ def linear_alpha(t: Coef) -> Mix:
 def linear_logsnr(t: Coef, *, gamma_min: ArrayLike, gamma_max: ArrayLike) -> Mix:
   """alpha^2 = sigmoid(-gamma), sigma^2 = sigmoid(gamma), gamma = -logsnr linear in t.
 
-  At t = 0 the noise of gamma_min is left, at t = 1 the data of gamma_max.
+  At t = 0 some noise is left (gamma_min), at t = 1 some data (gamma_max).
   """
   inside = (t >= 0) & (t <= 1)
   gamma = jnp.where(inside, _gamma(t, gamma_min=gamma_min, gamma_max=gamma_max), jnp.nan)
@@ -159,8 +152,8 @@ def sit(process: Process, output: Output) -> Convention:
 def eqm(*, decay: Callable = Partial(outputs.truncated_decay, start=0.8, gain=4.0)) -> Convention:
   """EqM's reference code: x_t = t x_1 + (1 - t) x_0, target (x_1 - x_0) c(t), c = 4 min(1, 5 - 5t).
 
-  The paper has the other sign, which is `outputs.equilibrium`: add a step of theirs where a step of
-  ours is descended.
+  The paper has the opposite sign, `outputs.equilibrium`: where we subtract a step times the field,
+  their code adds it.
   """
   output = Partial(ascent, decay=arrays.pytree(decay))
   return Convention(processes.linear, output, reversed_time, reversed_time)
@@ -217,8 +210,8 @@ def _c_in(t, *, sigma_data):
 def diffusers(alphas_cumprod: tables.Table, output: Output) -> Convention:
   """The table schedulers of diffusers, and DDPM and DiT: timestep k is entry k, t = (k + 1)/T.
 
-  prediction_type epsilon, v_prediction and sample are `outputs.eps`, `v` and `x`. Their k comes back
-  unrounded: a model that looks its timestep up in a table needs it rounded.
+  prediction_type epsilon, v_prediction and sample are `outputs.eps`, `v` and `x`. `their_time` does not
+  round k: round it for a model that reads its timestep from a table.
   """
   _check('diffusers', output, outputs.eps, outputs.v, outputs.x)
   process = processes.table(alphas_cumprod)
@@ -237,8 +230,8 @@ def _time_of_entry(k, *, num):
 def diffusers_flow(*, shift: Number = 1.0, num: Number = 1000) -> Convention:
   """FlowMatchEulerDiscreteScheduler of diffusers: (1 - sigma) x + sigma eps, output eps - x.
 
-  The network is told T sigma, sigma = shift t/(1 + (shift - 1) t): even steps of t from 1 to 0 are
-  those of its pipelines, which give it even sigmas to shift.
+  The network takes T sigma, sigma = shift t/(1 + (shift - 1) t): its pipelines shift a uniform grid of
+  sigmas, which is a uniform grid of our t from 1 to 0.
   """
   process = Partial(processes.shifted, process=processes.linear, shift=float(shift))
   bound = dict(shift=float(shift), num=float(num))
@@ -256,10 +249,11 @@ def _time_of_timestep(timestep, *, shift, num):
 
 
 def vdm(output: Output, *, gamma_min: Number = -13.3, gamma_max: Number = 5.0) -> Convention:
-  """Variational diffusion models [Kingma+ 2107.00630]: the network is told gamma = -logsnr.
+  """Variational diffusion models [Kingma+ 2107.00630]: the network takes gamma = -logsnr.
 
-  alpha^2 = sigmoid(-gamma). t is that of their fixed schedule, linear in gamma; a learned one is
-  another t with the same gamma, so its network is served too. Models: `outputs.eps`, `v` and `x`.
+  alpha^2 = sigmoid(-gamma). Our t is linear in gamma, as in their fixed schedule. A learned schedule
+  has the same gamma at another t, so this convention fits its network too. Models: `outputs.eps`, `v`
+  and `x`.
   """
   _check('vdm', output, outputs.eps, outputs.v, outputs.x)
   bound = dict(gamma_min=float(gamma_min), gamma_max=float(gamma_max))
@@ -276,8 +270,8 @@ def _time_of_gamma(gamma, *, gamma_min, gamma_max):
 
 
 def _check(project, output, *known):
-  # Whoever gives `outputs.u` would get samples of the other sign, and no message.
+  # `outputs.u` has the opposite sign: without this check, sampling would go wrong silently.
   if output not in known:
     names = [arrays.name_of(one) for one in known]
-    raise ValueError(f'{project} has no model of {arrays.name_of(output)!r}: choose from {names}, '
-                     'where velocity is conventions.velocity = -u, as its time runs the other way')
+    raise ValueError(f'output={arrays.name_of(output)!r} is not a model of {project}: choose from '
+                     f'{names}, where velocity is conventions.velocity = -u')

@@ -1,8 +1,8 @@
 """Turns a torch checkpoint into safetensors:   python -m eqflow.interop in.pt out.safetensors
 
-The one step that reads a pickle, and it runs nothing of it: torch loads weights only, and of all
-classes argparse.Namespace alone is allowed, which the files of EqM and SiT hold. No other part of
-eqflow needs torch.
+Reads a pickle without running code from it: torch loads weights only, and the only class that it may
+construct is argparse.Namespace, which the files of EqM and SiT contain. No other part of eqflow needs
+torch.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import sys
-from typing import Any
+import types
 import zipfile
 
 from eqflow import files
@@ -22,15 +22,15 @@ Path = str | os.PathLike
 def convert(source: Path, target: Path, *, key: str | None = None) -> str | None:
   """Writes the state dict of the torch file `source` to `target`; returns the key it was found under.
 
-  key None takes 'ema' before 'model', and a file that is a state dict as it is. Tensors are mapped,
-  so that what is not asked for is not read; those that share memory are written each in full. Raises
-  ImportError without torch >= 2.6 and ValueError where the target exists, and where the file asks
-  for anything but tensors and a Namespace, or holds no state dict there.
+  key=None takes 'ema', then 'model', then the file itself as a state dict. The file is memory-mapped,
+  so that other tensors are not read. Tensors that share memory are each written in full. Raises
+  ImportError without torch >= 2.6. Raises ValueError if the target exists, if the file needs classes
+  other than tensors and Namespace, and if it has no state dict under this key.
   """
   torch = _torch()
   from safetensors.torch import save_file
   if pathlib.Path(target).exists():
-    raise ValueError(f'{target} exists: remove it, or name another file')
+    raise ValueError(f'{target} exists: remove it, or choose another target')
   loaded = _loaded(torch, source)
   state, key = _state(torch, source, loaded, key)
   with files.replacing(target) as file:
@@ -39,7 +39,7 @@ def convert(source: Path, target: Path, *, key: str | None = None) -> str | None
 
 
 def _apart(state):
-  """The tensors, contiguous, no two of them in one storage: safetensors refuses to write those."""
+  """Contiguous tensors that share no memory: safetensors cannot write shared memory."""
   apart, seen = {}, set()
   for name, a in state.items():
     a = a.detach().contiguous()
@@ -50,40 +50,40 @@ def _apart(state):
   return apart
 
 
-def _torch() -> Any:
-  """The module torch, where it is there and its weights-only loading is to be relied on."""
+def _torch() -> types.ModuleType:
+  """The module torch; raises ImportError without it, or if its weights-only loading is unsafe."""
   try:
     import torch
   except ImportError as error:
-    raise ImportError('reading a .pt file needs torch >= 2.6, in this step alone: pip install torch, '
-                      'best in an environment of its own') from error
-  # Before 2.6 a file could run code in spite of weights_only (CVE-2025-32434).
+    raise ImportError('reading a .pt file needs torch >= 2.6, which nothing else needs: pip install '
+                      'torch, best in a separate environment') from error
+  # Before torch 2.6 a file could run code despite weights_only=True (CVE-2025-32434).
   if tuple(int(number) for number in torch.__version__.split('.')[:2]) < (2, 6):
-    raise ImportError(f'torch {torch.__version__} can be made to run code by a .pt file even where '
-                      'only weights are loaded: install torch >= 2.6')
+    raise ImportError(f'torch {torch.__version__} may run code from a .pt file even if it loads only '
+                      'weights: install torch >= 2.6')
   return torch
 
 
 def _loaded(torch, source):
-  # What is no zip file is of before torch 1.6, and cannot be mapped.
+  # Files from before torch 1.6 are not zip files and cannot be mapped.
   mapped = zipfile.is_zipfile(source)
   try:
     with _allowing(torch.serialization, argparse.Namespace):
       return torch.load(source, map_location='cpu', weights_only=True, mmap=mapped)
   except OSError:
     raise
-  # A hostile or broken file makes the unpickler fail in any way.
+  # A hostile or damaged file can make the unpickler raise any exception.
   except Exception as error:
-    # Of torch's own words only this: they go on to recommend weights_only=False.
+    # Not the whole message of torch: it goes on to recommend weights_only=False.
     asked = re.search(r'GLOBAL (\S+)', str(error))
-    reason = f'asks for {asked[1]}' if asked else f'cannot be read ({type(error).__name__})'
-    raise ValueError(f'{source} is refused, and nothing in it was run: it {reason}, where tensors and '
-                     'an argparse.Namespace are allowed, and nothing else') from None
+    reason = f'needs {asked[1]}' if asked else f'cannot be read ({type(error).__name__})'
+    raise ValueError(f'{source} {reason}: only tensors and argparse.Namespace are allowed; no code of '
+                     'it was run') from None
 
 
 @contextlib.contextmanager
 def _allowing(serialization, allowed):
-  # safe_globals would add it to what other libraries allow.
+  # torch.serialization.safe_globals would also allow the classes of other libraries.
   before = serialization.get_safe_globals()
   serialization.clear_safe_globals()
   serialization.add_safe_globals([allowed])
@@ -95,13 +95,13 @@ def _allowing(serialization, allowed):
 
 
 def _state(torch, source, loaded, key):
-  held = loaded if isinstance(loaded, dict) else {}
+  found = loaded if isinstance(loaded, dict) else {}
   if key is None:
-    key = next((name for name in ('ema', 'model') if isinstance(held.get(name), dict)), None)
-  state = held if key is None else held.get(key)
+    key = next((name for name in ('ema', 'model') if isinstance(found.get(name), dict)), None)
+  state = found if key is None else found.get(key)
   if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
     where = 'at its top' if key is None else f'under {key!r}'
-    raise ValueError(f'{source} holds no state dict {where}: give --key, one of {list(held)}')
+    raise ValueError(f'{source} has no state dict {where}: give --key, one of {list(found)}')
   return state, key
 
 
@@ -109,9 +109,9 @@ def main() -> None:
   """`convert` from the command line."""
   parser = argparse.ArgumentParser(prog='python -m eqflow.interop', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('source', help='a file of torch.save: a checkpoint or a state dict')
+  parser.add_argument('source', help='a file written by torch.save: a checkpoint or a state dict')
   parser.add_argument('target', help='the safetensors file to write')
-  parser.add_argument('--key', help="of a checkpoint's dict; else 'ema' before 'model'")
+  parser.add_argument('--key', help="key of the state dict; default: 'ema', then 'model'")
   flags = parser.parse_args()
   try:
     key = convert(**vars(flags))

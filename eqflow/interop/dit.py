@@ -1,20 +1,20 @@
-"""The published transformers, read and written: EqM, SiT and DiT share their keys and their shapes.
+"""Reads and writes the published transformers EqM, SiT and DiT, which share their keys and shapes.
 
-| field | of | what is learned, in our sign | what its network is told | its use |
+| field | project | our output | noise conditioning | use |
 |---|---|---|---|---|
-| `eqm` | EqM | `equilibrium`: theirs, negated | 0 at every t | descent; energies of it |
-| `velocity` | SiT | `u`: theirs, negated | 1 - t | solvers, on SiT's process |
-| `eps` | DiT | `eps`: theirs | 1000 t - 1 | solvers, on DDPM's table of 1,000 |
+| `eqm` | EqM | `equilibrium`, minus theirs | 0 at every t | descent; energies |
+| `velocity` | SiT | `u`, minus theirs | 1 - t | solvers, on SiT's process |
+| `eps` | DiT | `eps`, theirs | 1000 t - 1 | solvers, on DDPM's table of 1,000 |
 
-Where theirs is negated, the last layer is, so params are those of an eqflow network. Files are
-safetensors; `convert` makes them of torch's own.
+Where the sign differs, `load` negates the last layer, so that the params are those of an eqflow
+network. Files are safetensors; `convert` writes them from torch checkpoints.
 """
 
 import collections
 from collections.abc import Callable
 import math
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import traverse_util
 from jax import numpy as jnp
@@ -30,7 +30,7 @@ Apply = Callable[[PyTree, Array, Array, Array | None], Array]
 
 
 class Field(NamedTuple):
-  """The vector of ours that theirs is, up to this sign, and the label of noise at our t."""
+  """Our output over theirs (+1 or -1), and the noise conditioning at our t."""
   sign: int
   label_noise: Callable
 
@@ -49,16 +49,16 @@ FIELDS = {
 
 def load(path: files.Path, *, input_size: int, num_heads: int, field: str = 'eqm',
          num_classes: int | None = None) -> tuple[Apply, PyTree]:
-  """(apply, params), apply(params, z [b, h, w, c], t [b], label [b]) -> y as z: our time, our sign.
+  """(apply, params), apply(params, z [b, h, w, c], t [b], label [b]) -> y like z: our time, our sign.
 
-  input_size is the side of z (a 256x256 image has latents of 32), num_heads what shapes do not tell;
-  `Partial(apply, params)` is a Network. The last row of the class table is taken for the null label,
-  which label None stands for; a table that was trained without one has as many rows as num_classes,
-  and then None is refused. Labels beyond the table are refused too, unless they are traced. Params
-  keep the file's dtype; apply computes in float32. Tensors are read one at a time.
+  `Partial(apply, params)` is a Network. input_size is the side of z (32 for the latents of a 256x256
+  image); num_heads cannot be read from shapes. The last row of the class table is the null label, as
+  is label=None. A table without a null label has num_classes rows: pass num_classes, and label=None
+  raises. Labels outside the table raise too, unless they are traced. Params keep the dtype of the
+  file; apply computes in float32. Tensors are read one at a time.
 
-  Raises ValueError where path is no safetensors file (a pickle is never opened), where tensors are
-  missing, unknown or misshapen, with all of them, and where a number or name does not fit.
+  Raises ValueError if path is not a safetensors file (a pickle is never opened), with a list of all
+  missing, unknown and misshapen tensors, and if an argument does not fit.
   """
   files.one_of('field', field, FIELDS)
   sign, label_noise = FIELDS[field]
@@ -76,15 +76,15 @@ def load(path: files.Path, *, input_size: int, num_heads: int, field: str = 'eqm
   return apply, traverse_util.unflatten_dict(params)
 
 
-# That t and label are [b] is checked inside, to be said with what to do.
+# Shapes of t and label are checked inside, so that the message can say what to do.
 def _apply(params: PyTree, z: Float[Array, 'b h w c'], t: Float[ArrayLike, '...'],
-           label: Int[ArrayLike, '...'] | None = None, *, network: Any, label_noise: Any, shape: Any,
-           null: Any) -> Float[Array, 'b h w c']:
+           label: Int[ArrayLike, '...'] | None = None, *, network: arrays.Static,
+           label_noise: Callable, shape: arrays.Static, null: arrays.Static) -> Float[Array, 'b h w c']:
   if z.shape[1:] != shape.value:
-    raise ValueError(f'z has the shape {z.shape}, the checkpoint is of [b, h, w, c] with '
+    raise ValueError(f'z has shape {z.shape}, but the checkpoint takes [b, h, w, c] with (h, w, c)='
                      f'{shape.value}: load it with another input_size, or transpose z')
   if label is None and not null.value:
-    raise ValueError('label=None is the null label, and this class table has no row for it')
+    raise ValueError('label=None is the null label, for which the class table has no row: give labels')
   _check_examples(len(z), t, label, network.value.num_classes + 1)
   bound = Partial(network.value.apply, {'params': params})
   return fields.conditioned(bound, processes.linear, scale_input=fields.unit,
@@ -94,25 +94,25 @@ def _apply(params: PyTree, z: Float[Array, 'b h w c'], t: Float[ArrayLike, '...'
 def _check_examples(b, t, label, rows):
   for name, a in (('t', t), ('label', label)):
     if a is not None and jnp.shape(a) != (b,):
-      raise ValueError(f'{name} has the shape {jnp.shape(a)}, z holds {b} images: give one number for '
-                       f'each, of shape ({b},), such as jnp.full({b}, {name})')
+      raise ValueError(f'{name} has shape {jnp.shape(a)} for {b} images z: give one number for each '
+                       f'image, such as jnp.full({b}, {name})')
   if label is None or arrays.is_traced(label):
     return
-  # A row beyond the table is read as NaN, and a negative one from its end.
+  # A label beyond the table would give NaN, a negative label would count from the end.
   label = np.asarray(label)
   if not np.issubdtype(label.dtype, np.integer):
-    raise ValueError(f'label is {label.dtype}: give the number of a class as a whole number')
+    raise ValueError(f'label has dtype {label.dtype}: give integers')
   if (wrong := label[(label < 0) | (label >= rows)]).size:
-    raise ValueError(f'label holds {sorted(set(wrong.tolist()))}, the class table has the rows 0 to '
-                     f'{rows - 1}: give labels of these, or None for the null label')
+    raise ValueError(f'label contains {sorted(set(wrong.tolist()))}: give 0 to {rows - 1}, the rows of '
+                     'the class table, or None for the null label')
 
 
 def export(params: PyTree, path: files.Path, *, channels: int, field: str = 'eqm') -> None:
-  """Writes the params of a DiT as `load` reads them, bit for bit: the inverse, for images of channels.
+  """Writes the params of a DiT for images with `channels`: the inverse of `load`, bit for bit.
 
-  field says which sign they have and which noise label they were trained with. Raises ValueError
-  where params have no place in the layout (learned positions, no classes), with all such names,
-  where channels do not fit, and where path exists.
+  field sets their sign and the noise conditioning that they were trained with. Raises ValueError for
+  params that the layout lacks (learned positions, no classes), with all their names; if channels do
+  not fit; and if path exists.
   """
   files.one_of('field', field, FIELDS)
   flat = traverse_util.flatten_dict(params)
@@ -120,14 +120,14 @@ def export(params: PyTree, path: files.Path, *, channels: int, field: str = 'eqm
   names = {ours for ours, _ in _layout(Sizes(1, depth)).values()}
   if wrong := names ^ set(flat):
     said = (f'{"missing" if ours in names else "no place for"} {"/".join(ours)}' for ours in wrong)
-    raise ValueError('these params are no published DiT:\n  ' + '\n  '.join(sorted(said)))
+    raise ValueError('the published DiT has other params:\n  ' + '\n  '.join(sorted(said)))
   if channels < 1:
-    raise ValueError(f'channels={channels}: give those of the images, 1 or more')
+    raise ValueError(f'channels={channels}: give the channels of the images, 1 or more')
   entries, width = flat['patch_embed', 'kernel'].shape
   patch = math.isqrt(entries // channels)
   if patch**2 * channels != entries:
-    raise ValueError(f'channels={channels}: a patch of this network has {entries} numbers, which '
-                     f'is no square of patches of {channels} channels')
+    raise ValueError(f'channels={channels} do not fit: a patch has {entries} numbers, which must be '
+                     'channels times a square')
   sizes = Sizes(width, depth, len(flat['block_0', 'up', 'bias']), patch, channels,
                 len(flat['final', 'bias']), len(flat['classes', 'table', 'embedding']),
                 len(flat['fixed_positions',]))
@@ -136,14 +136,14 @@ def export(params: PyTree, path: files.Path, *, channels: int, field: str = 'eqm
            if np.size(flat[ours]) != math.prod(shape) or (
                len(shape) < 3 and flat[ours].shape != (shape[::-1] if ours[-1] == 'kernel' else shape))]
   if wrong:
-    raise ValueError(f'these params are no DiT of width {width}:\n  ' + '\n  '.join(wrong))
+    raise ValueError(f'the DiT of width {width} has other shapes:\n  ' + '\n  '.join(wrong))
   files.write(path, {
       key: _to_theirs(_signed(np.asarray(flat[ours]), ours, sign), ours, shape)
       for key, (ours, shape) in layout.items()})
 
 
 class Sizes(NamedTuple):
-  """What shapes tell, None where they do not: `hidden` of an MLP, `made` of the last layer, `rows`."""
+  """Sizes read from shapes, None if unknown. hidden: of the MLPs; made: outputs of the last layer."""
   width: int
   depth: int
   hidden: int | None = None
@@ -155,29 +155,29 @@ class Sizes(NamedTuple):
 
 
 def _described(path, num_classes):
-  """The sizes of a file that has the layout, nothing of which is read but its header."""
+  """The Sizes of a file, from its header; raises ValueError if its tensors do not fit them."""
   shapes, dtypes = files.described(path)
   sizes = _sizes(path, shapes, num_classes)
   wrong = files.differences({key: shape for key, (_, shape) in _layout(sizes).items()}, shapes, dtypes)
   if wrong:
-    raise ValueError(f'{path}: of EqM, SiT or DiT at width {sizes.width} and depth {sizes.depth} it '
-                     f'would differ in {len(wrong)} tensors:\n  ' + '\n  '.join(wrong))
+    raise ValueError(f'{path} differs in {len(wrong)} tensors from an EqM, SiT or DiT of width '
+                     f'{sizes.width} and depth {sizes.depth}:\n  ' + '\n  '.join(wrong))
   return sizes
 
 
 def _sizes(path, shapes, num_classes):
   leading = collections.Counter(shape[0] for shape in shapes.values() if shape)
   if not leading:
-    raise ValueError(f'{path} holds no tensors')
-  # Most tensors of a block lead with the width, so that a misshapen one does not make it another.
+    raise ValueError(f'{path} contains no tensors')
+  # The most frequent leading size is the width, even if one tensor is misshapen.
   width = leading.most_common(1)[0][0]
   depth = _depth(shapes)
   axis = lambda key, rank: shapes[key] if len(shapes.get(key, ())) == rank else (None,) * rank
-  # What most tensors of most blocks say, for the same reason.
-  told = collections.Counter(n for i in range(depth) for n in (
+  # A majority of all blocks, for the same reason.
+  found = collections.Counter(n for i in range(depth) for n in (
       axis(f'blocks.{i}.mlp.fc1.weight', 2)[0], axis(f'blocks.{i}.mlp.fc1.bias', 1)[0],
       axis(f'blocks.{i}.mlp.fc2.weight', 2)[1]) if n is not None)
-  hidden = told.most_common(1)[0][0] if told else None
+  hidden = found.most_common(1)[0][0] if found else None
   _, channels, patch, _ = axis('x_embedder.proj.weight', 4)
   made, _ = axis('final_layer.linear.weight', 2)
   rows, _ = axis('y_embedder.embedding_table.weight', 2)
@@ -190,17 +190,17 @@ def _sizes(path, shapes, num_classes):
 
 
 def _depth(shapes):
-  """One more than the last block: one that is missing before it is missing, not another depth."""
+  """The index of the last block plus 1; earlier blocks may be missing."""
   names = '|'.join(re.escape(key.removeprefix('blocks.0.')) for key in _layout(Sizes(1, 1))
                    if key.startswith('blocks.0.'))
   found = (re.fullmatch(rf'blocks\.([0-9]{{1,6}})\.(?:{names})', key) for key in shapes)
-  # A stray name of a far block is unknown; as the depth it would make a report without end.
+  # A stray key with a huge index is not a block: all blocks before it would be reported missing.
   return max((1 + int(match[1]) for match in found if match and int(match[1]) < len(shapes)),
              default=1)
 
 
 def _layout(sizes):
-  """{their key: (the path of ours, their shape)}."""
+  """{their key: (our path, their shape)}."""
   d = sizes.width
   layers = {'t_embedder.mlp.0': (('noise', 'up'), (d, 256)),
             't_embedder.mlp.2': (('noise', 'out'), (d, d))}
@@ -229,7 +229,7 @@ def _to_ours(a, ours):
   if a.ndim == 3:
     return a[0]
   if a.ndim == 4:
-    # A patch is (channel, row, column) there, (row, column, channel) here.
+    # Their patch is (channel, row, column), ours is (row, column, channel).
     a = a.transpose(2, 3, 1, 0).reshape(-1, len(a))
   elif ours[-1] == 'kernel':
     a = a.T
@@ -253,9 +253,9 @@ def _signed(a, ours, sign):
 
 def _check(sizes, input_size, num_heads):
   if num_heads < 1 or sizes.width % num_heads:
-    raise ValueError(f'num_heads={num_heads} does not divide the width {sizes.width}: the published '
-                     'sizes S, B, L and XL have 6, 12, 16 and 16 heads')
+    raise ValueError(f'num_heads={num_heads} does not divide the width {sizes.width}: use 6 for S, 12 '
+                     'for B, 16 for L and XL')
   patch, positions = sizes.patch, sizes.positions
   if input_size % patch or (input_size // patch) ** 2 != positions:
-    raise ValueError(f'input_size={input_size}: pos_embed has {positions} positions of patches of '
-                     f'{patch}x{patch}, an image of side {math.sqrt(positions) * patch:g}')
+    raise ValueError(f'input_size={input_size} does not fit {positions} patches of {patch}x{patch}: '
+                     f'use {math.sqrt(positions) * patch:g}')

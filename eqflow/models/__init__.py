@@ -1,1 +1,1 @@
-"""Networks (z, label of noise, condition) -> y, that know nothing of processes."""
+"""Networks (z, noise conditioning, condition) -> y, which do not depend on the process."""

@@ -1,24 +1,25 @@
 """The diffusion transformer with adaLN-zero that DiT, SiT and EqM share.   [Peebles+ 2212.09748]
 
-Parameters and chunk orders follow the published checkpoints, so a converter only renames and
-transposes: qkv is (3, heads, width/heads), a patch is (row, column, channel), the modulations are
+The order of channels follows the published checkpoints, so a converter only renames and transposes
+parameters: qkv is (3, heads, width/heads), a patch is (row, column, channel), the modulations are
 (shift, scale, gate) of attention, then of the MLP, and (shift, scale) of the last layer.
 """
 
+from collections.abc import Callable
 import functools
 import math
-from typing import Any
 
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from eqflow.models import embed
 from eqflow.models.partitioning import EXAMPLES, FSDP, TENSOR, constrain
 
-# The published sizes; a name such as 'XL/2' is one of them over the side of a patch.
+# The published sizes: DiT-XL/2 is XL with patches of 2x2.
 SIZES = {
   'S':  dict(width=384,  depth=12, heads=6),
   'B':  dict(width=768,  depth=12, heads=12),
@@ -27,27 +28,15 @@ SIZES = {
 }
 
 
-def dit(name: str, **options: Any) -> 'DiT':
-  """The published network of that name, 'S/8' to 'XL/2', with the options of DiT.
-
-  Raises ValueError where the name is not a size over a patch.
-  """
-  size, _, patch = name.partition('/')
-  if size not in SIZES or not patch.isdecimal():
-    raise ValueError(f'dit({name!r}): a name is one of {", ".join(SIZES)}, a slash and '
-                     "the patch's side, such as 'XL/2'")
-  return DiT(patch=int(patch), **SIZES[size], **options)
-
-
 def patchify(z: Float[Array, 'b h w c'], patch: int) -> Float[Array, 'b n pc']:
   """[b, h, w, c] -> [b, (h/p) (w/p), p p c]: patches row by row, each as (row, column, channel).
 
-  Raises ValueError where p does not divide h and w.
+  Raises ValueError unless p divides h and w.
   """
   b, h, w, c = z.shape
   if h % patch or w % patch:
-    raise ValueError(f'an image of {h}x{w} has no whole number of patches of {patch}x{patch}: '
-                     f'both sides must be divisible by patch={patch}')
+    raise ValueError(f'an image of {h}x{w} is not divisible by patch={patch}: use a patch that '
+                     'divides both sides')
   z = z.reshape(b, h // patch, patch, w // patch, patch, c)
   return z.swapaxes(2, 3).reshape(b, -1, patch * patch * c)
 
@@ -60,7 +49,7 @@ def unpatchify(x: Float[Array, 'b n pc'], patch: int, height: int,
 
 
 def normalize(x: Float[Array, '... d']) -> Float[Array, '... d']:
-  """(x - mean)/sqrt(var + 1e-6) over the last axis; in float32 or wider, then as x is typed."""
+  """(x - mean)/sqrt(var + 1e-6) over the last axis; computed in float32 or wider, in the dtype of x."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   wide = wide - wide.mean(-1, keepdims=True)
   variance = jnp.square(wide).mean(-1, keepdims=True)
@@ -68,9 +57,9 @@ def normalize(x: Float[Array, '... d']) -> Float[Array, '... d']:
 
 
 def gelu(x: Float[Array, '...']) -> Float[Array, '...']:
-  """x/(1 + exp(a)) = x (1 - tanh(a/2))/2, a = -sqrt(8/pi) (x + 0.044715 x^3), typed as normalize is.
+  """x/(1 + exp(a)) = x (1 - tanh(a/2))/2, a = -sqrt(8/pi) (x + 0.044715 x^3), in the dtype of x.
 
-  The quotient is the cheaper form: CPUs then leave small batches to one thread.
+  The quotient is cheaper than tanh: XLA then runs small batches on one CPU thread.
   """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   a = -math.sqrt(8 / math.pi) * wide * (1 + 0.044715 * jnp.square(wide))
@@ -82,7 +71,7 @@ def _damped(x, a):
   return x / (1 + jnp.exp(a))
 
 
-# Where exp is infinite, its quotient is 0, but what it would be differentiated to is not a number.
+# Where exp overflows, the quotient is 0, but automatic differentiation would give NaN.
 _damped.defjvps(lambda dx, y, x, a: dx * _damped(jnp.ones_like(a), a),
                 lambda da, y, x, a: -da * y * _damped(jnp.ones_like(a), -a))
 
@@ -94,18 +83,19 @@ def modulate(x: Float[Array, 'b n d'], shift: Float[Array, 'b 1 d'],
 
 
 class Block(nn.Module):
-  """x + gate attention(modulate(x)), then + gate mlp(modulate(x)); the condition sets all six.
+  """x + gate attention(modulate(x)), then + gate mlp(modulate(x)).
 
-  At the start the gates are zero and the block is the identity (adaLN-zero).
+  Both gates, shifts and scales are linear in the condition. The gates start at zero, so that the block
+  starts as the identity (adaLN-zero).
   """
   heads: int
   mlp_ratio: float
-  dtype: Any
-  param_dtype: Any
+  dtype: DTypeLike
+  param_dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b n d'], c: Float[Array, 'b 1 d']) -> Float[Array, 'b n d']:
-    """Tokens x [b, n, d] under the activated condition c [b, 1, d] -> [b, n, d]."""
+    """Tokens x [b, n, d] and the condition c [b, 1, d], after its activation -> [b, n, d]."""
     d = x.shape[-1]
     dense = _dense(self.dtype, self.param_dtype)
     modulation = dense(6 * d, name='modulation', kernel_init=nn.initializers.zeros)(c)
@@ -117,27 +107,27 @@ class Block(nn.Module):
     attended = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
     x = x + gate_a * dense(d, name='attended')(attended)
 
-    # A ratio that was once hidden/d gives back hidden, from just below it too.
+    # hidden/d * d may be just below hidden in floating point, and must not round down.
     h = dense(int(self.mlp_ratio * d + 1e-6), name='up')(modulate(x, shift_m, scale_m))
     h = constrain(h, EXAMPLES, None, TENSOR)
     return constrain(x + gate_m * dense(d, name='down')(gelu(h)), EXAMPLES)
 
 
 class DiT(nn.Module):
-  """A transformer on patches: (z [b, h, w, c], label of noise [b], condition [b]) -> y as z.
+  """A transformer on patches: (z [b, h, w, c], noise conditioning [b], condition [b]) -> y like z.
 
-  patch: side of a patch; width: channels of a token, divisible by heads (and by 4, unless
-    learned_positions); depth: blocks.
-  num_classes: 0 for a network without classes, else condition is in [0, num_classes], the last
-    being the null label, which None stands for.
-  learned_positions: a trained table of positions instead of the fixed sines and cosines.
-  doubled: the last layer makes 2c channels, of which the first c are returned, as in the
-    published checkpoints, where a variance was once learned in the others.
-  final_scale: standard deviation of the last layer at the start. At 0 the network starts as zero;
-    an energy needs more, since its gradient would then stay zero.
-  dtype: of the computation and of the result; params are kept in param_dtype.
-  remat: activations of a block are computed again in the backward pass instead of kept, but for those
-    that remat_policy, one of jax.checkpoint_policies, keeps.
+  patch: side of a patch. depth: number of blocks.
+  width: channels of a token, divisible by heads, and by 4 unless learned_positions.
+  num_classes: 0 for a network without classes. Otherwise condition [b] is in [0, num_classes], and
+    num_classes itself is the null label, as is None.
+  learned_positions: learn the table of positions instead of using fixed sines and cosines.
+  doubled: the last layer has 2c output channels and the network returns the first c, as in the
+    published checkpoints; DiT learned a variance in the other c.
+  final_scale: standard deviation of the last layer's initial weights. At 0 the network starts as zero;
+    an energy needs a positive scale, since the gradient of its parameters would stay zero.
+  dtype: of the computation and the result; parameters have param_dtype.
+  remat: recompute the activations of each block in the backward pass, except those that remat_policy,
+    one of jax.checkpoint_policies, saves.
   """
   patch: int
   width: int
@@ -148,10 +138,10 @@ class DiT(nn.Module):
   learned_positions: bool = False
   doubled: bool = False
   final_scale: float = 0.0
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
   remat: bool = False
-  remat_policy: Any = None
+  remat_policy: Callable | None = None
 
   RULES = (
       ('(qkv|up|noise/up)/kernel', P(FSDP, TENSOR)),
@@ -166,13 +156,14 @@ class DiT(nn.Module):
                condition: Int[Array, 'b'] | None = None) -> Float[Array, 'b h w c']:
     """y [b, h, w, c], in `dtype`.
 
-    Raises ValueError where patch does not divide the image or heads the width, and where a
-    condition is given to a network without classes.
+    Raises ValueError unless patch divides the image and heads the width, and for a condition if the
+    network has no classes.
     """
     if self.width % self.heads:
-      raise ValueError(f'width={self.width} is not divisible by heads={self.heads}')
+      raise ValueError(f'width={self.width} is not divisible by heads={self.heads}: use a divisor')
     if int(self.mlp_ratio * self.width + 1e-6) < 1:
-      raise ValueError(f'mlp_ratio={self.mlp_ratio} leaves no channel of width={self.width}')
+      raise ValueError(f'mlp_ratio={self.mlp_ratio} gives width={self.width} no hidden channel: '
+                       'use a larger ratio')
     _, height, width, channels = z.shape
     dense = _dense(self.dtype, self.param_dtype)
     x = dense(self.width, name='patch_embed')(patchify(z, self.patch))
@@ -182,7 +173,7 @@ class DiT(nn.Module):
     block = nn.remat(Block, policy=self.remat_policy) if self.remat else Block
     for i in range(self.depth):
       x = block(self.heads, self.mlp_ratio, self.dtype, self.param_dtype, name=f'block_{i}')(x, c)
-    # Kept only where the caller asks for the collection.
+    # Stored only if the caller requests this collection.
     self.sow('intermediates', 'activations', x)
 
     zeros, normal = nn.initializers.zeros, nn.initializers.normal(self.final_scale)

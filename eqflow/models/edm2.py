@@ -1,19 +1,21 @@
-"""EDM2's network, configuration G: a U-Net that keeps magnitudes.   [Karras+ 2312.02696]
+"""EDM2's network, configuration G: a magnitude-preserving U-Net.   [Karras+ 2312.02696]
 
-F of EDM's preconditioning, of scaled input and ln(sigma)/4: see `outputs.edm` and
-`fields.conditioned`, which do what its paper's wrapper does. Weights are to be `magnitude.normalized`
-at the start of every training step.
+It computes F of EDM's preconditioning from the scaled input and ln(sigma)/4; `outputs.edm` and
+`fields.conditioned` do the work of the paper's wrapper. Call `magnitude.normalized` on the params at
+the start of every training step.
 
-Blocks are called as in the published checkpoints, `enc_16x16_down`, and so tied to a size of images.
+Blocks have the names of the published checkpoints, such as `enc_16x16_down`; these contain the size
+of the image, so params fit one image size only.
 """
 
+from collections.abc import Callable
 import functools
-from typing import Any
 
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from eqflow import arrays
@@ -21,8 +23,8 @@ from eqflow.arrays import Number
 from eqflow.models import embed, magnitude
 from eqflow.models.partitioning import EXAMPLES, FSDP, TENSOR, constrain
 
-# name: width, learning rate, dropout, examples in Mi. Batch 2,048; 512 is of latents 64x64x4, 64 of
-# pixels 64x64x3.
+# name: width, learning rate, dropout, examples in Mi (2^20), at batch 2,048. The presets 512 are for
+# latents of 64x64x4, the presets 64 for pixels of 64x64x3.
 PRESETS = {
     '512-xxs': dict(width=64,  rate=0.0170, dropout=0.0,  million=2048),
     '512-xs':  dict(width=128, rate=0.0120, dropout=0.0,  million=2048),
@@ -37,7 +39,8 @@ PRESETS = {
     '64-l':    dict(width=320, rate=0.0080, dropout=0.10, million=1024),
     '64-xl':   dict(width=384, rate=0.0070, dropout=0.10, million=640),
 }
-# What the presets of a resolution share: the density of ln sigma, and updates before the rate decays.
+# Common to the presets of a resolution: the density of ln sigma, and the updates before the learning
+# rate decays.
 RECIPES = {
     '512': dict(mean=-0.4, std=1.0, decay_batches=70_000),
     '64':  dict(mean=-0.8, std=1.6, decay_batches=35_000),
@@ -45,10 +48,11 @@ RECIPES = {
 
 
 class Block(nn.Module):
-  """x -> x + a little of what two convolutions and attention make of it, each sum keeping magnitude.
+  """x -> lerp(x, convolutions(x)), then lerp(x, attention(x)): a magnitude-preserving residual block.
 
-  An encoder's block normalizes its input at every pixel, a decoder's does not. `resampled` is 'down'
-  or 'up' before anything else, or ''. Attention has width // head_width heads, of cosines.
+  A block of the encoder normalizes its input at every pixel; a block of the decoder does not.
+  `resampled` is 'down' or 'up' for a block that resamples its input first, otherwise ''. Attention has
+  width // head_width heads and uses cosine similarity.
   """
   width: int
   decoder: bool
@@ -60,12 +64,12 @@ class Block(nn.Module):
   attn_balance: Number = 0.3
   clip: Number | None = 256
   dropout: Number = 0.0
-  param_dtype: Any = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], embedding: Float[Array, 'b e'],
                keys: Array | None) -> Float[Array, 'b i j d']:
-    """x [b, h, w, c] under the embedding [b, e] of noise and class; keys [b] of dropout, or None."""
+    """x [b, h, w, c] and the embedding [b, e] of noise and class; dropout keys [b], or None."""
     linear = functools.partial(magnitude.Linear, param_dtype=self.param_dtype)
     if self.resampled:
       x = magnitude.resample(x, up=self.resampled == 'up', taps=self.taps)
@@ -96,19 +100,20 @@ class Block(nn.Module):
 
 
 class EDM2(nn.Module):
-  """The U-Net: (z [b, h, w, c], label of noise [b], condition) -> F as z; exactly 0 at the start.
+  """The U-Net: (z [b, h, w, c], noise conditioning [b], condition) -> F like z; starts as exactly 0.
 
-  width: channels of the first level; multipliers: of each level, sizes halving; blocks: of each level
-    in the encoder, one more in the decoder.
-  attention: the sizes that have it; head_width: channels of a head.
-  num_classes: 0 for a network without classes, else condition is a class [b] in [0, num_classes],
-    the last being no class (as None is), or weights of the classes [b, num_classes], of a class 1.
-  noise_multiplier, embedding_multiplier: widths of the noise's features and of the embedding, in
-    widths; the first and the largest multiplier if None.
-  dropout: used where keys are given.
-  dtype: of the images' path; the embedding's is float32, and so is the result. remat: activations of
-    a block are computed again in the backward pass instead of kept, but for those that remat_policy,
-    one of jax.checkpoint_policies, keeps.
+  width: base width; a level has width * multiplier channels, and each level halves the image.
+  blocks: number of blocks of a level in the encoder; the decoder has one more.
+  attention: the image sizes with attention; head_width: channels of a head.
+  num_classes: 0 for a network without classes. Otherwise condition is a class [b] in [0, num_classes],
+    where num_classes itself is the null label, as is None; or class weights [b, num_classes], such as
+    one-hot vectors.
+  noise_multiplier, embedding_multiplier: channels of the noise features and of the embedding, in
+    multiples of width; None: the first and the largest of `multipliers`.
+  dropout: applied only when keys are passed.
+  dtype: of the computation on images; the embedding and the result are float32.
+  remat: recompute the activations of each block in the backward pass, except those that remat_policy,
+    one of jax.checkpoint_policies, saves.
   """
   width: int
   multipliers: tuple = (1, 2, 3, 4)
@@ -125,12 +130,12 @@ class EDM2(nn.Module):
   attn_balance: Number = 0.3
   clip: Number | None = 256
   resample_filter: tuple = (1, 1)
-  dtype: Any = jnp.float32
-  param_dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
   remat: bool = False
-  remat_policy: Any = None
+  remat_policy: Callable | None = None
 
-  # Filters stand along the last axis, what they sum over along the one before it.
+  # The last axis of a weight is its output channels, the second last its input channels.
   RULES = (
       ('(conv_res0|attn_qkv)/weight', P(None, None, FSDP, TENSOR)),
       ('(conv_res1|attn_proj)/weight', P(None, None, TENSOR, FSDP)),
@@ -142,16 +147,16 @@ class EDM2(nn.Module):
   def __call__(self, z: Float[Array, 'b h w c'], label: Float[Array, 'b'],
                condition: Num[Array, 'b ...'] | None = None,
                keys: Array | None = None) -> Float[Array, 'b h w c']:
-    """F [b, h, w, c]; keys [b] draw the dropout of training, None is evaluation.
+    """F [b, h, w, c]; keys [b] sample the dropout of training, None is evaluation.
 
-    Raises ValueError where attention has no head, the image does not halve, or a condition is given
-    to a network without classes.
+    Raises ValueError for images that are not square or cannot be halved at each level, for a
+    head_width that does not fit, and for a condition if the network has no classes.
     """
     if z.shape[1] != z.shape[2]:
-      raise ValueError(f'an image of {z.shape[1]}x{z.shape[2]}: EDM2 takes square ones')
+      raise ValueError(f'an image of {z.shape[1]}x{z.shape[2]} is not square: EDM2 needs square images')
     embedding = self._embedding(label, condition)
     block = self._blocks(embedding, keys)
-    # The constant channel stands for all biases.
+    # A constant channel replaces all biases.
     x = jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1).astype(self.dtype)
     widths = [self.width * m for m in self.multipliers]
     size = lambda level: '{0}x{0}'.format(z.shape[1] >> level)
@@ -182,7 +187,7 @@ class EDM2(nn.Module):
     return self._seen('out_conv', made).astype(jnp.promote_types(self.dtype, jnp.float32))
 
   def _blocks(self, embedding, keys):
-    """(x, name, width, ...) -> what that block makes of x: what all blocks share is bound."""
+    """(x, name, width, ...) -> the output of this block; the options common to all blocks are bound."""
     make = nn.remat(Block, policy=self.remat_policy) if self.remat else Block
     count = 0
 
@@ -193,9 +198,8 @@ class EDM2(nn.Module):
         attention = not resampled and side in self.attention
       heads = width // self.head_width
       if attention and (not heads or width % heads):
-        raise ValueError(f'{name} has {width} channels, of which attention cannot make heads of '
-                         f'head_width={self.head_width}: choose a head_width that divides them, or a '
-                         'width that is a multiple of it')
+        raise ValueError(f'head_width={self.head_width} does not fit the {width} channels of {name}, '
+                         'which has attention: use a divisor of the channels')
       own = None if keys is None else arrays.fold_number(keys, count)
       count += 1
       x = make(width, name.startswith('dec'), resampled, attention, self.head_width,
@@ -216,7 +220,7 @@ class EDM2(nn.Module):
     x = self._seen('emb_noise', linear(name='emb_noise')(self._seen('emb_fourier', features)))
     vectors = self._vectors(condition, len(label))
     if self.num_classes:
-      # The root makes a class a vector of unit RMS.
+      # sqrt(num_classes) scales a one-hot vector to unit RMS.
       made = linear(name='emb_label')(vectors * self.num_classes**0.5)
       x = magnitude.lerp(x, self._seen('emb_label', made), self.label_balance)
     return constrain(magnitude.silu(x), EXAMPLES)
@@ -224,22 +228,13 @@ class EDM2(nn.Module):
   def _vectors(self, condition, batch):
     if condition is not None and condition.ndim == 2:
       if not self.num_classes:
-        raise ValueError(f'a condition of shape {condition.shape} to a network without classes: give '
-                         'none, or a network with num_classes')
+        raise ValueError(f'num_classes=0, but the network received a condition of shape '
+                         f'{condition.shape}: pass condition=None, or build it with num_classes > 0')
       return condition
-    # The row beyond the last class is one of zeros.
+    # The null label num_classes is a vector of zeros.
     return jax.nn.one_hot(embed.class_rows(condition, self.num_classes, batch), self.num_classes)
 
   def _seen(self, name, x):
-    # Kept only where the caller asks for the collection.
+    # Stored only if the caller requests this collection.
     self.sow('intermediates', f'after_{name}', x)
     return x
-
-
-def preset(name: str, **options: Any) -> EDM2:
-  """The published network of that name, '512-xxs' to '512-xxl' or '64-xs' to '64-xl', without classes
-  unless num_classes is given. Raises ValueError for a name that is none."""
-  if name not in PRESETS:
-    raise ValueError(f'preset({name!r}): choose from {", ".join(PRESETS)}')
-  row = PRESETS[name]
-  return EDM2(**dict(width=row['width'], dropout=row['dropout']) | options)

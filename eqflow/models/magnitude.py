@@ -1,17 +1,17 @@
-"""Layers that keep the magnitude of what flows through them: unit RMS in, unit RMS out.
+"""Magnitude-preserving layers: unit RMS in, unit RMS out.   [Karras+ 2312.02696]
 
-EDM2's [Karras+ 2312.02696]. No biases and no learned norms: every weight is a direction of fixed
-length, and what is learned of lengths are a few scalars, the gains. A parameter called `weight` is
-such a weight, its output filters along the last axis; `normalized` is for these alone.
+There are no biases and no learned norms. A parameter named `weight` is used at unit RMS for each
+output filter (the last axis), so it sets directions; a few scalar gains set magnitudes. `normalized`
+changes only parameters of this name.
 """
 
 from collections.abc import Sequence
 import math
-from typing import Any
 
 from flax import linen as nn
 import jax
 from jax import numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from eqflow.arrays import Number
@@ -19,10 +19,10 @@ from eqflow.arrays import Number
 
 def normalize(x: Float[Array, '...'], axis: int | Sequence[int] = -1,
               eps: float = 1e-4) -> Float[Array, '...']:
-  """x/(eps + rms(x)), the RMS over axis: in float32 or wider, typed as x."""
+  """x/(eps + rms(x)), with the RMS over axis; computed in float32 or wider, in the dtype of x."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   square = jnp.square(wide).mean(axis, keepdims=True)
-  # The root has no gradient at zero: there it is taken as flat.
+  # sqrt has no finite derivative at 0; the derivative is defined as 0 there.
   rms = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
   return (wide / (eps + rms)).astype(x.dtype)
 
@@ -30,9 +30,9 @@ def normalize(x: Float[Array, '...'], axis: int | Sequence[int] = -1,
 def normalized(params: PyTree) -> PyTree:
   """params with every `weight` at unit RMS per output filter: forced weight normalization.
 
-  For the start of a training step, before the gradient is taken: weights that are not held would
-  grow, and their learning rate shrink with them. Layers normalize what they are given once more, so
-  that gradients are orthogonal to each filter, and so that averages need no normalizing of their own.
+  Apply it at the start of each training step, before the gradient: unnormalized weights would grow,
+  and their relative updates would shrink. Layers normalize their weights again, so that gradients are
+  orthogonal to each filter and EMAs need no normalization.
   """
   def leaf(path, a):
     if not _is_weight(path):
@@ -46,17 +46,17 @@ def _is_weight(path):
 
 
 def silu(x: Float[Array, '...']) -> Float[Array, '...']:
-  """silu(x)/0.596: of unit RMS where x is N(0, 1)."""
+  """silu(x)/0.596, which has unit RMS for x ~ N(0, 1)."""
   return nn.silu(x) / 0.596
 
 
 def lerp(a: Float[Array, '...'], b: Float[Array, '...'], t: Number = 0.5) -> Float[Array, '...']:
-  """((1 - t) a + t b)/sqrt((1 - t)^2 + t^2): the sum of two that are uncorrelated, a share t of b."""
+  """((1 - t) a + t b)/sqrt((1 - t)^2 + t^2): keeps unit RMS if a, b are uncorrelated."""
   return ((1 - t) * a + t * b) / math.hypot(1 - t, t)
 
 
 def cat(a: Float[Array, '... m'], b: Float[Array, '... n'], t: Number = 0.5) -> Float[Array, '... k']:
-  """[a (1 - t)/sqrt(m), b t/sqrt(n)] sqrt((m + n)/((1 - t)^2 + t^2)): b contributes t, however wide."""
+  """[a (1 - t)/sqrt(m), b t/sqrt(n)] sqrt((m + n)/((1 - t)^2 + t^2)): b has weight t at any m, n."""
   m, n = a.shape[-1], b.shape[-1]
   scale = math.sqrt(m + n) / math.hypot(1 - t, t)
   return jnp.concatenate([a * (scale * (1 - t) / math.sqrt(m)), b * (scale * t / math.sqrt(n))], -1)
@@ -64,17 +64,17 @@ def cat(a: Float[Array, '... m'], b: Float[Array, '... n'], t: Number = 0.5) -> 
 
 def resample(x: Float[Array, 'b h w c'], *, up: bool = False,
              taps: Sequence[Number] = (1, 1)) -> Float[Array, 'b i j c']:
-  """Half the size, or twice: filtered by the outer product of the taps with themselves.
+  """x at half the size, or at twice the size if `up`, filtered by the outer product taps x taps.
 
-  (1, 1) is the mean of 2x2 pixels, and each pixel four times. Raises ValueError where the taps are
-  odd in number, or sum to zero; ValueError where a side does not halve.
+  (1, 1) averages 2x2 pixels, or repeats each pixel four times. Raises ValueError for an odd number of
+  taps, for taps whose sum is 0, and for an odd side that is to be halved.
   """
   if len(taps) % 2 or not sum(taps):
-    raise ValueError(f'resample_filter={tuple(taps)}: give an even number of taps whose sum is not 0')
+    raise ValueError(f'resample_filter={tuple(taps)}: give an even number of taps with a nonzero sum')
   b, h, w, c = x.shape
   if not up and (h % 2 or w % 2):
-    raise ValueError(f'an image of {h}x{w} does not halve: sides must be even at every level but the '
-                     'last')
+    raise ValueError(f'an image of {h}x{w} has an odd side: give a size that is even at every level '
+                     'except the last')
   if len(set(taps)) == 1 and len(taps) == 2:
     if up:
       return x.repeat(2, axis=1).repeat(2, axis=2)
@@ -83,7 +83,7 @@ def resample(x: Float[Array, 'b h w c'], *, up: bool = False,
   kernel = jnp.outer(row, row)
   pad = (len(taps) - 1) // 2
   if up:
-    # The transpose of the other: zeros between pixels, the filter mirrored.
+    # The transpose of downsampling: zeros between pixels, mirrored filter.
     kernel, pad, strides, dilation = 4 * kernel[::-1, ::-1], len(taps) - 1 - pad, (1, 1), (2, 2)
   else:
     strides, dilation = (2, 2), (1, 1)
@@ -93,7 +93,7 @@ def resample(x: Float[Array, 'b h w c'], *, up: bool = False,
 
 
 def dropout(x: Float[Array, 'b ...'], rate: Number, keys: Array | None) -> Float[Array, 'b ...']:
-  """x/(1 - rate) where a coin of each example's own key says so, 0 elsewhere; x without keys."""
+  """x/(1 - rate) with probability 1 - rate, else 0, sampled with each example's key; x without keys."""
   if not rate or keys is None:
     return x
   kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
@@ -101,24 +101,24 @@ def dropout(x: Float[Array, 'b ...'], rate: Number, keys: Array | None) -> Float
 
 
 class Linear(nn.Module):
-  """gain W x/sqrt(fan in), W's filters at unit RMS: a product, or a convolution of `kernel` x `kernel`.
+  """gain W x/sqrt(fan in), W's filters at unit RMS: a product, or a `kernel` x `kernel` convolution.
 
-  Stride 1, zeros around the image. Weights start as N(0, 1), are kept in param_dtype, normalized in
-  float32 and used as x is typed.
+  Stride 1, zero padding. Weights start as N(0, 1) in param_dtype, are normalized in float32 or wider
+  and applied in the dtype of x.
   """
   features: int
   kernel: int = 0
-  param_dtype: Any = jnp.float32
+  param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b ... c'], gain: ArrayLike = 1.0) -> Float[Array, 'b ... f']:
-    """x [..., c] -> [..., features]; images [b, h, w, c] where kernel is set."""
+    """x [..., c] -> [..., features]; x is images [b, h, w, c] if kernel > 0."""
     side = (self.kernel,) * 2 if self.kernel else ()
     shape = (*side, x.shape[-1], self.features)
     weight = self.param('weight', nn.initializers.normal(1.0), shape, self.param_dtype)
     weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
     fan_in = math.prod(shape[:-1])
-    # The gain too: a file's may be in half precision.
+    # The gain of a checkpoint may be in half precision.
     gain = jnp.asarray(gain, weight.dtype) / math.sqrt(fan_in)
     weight = normalize(weight, tuple(range(len(shape) - 1))) * gain
     weight = weight.astype(x.dtype)
@@ -134,7 +134,7 @@ class Fourier(nn.Module):
 
   @nn.compact
   def __call__(self, label: Float[Array, 'b']) -> Float[Array, 'b f']:
-    """The features of the label of noise, each of unit RMS over its phases."""
+    """Features [b, features] of the noise conditioning [b], each with unit RMS over its phases."""
     shape, wide = (self.features,), jnp.promote_types(label.dtype, jnp.float32)
     table = lambda name, draw: jax.lax.stop_gradient(
         self.param(name, lambda key: 2 * math.pi * draw(key, shape))).astype(wide)
@@ -144,13 +144,13 @@ class Fourier(nn.Module):
 
 
 class LogVariance(nn.Module):
-  """u(sigma): the log variance of a network's error at each level of noise, linear in features.
+  """u(sigma): the log variance of a network's error at noise level sigma, linear in Fourier features.
 
-  The loss exp(-u) loss + u learns it [Karras+ 2312.02696, section 2.1].
+  It is learned by the loss exp(-u) loss + u [Karras+ 2312.02696, section 2.1].
   """
   features: int = 128
 
   @nn.compact
   def __call__(self, label: Float[Array, 'b']) -> Float[Array, 'b']:
-    """u [b] of the label of noise [b]."""
+    """u [b] from the noise conditioning [b]."""
     return Linear(1, name='linear')(Fourier(self.features, name='fourier')(label))[:, 0]

@@ -1,9 +1,9 @@
-"""How arrays are cut over a mesh with the axes data, fsdp and tensor, where there is one.
+"""How arrays are sharded over a mesh with the axes data, fsdp and tensor.
 
-Examples are cut over data and fsdp, parameters over fsdp and tensor: a device of the fsdp axis keeps a
-part of them, and gathers the rest where a layer needs it. A network names its cuts in a table RULES,
-pairs of a pattern for the end of a parameter's path and a PartitionSpec; what no pattern names is
-whole on every device.
+Examples are sharded over data and fsdp, parameters over fsdp and tensor: a device keeps its shard and
+gathers the others when a layer needs them. The table RULES of a network has pairs of a pattern, which
+matches the end of a parameter's path, and a PartitionSpec. Parameters that match no pattern are
+replicated.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,11 @@ EXAMPLES = DATA, FSDP
 
 def fitted(spec: Iterable, shape: Sequence[int],
            sizes: Mapping[str, int]) -> tuple[PartitionSpec, list[str]]:
-  """(spec', lost): the spec for an array of that shape on a mesh of these sizes.
+  """(spec', lost): the spec for an array of this shape on a mesh of these axis sizes.
 
-  An axis of size 1 is left out. One that does not divide its dimension goes to the largest whole one
-  that it divides; where there is none the array is not cut along it, and it is among the lost.
+  Mesh axes of size 1 are left out. A mesh axis that does not divide its dimension moves to the largest
+  unsharded dimension that it divides. If no dimension fits, the array is not sharded over this mesh
+  axis, and its name is in `lost`.
   """
   places = [[] for _ in shape]
   homeless, lost = [], []
@@ -30,8 +31,8 @@ def fitted(spec: Iterable, shape: Sequence[int],
     for name in () if names is None else (names,) if isinstance(names, str) else names:
       if sizes[name] == 1:
         continue
-      cut = math.prod(sizes[other] for other in (*place, name))
-      (place if length % cut == 0 else homeless).append(name)
+      shards = math.prod(sizes[other] for other in (*place, name))
+      (place if length % shards == 0 else homeless).append(name)
   for name in homeless:
     whole = [i for i, place in enumerate(places) if not place and shape[i] % sizes[name] == 0]
     if whole:
@@ -45,10 +46,10 @@ def fitted(spec: Iterable, shape: Sequence[int],
 
 
 def constrain(x: Float[Array, '...'], *spec: str | Sequence[str] | None) -> Float[Array, '...']:
-  """x, cut so where a mesh is set while a step is traced, and as it is elsewhere.
+  """x with the sharding `spec` if a mesh is set while x is traced; x itself otherwise.
 
-  Left to itself, the compiler may cut activations as the parameters are, and exchange them in every
-  layer.
+  Without this constraint the compiler may shard activations like parameters and exchange them in
+  every layer.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.axis_names != AXES or set(mesh.axis_types) != {AxisType.Auto}:

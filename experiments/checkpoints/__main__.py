@@ -37,7 +37,7 @@ def status(name):
 
 
 def write(folder):
-  network = dit.dit('XL/2', num_classes=1000, doubled=True)
+  network = dit.DiT(patch=2, **dit.SIZES['XL'], num_classes=1000, doubled=True)
   inputs = jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, int)
   shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
   rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from its published files: the records, the splits, what is refused."""
+"""Fashion-MNIST from its published files: records, splits, rejected files."""
 
 import gzip
 import io
@@ -26,7 +26,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_records_are_the_bytes_of_the_files_in_their_order(folder):
+def test_records_have_the_bytes_and_the_order_of_the_files(folder):
   source = sources.load('fashion_mnist', split='train', data_dir=folder)
   pixels = np.frombuffer(gzip.decompress((folder / 'train-images-idx3-ubyte.gz').read_bytes()),
                          np.uint8, offset=16)
@@ -36,12 +36,12 @@ def test_records_are_the_bytes_of_the_files_in_their_order(folder):
   assert list(label) == [0, 1, 2, 3, 4, 5] and x.shape == (6, 28, 28, 1) and abs(x).max() <= 1
 
 
-def test_all_is_train_and_then_test(folder):
+def test_split_all_is_train_followed_by_test(folder):
   whole = sources.load('fashion_mnist', split='all', data_dir=folder)
   assert [whole[i]['label'] for i in range(10)] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
 
 
-def test_the_folder_may_hold_them_in_a_folder_of_their_name(folder):
+def test_files_are_also_found_in_a_subfolder_fashion_mnist(folder):
   inner = folder / 'fashion_mnist'
   inner.mkdir()
   for path in folder.glob('*.gz'):
@@ -49,26 +49,26 @@ def test_the_folder_may_hold_them_in_a_folder_of_their_name(folder):
   assert len(sources.load('fashion_mnist', split='test', data_dir=folder)) == 4
 
 
-@pytest.mark.parametrize('spoil, says', [
+@pytest.mark.parametrize('damage, named', [
     (lambda path: path.write_bytes(path.read_bytes()[:200]), 'cannot be read'),
     (lambda path: path.write_bytes(b'<html>'), 'cannot be read'),
     (lambda path: _idx(path, np.zeros(5)), 'are not Fashion-MNIST'),
     (lambda path: path.write_bytes(gzip.compress(b'\0\0\x08\x03' + b'\0' * 40)), 'IDX'),
 ])
-def test_a_damaged_file_is_rejected(folder, spoil, says):
-  spoil(folder / 'train-images-idx3-ubyte.gz')
-  with pytest.raises(ValueError, match=says):
+def test_a_damaged_file_is_rejected(folder, damage, named):
+  damage(folder / 'train-images-idx3-ubyte.gz')
+  with pytest.raises(ValueError, match=named):
     sources.load('fashion_mnist', split='train', data_dir=folder)
 
 
 def test_slices_and_sizes_need_tfds(folder):
   with pytest.raises(ValueError, match=r"no split 'train\[:3\]'.*prepare --name=fashion_mnist"):
     sources.load('fashion_mnist', split='train[:3]', data_dir=folder)
-  with pytest.raises(ValueError, match=r'size=32.*28x28'):
+  with pytest.raises(ValueError, match=r'size=32.*28'):
     sources.load('fashion_mnist', split='train', data_dir=folder, size=32)
 
 
-def test_missing_files_are_reported_with_both_remedies(tmp_path, monkeypatch):
+def test_missing_files_are_reported_with_two_remedies(tmp_path, monkeypatch):
   monkeypatch.setattr(fashion_mnist, 'SYSTEM', str(tmp_path / 'none'))
   with pytest.raises(FileNotFoundError, match='prepare --name=fashion_mnist(.|\n)*four files'):
     sources.load('fashion_mnist', split='train', data_dir=tmp_path)
@@ -80,7 +80,7 @@ def test_debians_package_has_7000_records_per_class(tmp_path):
   np.testing.assert_array_equal(np.bincount(source.records.label), np.full(10, 7_000))
 
 
-def test_a_set_prepared_by_tfds_comes_first_and_has_the_same_records(folder, tmp_path_factory):
+def test_a_data_set_prepared_by_tfds_is_preferred_and_has_the_same_records(folder, tmp_path_factory):
   ours = {split: sources.load('fashion_mnist', split=split, data_dir=folder)
           for split in ('train', 'test', 'all')}
   elsewhere = tmp_path_factory.mktemp('prepared')
@@ -96,7 +96,7 @@ def test_a_set_prepared_by_tfds_comes_first_and_has_the_same_records(folder, tmp
 
 
 def _prepare(data_dir, splits):
-  """The data set as TFDS prepares it, under its name and with its features."""
+  """Prepares the data set like TFDS, with its name and features."""
   class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version('3.0.1')
     url_infos = None

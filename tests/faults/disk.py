@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -24,6 +25,13 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
   """Starts the command of a user, and captures its stderr."""
   return subprocess.Popen([sys.executable, '-m', 'eqflow.main', *FLAGS, f'--workdir={workdir}'],
                           cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def mountable() -> bool:
+  """Whether this user may mount file systems: the capability CAP_SYS_ADMIN of Linux, bit 21."""
+  status = pathlib.Path('/proc/self/status')
+  effective = re.search(r'CapEff:\s*(\w+)', status.read_text()) if status.exists() else None
+  return bool(effective and int(effective[1], 16) >> 21 & 1)
 
 
 def _mount(folder, options, *more):

@@ -1,4 +1,4 @@
-"""Other projects' conventions against their published formulas, restated here in their own words."""
+"""Conventions of other projects against their published formulas, written here in their notation."""
 
 from collections.abc import Callable
 import math
@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import outputs, processes, samplers
+from eqflow import arrays, outputs, processes, samplers
 from eqflow.interop import conventions
 from eqflow.mix import mix
 from eqflow.processes import tables
@@ -33,7 +33,7 @@ def _gvp(t):
 
 
 def _sit_vp(t):
-  """SiT's VPCPlan, whose sigma_min and sigma_max are the betas."""
+  """SiT's VPCPlan; its sigma_min and sigma_max are the betas."""
   low, high = 0.1, 20.0
   log_mean = -0.25 * (1 - t) ** 2 * (high - low) - 0.5 * (1 - t) * low
   d_log_mean = 0.5 * (1 - t) * (high - low) + 0.5 * low
@@ -61,11 +61,11 @@ def _linear_vp(t):
 
 
 def _mit_square(t):
-  """A schedule that only MIT 6.S184's general alpha and beta allow."""
+  """A schedule that needs the general alpha and beta of MIT 6.S184."""
   return t**2, 2 * t, jnp.cos(np.pi / 2 * t), -np.pi / 2 * jnp.sin(np.pi / 2 * t)
 
 
-# Their models: (t, x_1, x_0) -> (state, what the network is trained to return).
+# Their models: (t, x_1, x_0) -> (state, target of the network).
 
 def _flow(schedule, model):
   def theirs(t, x1, x0):
@@ -165,19 +165,19 @@ OURS = {name: rows.OUTPUTS[name] for name in ('x', 'eps', 'v', 'displacement')}
 
 
 def _times(case, n):
-  """n of their times between the case's ends; whole ones where they are entries of a table."""
+  """n of their times between the ends of the case; integers if they are entries of a table."""
   times = np.random.default_rng(0).uniform(*sorted((case.start, case.end)), n)
   return jnp.asarray(np.round(times) if case.start == 999 else times)
 
 
 def _near(found, expected, what=''):
-  """To 1e-12 of the largest entry."""
+  """Passes if they agree to 1e-12 of the largest entry."""
   error = float(abs(found - expected).max() / abs(expected).max())
   assert error <= 1e-12, f'{what}: {error:.1e}'
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_their_state_and_target_are_ours_of_the_same_data_and_noise(name, x64):
+def test_their_state_and_target_become_ours_for_the_same_data_and_noise(name, x64):
   convention, theirs, _, _ = CASES[name]
   their_t = _times(CASES[name], 64)
   x, eps = jax.random.normal(jax.random.key(1), (2, 64, 3))
@@ -187,23 +187,23 @@ def test_their_state_and_target_are_ours_of_the_same_data_and_noise(name, x64):
     expected = mix(convention.process(t), x, eps), mix(output(convention.process, t), x, eps)
     for found, ours in zip((z, y), expected):
       _near(found, ours, to)
-    back = conventions.from_ours(convention, t, *expected, output=output)
-    for found, given in zip(back, (their_t, their_z, their_y)):
-      _near(found, given, f'from {to}')
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_there_and_back_for_any_state_and_output(name, x64):
+def test_as_model_inverts_to_ours_for_any_state_and_output(name, x64):
   convention = CASES[name].convention
-  given = _times(CASES[name], 64), *jax.random.normal(jax.random.key(2), (2, 64, 3))
+  their_t = _times(CASES[name], 64)
+  their_z, their_y = jax.random.normal(jax.random.key(2), (2, 64, 3))
   for to, output in OURS.items():
-    ours = conventions.to_ours(convention, *given, output=output)
-    for found, theirs in zip(conventions.from_ours(convention, *ours, output=output), given):
-      _near(found, theirs, to)
+    t, z, y = conventions.to_ours(convention, their_t, their_z, their_y, output=output)
+    model = conventions.as_model(convention, lambda z, t: y, output=output)
+    _near(model(their_z, their_t), their_y, to)
+    _near(convention.their_time(t), their_t, to)
+    _near(arrays.combine((convention.scale(t), z)), their_z, to)
 
 
-# Their own conversions: (convention, our output, formula of their t, state and output). No data and
-# noise stand behind these states and outputs, so every coefficient counts.
+# Their own conversions: (convention, our output, formula of their t, state and output). States and
+# outputs are independent random numbers, so a wrong coefficient changes the result.
 
 def _score_from_velocity(t, x, v):
   """SiT's get_score_from_velocity; GVP."""
@@ -318,7 +318,8 @@ def test_their_conversions_are_cramers_rule(name, output, formula, x64):
     (conventions.diffusers_flow(), 0.0, 0.5, 0, 500),
     (conventions.vdm(outputs.v), 0.0, 1.0, -13.3, 5),
 ])
-def test_data_and_noise_stand_where_they_say(convention, clean, noisy, their_clean, their_noisy, x64):
+def test_data_and_noise_are_at_their_published_times(convention, clean, noisy, their_clean, their_noisy,
+                                                     x64):
   for t, theirs in ((clean, their_clean), (noisy, their_noisy)):
     np.testing.assert_allclose(convention.their_time(jnp.float64(t)), theirs, rtol=1e-15, atol=1e-15)
     np.testing.assert_allclose(convention.time(jnp.float64(theirs)), t, rtol=1e-14, atol=1e-15)
@@ -329,7 +330,7 @@ COMPONENTS = np.array([[-1.0, 0.2, 0.3], [0.8, 0.4, 0.7]])
 
 
 def _plane(theirs, t):
-  """Their alpha and sigma, and their output's coordinates: of data alone, and of noise alone."""
+  """Their alpha and sigma, and the coefficients of data and of noise in their output."""
   (alpha, out_x), (sigma, out_eps) = theirs(t, 1.0, 0.0), theirs(t, 0.0, 1.0)
   return alpha, sigma, out_x, out_eps
 
@@ -357,8 +358,8 @@ def _cumulated(theirs, t, z):
     'sit linear velocity', 'sit vp score', 'eqm', 'fm cubic velocity', 'fm condot data',
     'mit general velocity', 'edm denoiser', 'edm network', 'diffusers v_prediction',
     'diffusers flow, shift 3', 'vdm eps'])
-def test_an_exact_network_of_theirs_is_sampled_by_our_solver(name, x64):
-  # In one dimension the ODE keeps order, so a state's cumulated probability does not change.
+def test_our_solver_samples_an_exact_network_of_theirs(name, x64):
+  # In one dimension the ODE preserves order, so the CDF at a trajectory is constant.
   convention, theirs, start, end = CASES[name]
   their_times = np.linspace(start, end, 1000)
   if name == 'edm denoiser':
@@ -379,7 +380,7 @@ def _any_model(z, t):
 
 
 @pytest.mark.parametrize('name', ['sit gvp velocity', 'edm network', 'diffusers flow, shift 3'])
-def test_a_network_of_theirs_made_ours_is_theirs_again(name, x64):
+def test_as_model_inverts_as_predict(name, x64):
   convention, t = CASES[name].convention, _times(CASES[name], 4)
   predict = conventions.as_predict(convention, _any_model)
   back = conventions.as_model(convention, predict, output=convention.output)
@@ -388,8 +389,8 @@ def test_a_network_of_theirs_made_ours_is_theirs_again(name, x64):
     _near(jax.jit(back)(z, t)[leaf], expected, leaf)
 
 
-def test_one_of_our_predictors_serves_their_sampler(x64):
-  # diffusers' pipelines ask for v; ours predicts x, here always 2.
+def test_our_predictor_is_a_network_for_their_sampler(x64):
+  # The pipeline needs v; our predictor returns x = 2.
   theirs = CASES['diffusers v_prediction'].convention
   model = conventions.as_model(theirs, lambda z, t: 2 * jnp.ones_like(z), output=outputs.x)
   k, sample = np.array([0, 500, 999]), jnp.array([[1.0], [-0.5], [0.3]])
@@ -397,14 +398,14 @@ def test_one_of_our_predictors_serves_their_sampler(x64):
   _near(model(sample, k), alpha * (sample - alpha * 2) / sigma - sigma * 2)
 
 
-@pytest.mark.parametrize('make,output,message', [
+@pytest.mark.parametrize('make,output,named', [
     (lambda output: SIT(processes.linear, output), outputs.u,
-     r"sit has no model of 'u': choose from \['velocity', 'eps', 'score'\], where velocity is"),
+     r"output='u'.* sit.*\['velocity', 'eps', 'score'\]"),
     (lambda output: FM(processes.linear, output), outputs.u, r"\['velocity', 'x', 'eps'\]"),
     (lambda output: MIT(processes.linear, output), outputs.u, r"\['velocity', 'score'\]"),
     (lambda output: conventions.diffusers(SCALED_LINEAR, output), outputs.u, r"\['eps', 'v', 'x'\]"),
-    (conventions.vdm, outputs.score, r"vdm has no model of 'score'"),
+    (conventions.vdm, outputs.score, r"output='score'.* vdm"),
 ])
-def test_an_output_that_they_do_not_have_is_refused(make, output, message):
-  with pytest.raises(ValueError, match=message):
+def test_an_output_that_a_project_lacks_is_rejected(make, output, named):
+  with pytest.raises(ValueError, match=named):
     make(output)

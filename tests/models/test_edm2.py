@@ -1,4 +1,4 @@
-"""EDM2's network: magnitudes that are kept, published numbers, the golden example, refusals."""
+"""EDM2's network: unit magnitudes, published numbers, the golden example, rejected inputs."""
 
 import chex
 from flax import traverse_util
@@ -22,7 +22,7 @@ LABEL = jnp.array([0.3, -0.7])
 
 
 def _params(module, *given, gain=0.0):
-  """What init draws, by numpy: to compile a draw for every tensor takes longer than all tests here."""
+  """Params distributed as by init, from numpy: compiling init takes longer than all tests here."""
   rng = np.random.default_rng(0)
 
   def leaf(path, a):
@@ -37,7 +37,7 @@ def _params(module, *given, gain=0.0):
 
 @pytest.fixture(scope='module')
 def tiny():
-  """TINY's params with every gain at 0.7, so that nothing is zero."""
+  """Params of TINY with every gain at 0.7, so that no output is zero."""
   return _params(TINY, Z, LABEL, gain=0.7)
 
 
@@ -55,7 +55,7 @@ def _error(found, expected):
   return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
 
 
-def test_golden_network_and_every_part_of_it():
+def test_golden_network_and_each_of_its_blocks():
   path, arrays = _golden()
   apply, params = interop.load(path, 'edm2', **GOLDEN)
   network = apply.keywords['network'].value
@@ -74,7 +74,7 @@ def test_golden_network_and_every_part_of_it():
 @pytest.mark.parametrize('case, sigma, labels', [
     ('D_x', None, 'class_labels'), ('D_x_labels_none', None, None),
     ('D_x_scalar_sigma_1.25', 1.25, 'class_labels')])
-def test_golden_denoiser_is_the_plane_s_edm_output(case, sigma, labels):
+def test_golden_denoiser_is_the_output_edm_converted_to_x(case, sigma, labels):
   path, arrays = _golden()
   apply, params = interop.load(path, 'edm2', **GOLDEN)
   sigma = jnp.asarray(arrays['sigma'] if sigma is None else np.full(4, sigma, np.float32))
@@ -95,7 +95,7 @@ def test_golden_uncertainty():
   assert _error(u, arrays['logvar'].ravel()) < 2e-5
 
 
-def test_golden_classes_are_one_hot_vectors_and_the_file_comes_back_bit_for_bit(tmp_path):
+def test_golden_classes_are_one_hot_vectors_and_export_returns_the_file(tmp_path):
   path, arrays = _golden()
   apply, params = interop.load(path, 'edm2', **GOLDEN)
   x, c = jnp.asarray(arrays['x_in'].transpose(0, 2, 3, 1)), jnp.asarray(arrays['c_noise'])
@@ -110,13 +110,13 @@ def test_golden_classes_are_one_hot_vectors_and_the_file_comes_back_bit_for_bit(
     np.testing.assert_array_equal(again[key], theirs[key], err_msg=key)
 
 
-def test_the_network_is_zero_at_the_start_and_the_denoiser_scales_its_input():
+def test_the_network_starts_as_zero_and_its_denoiser_as_c_skip_times_z():
   params = _params(TINY, Z, LABEL)
   predict = fields.bind(fields.conditioned(
       Partial(TINY.apply, {'params': params}), processes.edm, label_noise=fields.quarter_log_sigma,
       scale_input=Partial(fields.unit_variance, sigma_data=0.5)), jnp.array([0, 2]))
   sigma = jnp.array([0.4, 3.0])
-  assert not np.asarray(_call(predict, Z, sigma)).any(), 'gains start at zero, so the network does'
+  assert not np.asarray(_call(predict, Z, sigma)).any(), 'gains start at zero, so does the network'
   denoise = fields.as_output(predict, process=processes.edm, to=outputs.x,
                              output=Partial(outputs.edm, sigma_data=0.5))
   skip = 0.25 / (np.square(sigma) + 0.25)
@@ -145,20 +145,20 @@ def _image(seed=0, channels=64):
     lambda: _started(magnitude.Fourier(N), jnp.linspace(-2, 2, 16)),
     lambda: magnitude.normalize(3 * _image()),
 ], ids=['1x1', '3x3', 'linear', 'silu', 'lerp', 'cat', 'fourier', 'pixel norm'])
-def test_every_part_keeps_unit_magnitude(make):
+def test_every_layer_keeps_unit_rms(make):
   rms = float(jnp.sqrt(jnp.square(make()).mean()))
   assert abs(rms - 1) < 0.02, f'unit RMS in, {rms:.4f} out'
 
 
-def test_the_parts_of_a_concatenation_contribute_as_asked():
-  # A share t of b: the two parts' squared lengths are as (1 - t)^2 to t^2, whatever their widths.
+def test_cat_gives_its_inputs_the_weights_1_minus_t_and_t():
+  # The squared norms of a and b are as (1 - t)^2 to t^2, for any number of channels.
   y = magnitude.cat(_image(0, 48), _image(1, 16), 0.7)
   a, b = (float(jnp.square(part).sum()) for part in (y[..., :48], y[..., 48:]))
   assert abs(b / a / (0.7 / 0.3) ** 2 - 1) < 0.02
 
 
 @pytest.mark.parametrize('taps', [(1, 1), (1, 3, 3, 1), (1, 2)])
-def test_resampling_is_the_filter_s_product_and_up_its_transpose(taps, x64):
+def test_resampling_is_its_formula_and_up_is_the_transpose_of_down(taps, x64):
   f = np.asarray(taps) / sum(taps)
   pad, x = (len(taps) - 1) // 2, np.random.default_rng(0).standard_normal((6, 6))
   down, up = np.zeros((3, 3)), np.zeros((12, 12))
@@ -166,7 +166,7 @@ def test_resampling_is_the_filter_s_product_and_up_its_transpose(taps, x64):
     for j in range(6):
       for k in range(len(taps)):
         for m in range(len(taps)):
-          # Pixel (i, j) is tap (k, m) of the output whose window starts at it minus the tap.
+          # Pixel (i, j) meets tap (k, m) in the window that starts at (i - k, j - m).
           p, q = i - k + pad, j - m + pad
           if p % 2 == 0 and q % 2 == 0 and 0 <= p < 6 and 0 <= q < 6:
             down[p // 2, q // 2] += f[k] * f[m] * x[i, j]
@@ -178,14 +178,14 @@ def test_resampling_is_the_filter_s_product_and_up_its_transpose(taps, x64):
   np.testing.assert_allclose(magnitude.resample(given, up=True, taps=taps)[0, ..., 0], up, atol=1e-14)
 
 
-def test_normalized_weights_have_unit_rms_and_nothing_else_changes(tiny):
+def test_normalized_changes_only_weights_and_gives_them_unit_rms(tiny):
   flat, found = (traverse_util.flatten_dict(tree) for tree in (tiny, magnitude.normalized(tiny)))
   weights = [path for path in flat if path[-1] == 'weight']
   assert len(weights) > 20
   for path, a in found.items():
     if path in weights:
       before, after = (np.sqrt(np.square(w).mean(tuple(range(w.ndim - 1)))) for w in (flat[path], a))
-      # 1, but for the 1e-4 that keeps what is zero from dividing by it.
+      # Not exactly 1: 1e-4 is added to the RMS, to avoid a division by 0.
       np.testing.assert_allclose(after, before / (1e-4 + before), rtol=1e-5, err_msg=str(path))
     else:
       np.testing.assert_array_equal(a, flat[path], err_msg=str(path))
@@ -198,10 +198,10 @@ def test_gradients_are_orthogonal_to_every_filter(tiny):
     if path[-1] == 'weight':
       w, axes = traverse_util.flatten_dict(params)[path], tuple(range(g.ndim - 1))
       along = np.abs((g * w).sum(axes)) / (np.linalg.norm(g) * np.sqrt(w.size) + 1e-30)
-      assert along.max() < 1e-3, f'{path}: a gradient along the weight would change its length'
+      assert along.max() < 1e-3, f'{path}: the gradient has a component along the weight'
 
 
-def test_scaling_a_weight_changes_nothing(tiny):
+def test_the_output_does_not_depend_on_the_scale_of_weights(tiny):
   scaled = jax.tree_util.tree_map_with_path(
       lambda path, a: 3 * a if path[-1].key == 'weight' else a, tiny)
   found, expected = (_run(TINY, params, Z, LABEL) for params in (scaled, tiny))
@@ -212,10 +212,11 @@ def test_scaling_a_weight_changes_nothing(tiny):
     ('xxs', 31.3), ('xs', 124.7), ('s', 280.2), ('m', 497.8), ('l', 777.5), ('xl', 1119.3),
     ('xxl', 1523.2)])
 def test_presets_have_the_published_numbers_of_parameters(name, millions):
-  assert abs(_count(edm2.preset(f'512-{name}', num_classes=1000), 64, 4) / 1e6 - millions) < 0.05
+  network = edm2.EDM2(width=edm2.PRESETS[f'512-{name}']['width'], num_classes=1000)
+  assert abs(_count(network, 64, 4) / 1e6 - millions) < 0.05
 
 
-def test_the_small_network_of_the_facts():
+def test_a_small_network_has_723_691_parameters():
   network = edm2.EDM2(width=32, multipliers=(1, 2), blocks=1, attention=(16,), num_classes=10)
   assert _count(network, 32, 3) == 723_691
 
@@ -228,14 +229,14 @@ def _count(network, side, channels):
   return embed.count(jax.eval_shape(init))[1]
 
 
-def test_dropout_is_each_example_s_own(tiny):
+def test_dropout_of_an_example_depends_on_its_key_only(tiny):
   network = TINY.clone(dropout=0.5)
   run = lambda z, label, keys: _run(network, tiny, z, label, None, keys)
   keys = jax.random.split(jax.random.key(3), 2)
   both = run(Z, LABEL, keys)
   alone = run(Z[::-1], LABEL[::-1], keys[::-1])[::-1]
   np.testing.assert_allclose(both, alone, atol=1e-5)
-  assert np.abs(both - run(Z, LABEL, keys[::-1])).max() > 0.01, 'keys draw what is dropped'
+  assert np.abs(both - run(Z, LABEL, keys[::-1])).max() > 0.01, 'other keys must drop other elements'
   np.testing.assert_array_equal(_run(network, tiny, Z, LABEL), _run(TINY, tiny, Z, LABEL))
 
 
@@ -245,22 +246,22 @@ def test_dropout_keeps_the_mean():
   assert abs(float(y.mean()) - 1) < 0.02 and set(np.unique(y).round(4)) == {0.0, np.float32(1.3333)}
 
 
-# Not float16, which attention on CPUs does not have.
-def test_bfloat16_computes_the_same_network(tiny):
+# Not float16: attention on CPUs does not support it.
+def test_bfloat16_is_close_to_float32(tiny):
   wide, half = (_run(network, tiny, Z, LABEL) for network in (TINY, TINY.clone(dtype=jnp.bfloat16)))
   error = float(jnp.abs(half - wide).max() / jnp.abs(wide).max())
   assert half.dtype == jnp.float32 and 0.002 < error < 0.1, error
 
 
 @pytest.mark.long
-def test_recomputed_blocks_give_the_same_gradient(tiny):
+def test_remat_gives_the_same_gradients(tiny):
   loss = lambda network: jax.jit(jax.grad(
       lambda p: jnp.square(network.apply({'params': p}, Z, LABEL)).sum()))(tiny)
   chex.assert_trees_all_close(loss(TINY.clone(remat=True)), loss(TINY), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, jnp.bfloat16])
-def test_a_file_in_half_precision_is_computed_with_in_float32(tmp_path, dtype):
+def test_a_checkpoint_in_half_precision_computes_in_float32(tmp_path, dtype):
   path, arrays = _golden()
   halved = {key: a.astype(dtype) for key, a in safetensors.load_file(path).items()}
   found = []
@@ -273,65 +274,60 @@ def test_a_file_in_half_precision_is_computed_with_in_float32(tmp_path, dtype):
   assert np.abs(found[0] - found[1]).max() <= 2e-6 * np.abs(found[1]).max()
 
 
-def test_heads_may_be_wider_than_head_width_and_no_narrower():
+def test_heads_are_at_least_head_width_wide():
   # The reference has width // head_width heads, of width / heads channels.
   network = edm2.EDM2(width=24, multipliers=(1,), blocks=1, attention=(8,), head_width=16)
   jax.eval_shape(network.init, jax.random.key(0), Z, LABEL)
-  with pytest.raises(ValueError, match='24 channels, of which attention cannot make heads'):
+  with pytest.raises(ValueError, match='head_width=25.*24 channels'):
     jax.eval_shape(network.clone(head_width=25).init, jax.random.key(0), Z, LABEL)
-  with pytest.raises(ValueError, match='40 channels, of which attention cannot make heads'):
+  with pytest.raises(ValueError, match='head_width=13.*40 channels'):
     jax.eval_shape(network.clone(width=40, head_width=13).init, jax.random.key(0), Z, LABEL)
 
 
-def test_the_norm_of_zeros_has_a_gradient():
+def test_normalize_has_a_finite_gradient_at_zero():
   for x in (jnp.zeros((2, 4)), jnp.array([[0.0, 0.0], [3.0, 4.0]])):
     slope = jax.grad(lambda x: magnitude.normalize(x).sum())(x)
     assert np.isfinite(slope).all()
-  # x/eps where the norm is flat.
+  # At 0 normalize(x) is x/eps.
   np.testing.assert_allclose(jax.grad(lambda x: magnitude.normalize(x).sum())(jnp.zeros(4)), 1e4,
                              rtol=1e-5)
 
 
-def test_vectors_of_classes_need_a_network_with_classes():
-  with pytest.raises(ValueError, match='condition of shape .2, 3. to a network without classes'):
+def test_a_network_without_classes_rejects_class_weights():
+  with pytest.raises(ValueError, match=r'num_classes=0.*\(2, 3\)'):
     jax.eval_shape(TINY.clone(num_classes=0).init, jax.random.key(0), Z, LABEL, jnp.zeros((2, 3)))
 
 
-def test_an_export_without_uncertainty_is_refused(tiny, tmp_path):
-  with pytest.raises(ValueError, match='have no uncertainty'):
+def test_an_export_without_uncertainty_is_rejected(tiny, tmp_path):
+  with pytest.raises(ValueError, match='uncertainty'):
     interop.export(tiny, tmp_path / 'file', 'edm2')
 
 
 @pytest.mark.parametrize('network, z, message', [
-    (TINY.clone(head_width=64), Z, 'attention cannot make heads of head_width=64'),
-    (TINY, Z[:, :7, :7], 'an image of 7x7 does not halve'),
-    (TINY, Z[:, :4], 'EDM2 takes square ones'),
-    (TINY.clone(resample_filter=(1, 2, 1)), Z, 'an even number of taps'),
+    (TINY.clone(head_width=64), Z, 'head_width=64'),
+    (TINY, Z[:, :7, :7], '7x7'),
+    (TINY, Z[:, :4], '4x8'),
+    (TINY.clone(resample_filter=(1, 2, 1)), Z, r'resample_filter=\(1, 2, 1\)'),
 ])
-def test_networks_that_cannot_be_are_refused(network, z, message):
+def test_options_and_images_that_do_not_fit_are_rejected(network, z, message):
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(network.init, jax.random.key(0), z, LABEL)
 
 
-def test_an_unknown_preset_is_refused_with_what_there_is():
-  with pytest.raises(ValueError, match='choose from 512-xxs, .*64-xl'):
-    edm2.preset('512-tiny')
-
-
-def test_a_file_of_other_options_is_refused_with_every_tensor():
+def test_a_file_that_does_not_fit_the_options_is_rejected_with_all_differences():
   path, _ = _golden()
-  with pytest.raises(ValueError, match=r'differs in \d+ tensors') as caught:
+  with pytest.raises(ValueError, match=r'\d+ tensors') as caught:
     interop.load(path, 'edm2', **GOLDEN | dict(num_blocks=2, label_dim=7))
   assert 'missing unet.enc.16x16_block1.conv_res0.weight [32, 32, 3, 3]' in str(caught.value)
   assert 'misshapen unet.emb_label.weight [64, 10], expected [64, 7]' in str(caught.value)
 
 
 @pytest.mark.parametrize('given, message', [
-    (dict(x_in=jnp.zeros((2, 3, 16, 16))), 'transpose x_in'),
-    (dict(label_vectors=jnp.zeros((2, 9))), r'one-hot vectors of shape \(2, 10\)'),
-    (dict(label_vectors=jnp.array([99, -1])), r'holds the classes \[-1, 99\]: give 0 to 9'),
-    (dict(label_vectors=jnp.array([0.5, 1.5])), 'float32 is no type of whole numbers')])
-def test_arrays_that_do_not_fit_the_checkpoint_are_refused(given, message):
+    (dict(x_in=jnp.zeros((2, 3, 16, 16))), r'x_in.*\(2, 3, 16, 16\)'),
+    (dict(label_vectors=jnp.zeros((2, 9))), r'label_vectors.*\(2, 9\)'),
+    (dict(label_vectors=jnp.array([99, -1])), r'label_vectors.*\[-1, 99\]'),
+    (dict(label_vectors=jnp.array([0.5, 1.5])), 'label_vectors.*float32')])
+def test_arrays_that_do_not_fit_the_checkpoint_are_rejected(given, message):
   path, _ = _golden()
   apply, params = interop.load(path, 'edm2', **GOLDEN)
   fits = dict(x_in=jnp.zeros((2, 16, 16, 3)), c_noise=jnp.zeros(2))
@@ -340,13 +336,13 @@ def test_arrays_that_do_not_fit_the_checkpoint_are_refused(given, message):
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(clip_act=-1), 'clip_act=-1: give one multiplier or more, and a clip_act above 0'),
+    (dict(clip_act=-1), 'clip_act=-1'),
     (dict(channel_mult=()), r'channel_mult=\(\)'),
     (dict(channel_mult=(1, 1.5)), r'channel_mult\[1\]=1.5'),
-    (dict(res_balance=2), 'res_balance=2: give a share'), (dict(label_dim=-1), 'label_dim'),
+    (dict(res_balance=2), 'res_balance=2'), (dict(label_dim=-1), 'label_dim'),
     (dict(attn_balance=float('nan')), 'attn_balance=nan'), (dict(img_resolution=0), 'img_resolution=0'),
     (dict(channels_per_head=0), 'channels_per_head=0')])
-def test_options_that_make_no_network_are_refused(options, message):
+def test_options_out_of_range_are_rejected(options, message):
   with pytest.raises(ValueError, match=message):
     interop.load(_golden()[0], 'edm2', **GOLDEN | options)
 
@@ -354,17 +350,17 @@ def test_options_that_make_no_network_are_refused(options, message):
 @pytest.mark.parametrize('lost', [('dec_16x16_block0',), ('enc_16x16_conv',), ('enc_8x8_down',),
                                   ('enc_8x8_block0', 'emb_linear'), ('uncertainty',), ('out_conv',)],
                          ids=str)
-def test_an_export_lacks_nothing(lost, tmp_path):
+def test_an_export_with_a_missing_array_is_rejected(lost, tmp_path):
   _, params = interop.load(_golden()[0], 'edm2', **GOLDEN)
   of = params
   for name in lost[:-1]:
     of = of[name]
   del of[lost[-1]]
-  with pytest.raises(ValueError, match=lost[-1] if lost[-1] != 'out_conv' else 'no EDM2'):
+  with pytest.raises(ValueError, match=lost[-1]):
     interop.export(params, tmp_path / 'file', 'edm2')
   assert not (tmp_path / 'file').exists()
 
 
-def test_a_transformer_is_not_exported_as_edm2(tmp_path):
-  with pytest.raises(ValueError, match='no EDM2, whose sizes cannot be told .*final/kernel'):
+def test_a_transformer_is_rejected_as_edm2(tmp_path):
+  with pytest.raises(ValueError, match='final/kernel'):
     interop.export({'final': {'kernel': np.zeros(3)}}, tmp_path / 'file', 'edm2')

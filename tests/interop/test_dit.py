@@ -1,11 +1,8 @@
-"""Published transformers: their numbers, signs and times, there and back, and what is refused."""
+"""Published transformers: golden examples, signs, times, load and export, rejected inputs."""
 
 import pathlib
 import pickle
 import re
-import subprocess
-import sys
-import types
 
 import chex
 import jax
@@ -17,12 +14,11 @@ import pytest
 from safetensors import numpy as safetensors
 
 from eqflow import energies, guidance, interop
-from eqflow.interop import convert
 from eqflow.models import embed
 from eqflow.models.dit import DiT
-from tests import ROOT, golden
+from tests import golden
 
-# Our vector is theirs times the sign, and their network is told the label.
+# field: (our output over theirs, noise conditioning at our t).
 FIELDS = {'eqm': (-1, lambda t: 0 * t), 'velocity': (-1, lambda t: 1 - t),
           'eps': (1, lambda t: 1000 * t - 1)}
 T = jnp.array([0.25, 0.5, 0.875])
@@ -30,7 +26,7 @@ LABEL = jnp.array([0, 4, 2])
 
 
 def _shapes(width=16, depth=1, hidden=64, patch=2, channels=3, made=24, rows=6, positions=4):
-  """The published layout, as in the state dicts of the reference code."""
+  """{key: shape} of a state dict of the reference code."""
   d = width
   shapes = {'pos_embed': (1, positions, d), 'x_embedder.proj.weight': (d, channels, patch, patch),
             'x_embedder.proj.bias': (d,), 't_embedder.mlp.0.weight': (d, 256),
@@ -53,7 +49,7 @@ def _state(dtype=np.float32, **sizes):
 
 @pytest.fixture
 def saved(tmp_path):
-  """state -> a safetensors file of it."""
+  """state -> the path of a safetensors file with it."""
   def save(state):
     safetensors.save_file(state, tmp_path / 'state.safetensors')
     return tmp_path / 'state.safetensors'
@@ -62,7 +58,7 @@ def saved(tmp_path):
 
 TINY = dict(input_size=4, num_heads=2)
 Z = jax.random.normal(jax.random.key(0), (3, 4, 4, 3))
-# One trace for each field: what is fixed at trace time compares by value between two loads.
+# One trace for each field: static values compare equal between two loads.
 _run = jax.jit(lambda apply, *args: apply(*args))
 _raw = jax.jit(DiT(patch=2, width=16, depth=1, heads=2, num_classes=5, doubled=True).apply)
 
@@ -98,7 +94,7 @@ def test_golden_guidance_of_the_first_three_channels(scale):
 
 
 @pytest.mark.parametrize('field', FIELDS)
-def test_golden_file_there_and_back(field, tmp_path):
+def test_golden_file_is_exported_bit_for_bit(field, tmp_path):
   path, _ = _golden()
   _, params = interop.load(path, input_size=8, num_heads=4, field=field)
   interop.export(params, tmp_path / 'again', channels=4, field=field)
@@ -130,7 +126,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize('name', VARIANTS)
-def test_sizes_are_read_off_the_shapes(name, saved, tmp_path):
+def test_sizes_are_read_from_the_shapes(name, saved, tmp_path):
   sizes, expected = VARIANTS[name]
   state = _state(**sizes)
   apply, params = interop.load(saved(state), **TINY)
@@ -144,17 +140,17 @@ def test_sizes_are_read_off_the_shapes(name, saved, tmp_path):
 
 
 @pytest.mark.parametrize('field', FIELDS)
-def test_time_and_sign_of_a_field(field, saved):
+def test_a_field_has_its_sign_and_noise_conditioning(field, saved):
   state = _state()
   _, theirs = interop.load(saved(state), **TINY, field='eps')
   apply, params = interop.load(saved(state), **TINY, field=field)
-  sign, told = FIELDS[field]
-  raw = _raw({'params': theirs}, Z, told(T), LABEL)
+  sign, conditioning = FIELDS[field]
+  raw = _raw({'params': theirs}, Z, conditioning(T), LABEL)
   np.testing.assert_allclose(_run(apply, params, Z, T, LABEL), sign * raw, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('field', FIELDS)
-def test_a_constant_network_comes_out_with_its_sign_and_its_first_channels(field, saved):
+def test_a_constant_network_returns_its_first_channels_with_their_sign(field, saved):
   state = _state()
   state['final_layer.linear.weight'][:] = 0
   # (row, column, channel) of a patch, as the reference's unpatchify reads them.
@@ -164,7 +160,7 @@ def test_a_constant_network_comes_out_with_its_sign_and_its_first_channels(field
   np.testing.assert_array_equal(_run(apply, params, Z, T, LABEL), expected)
 
 
-def test_a_blind_network_does_not_see_the_time(saved):
+def test_an_eqm_network_does_not_depend_on_the_time(saved):
   apply, params = interop.load(saved(_state()), **TINY)
   y = _run(apply, params, Z, T, LABEL)
   np.testing.assert_array_equal(y, _run(apply, params, Z, 1 - T, LABEL))
@@ -173,12 +169,12 @@ def test_a_blind_network_does_not_see_the_time(saved):
   np.testing.assert_array_equal(np.any(moved, axis=(1, 2, 3)), [False, True, False])
 
 
-def test_what_is_loaded_maps_differentiates_and_is_compiled_once(saved):
+def test_a_loaded_network_works_with_vmap_and_grad_and_compiles_once(saved):
   path = saved(_state())
   apply, params = interop.load(path, **TINY)
   y = _run(apply, params, Z, T, LABEL)
   single = lambda z, t, label: apply(params, z[None], t[None], label[None])[0]
-  # The field that descends |f|^2/2, and by the chain rule f . df/dv.
+  # field . v is the derivative of |f|^2/2 along v, which by the chain rule is f . df/dv.
   field = energies.energy_gradient(energies.squared_norm(Partial(apply, params)))
   v = jnp.roll(Z, 1, axis=1)
 
@@ -196,17 +192,17 @@ def test_what_is_loaded_maps_differentiates_and_is_compiled_once(saved):
   assert _run._cache_size() == before
 
 
-def test_a_table_without_a_null_row(saved, tmp_path):
+def test_a_class_table_without_a_null_label(saved, tmp_path):
   state = _state(rows=5)
   apply, params = interop.load(saved(state), **TINY, num_classes=5)
   assert np.isfinite(_run(apply, params, Z, T, LABEL)).all()
-  with pytest.raises(ValueError, match='null label, and this class table has no row'):
+  with pytest.raises(ValueError, match='label=None'):
     apply(params, Z, T, None)
   interop.export(params, tmp_path / 'again', channels=3)
   _check_equal(safetensors.load_file(tmp_path / 'again'), state)
 
 
-def test_no_label_is_the_last_row(saved):
+def test_label_none_is_the_last_row(saved):
   apply, params = interop.load(saved(_state()), **TINY)
   np.testing.assert_array_equal(_run(apply, params, Z, T, None),
                                 _run(apply, params, Z, T, jnp.full(3, 5)))
@@ -214,7 +210,7 @@ def test_no_label_is_the_last_row(saved):
   assert jax.eval_shape(apply, params, Z, T, None).shape == Z.shape
 
 
-def test_all_that_differs_is_said_at_once(saved):
+def test_one_error_lists_all_differences(saved):
   state = _state()
   del state['blocks.0.mlp.fc2.bias'], state['pos_embed']
   state['blocks.0.attn.qkv.weight'] = np.zeros((47, 16), np.float32)
@@ -231,32 +227,32 @@ def test_all_that_differs_is_said_at_once(saved):
       '  misshapen x_embedder.proj.weight [16, 3, 2], expected [16, ?, ?, ?]',
       '  misshapen blocks.0.attn.qkv.weight [47, 16], expected [48, 16]',
       '  misshapen final_layer.linear.bias [7], expected [24]',
-      '  t_embedder.mlp.0.bias of dtype I32, expected one of F32, BF16, F16']
+      '  dtype I32 of t_embedder.mlp.0.bias, expected one of F32, BF16, F16']
 
 
-@pytest.mark.parametrize('sizes, options, said', [
+@pytest.mark.parametrize('sizes, options, named', [
     ({}, dict(num_classes=9), r'table.weight \[6, 16\], expected \[10, 16\]'),
     (dict(made=13), {}, r'linear.weight \[13, 16\], expected \[24, 16\]'),
     (dict(depth=0), {}, r'missing blocks.0.attn.qkv.weight \[48, 16\]'),
-    ({}, dict(num_heads=3), 'num_heads=3 does not divide the width 16'),
-    ({}, dict(num_heads=0), 'num_heads=0 does not'),
-    ({}, dict(input_size=8), 'input_size=8: pos_embed has 4 .* of 2x2, an image of side 4'),
-    ({}, dict(input_size=5), 'input_size=5: pos_embed has 4'),
-    ({}, dict(field='score'), r"field='score': choose from \['eqm', 'velocity', 'eps'\]"),
-    ({}, dict(family='unet'), r"family='unet': choose from \['dit', 'edm2'\]"),
+    ({}, dict(num_heads=3), 'num_heads=3.* 16'),
+    ({}, dict(num_heads=0), 'num_heads=0'),
+    ({}, dict(input_size=8), 'input_size=8.* 4 .*2x2.* 4$'),
+    ({}, dict(input_size=5), 'input_size=5.* 4 '),
+    ({}, dict(field='score'), r"field='score'.*\['eqm', 'velocity', 'eps'\]"),
+    ({}, dict(family='unet'), r"family='unet'.*\['dit', 'edm2'\]"),
 ])
-def test_numbers_and_names_that_do_not_fit_are_refused(sizes, options, said, saved):
-  with pytest.raises(ValueError, match=said):
+def test_numbers_and_names_that_do_not_fit_are_rejected(sizes, options, named, saved):
+  with pytest.raises(ValueError, match=named):
     interop.load(saved(_state(**sizes)), **{**TINY, **options})
 
 
-@pytest.mark.parametrize('changes, said', [
+@pytest.mark.parametrize('changes, named', [
     ({'blocks.1.': None}, ['missing'] * 10),
     ({'blocks.x': (3,), 'blocks.999999.mlp.fc1.bias': (3,), 'blocks.7.x': (3,)},
      ['unknown blocks.x', 'unknown blocks.999999.mlp.fc1.bias', 'unknown blocks.7.x']),
     ({'blocks.0.mlp.fc1.weight': (63, 16)}, ['misshapen blocks.0.mlp.fc1.weight']),
     ({'blocks.0.mlp.fc1.bias': (63,)}, ['misshapen blocks.0.mlp.fc1.bias'])])
-def test_what_is_wrong_in_a_block_is_named_alone(changes, said, saved):
+def test_an_error_in_a_block_lists_only_its_tensors(changes, named, saved):
   state = _state(depth=3)
   for name, shape in changes.items():
     if shape is None:
@@ -266,39 +262,39 @@ def test_what_is_wrong_in_a_block_is_named_alone(changes, said, saved):
   with pytest.raises(ValueError, match='width 16 and depth 3') as error:
     interop.load(saved(state), **TINY)
   lines = str(error.value).splitlines()[1:]
-  assert len(lines) == len(said)
-  for name in said:
+  assert len(lines) == len(named)
+  for name in named:
     assert any(line.startswith(f'  {name} ') for line in lines), (name, lines)
 
 
-def test_a_width_that_the_ratio_rounds_down_is_read(saved):
+def test_a_hidden_size_that_the_ratio_would_round_down_is_read(saved):
   assert int(122 / 28 * 28) == 121
   apply, params = interop.load(saved(_state(width=28, hidden=122)), **TINY)
   assert jax.eval_shape(apply, params, Z, T, LABEL).shape == Z.shape
 
 
-@pytest.mark.parametrize('t, label, said', [
-    (T, jnp.array([0, 6, 2]), r'label holds \[6\], the class table has the rows 0 to 5'),
-    (T, np.array([-1, 4, 9]), r'label holds \[-1, 9\]'),
-    (T, jnp.array([1]), r'label has the shape \(1,\), z holds 3 images.*of shape \(3,\)'),
-    (T, 1, r'label has the shape \(\), z holds 3'),
-    (T[:1], LABEL, r't has the shape \(1,\), z holds 3'),
-    (0.5, LABEL, r't has the shape \(\), z holds 3'), (0.5, None, r't has the shape \(\)')])
-def test_times_and_labels_that_are_not_one_for_each_image_are_refused(t, label, said, saved):
+@pytest.mark.parametrize('t, label, named', [
+    (T, jnp.array([0, 6, 2]), r'label .*\[6\].* 0 to 5'),
+    (T, np.array([-1, 4, 9]), r'label .*\[-1, 9\]'),
+    (T, jnp.array([1]), r'label .*\(1,\) .*3 .*jnp.full\(3'),
+    (T, 1, r'label .*\(\) .*3 '),
+    (T[:1], LABEL, r't .*\(1,\) .*3 '),
+    (0.5, LABEL, r't .*\(\) .*3 '), (0.5, None, r't .*\(\) ')])
+def test_times_and_labels_need_one_number_for_each_image(t, label, named, saved):
   apply, params = interop.load(saved(_state()), **TINY)
-  # Abstract z: what is refused is refused before anything is computed.
-  with pytest.raises(ValueError, match=said):
+  # With an abstract z: the error comes before any computation.
+  with pytest.raises(ValueError, match=named):
     jax.eval_shape(lambda z: apply(params, z, t, label), Z)
 
 
-def test_images_of_another_layout_are_refused(saved):
+def test_images_with_channels_first_are_rejected(saved):
   apply, params = interop.load(saved(_state()), **TINY)
   with pytest.raises(ValueError, match=r'\(3, 3, 4, 4\).*\(4, 4, 3\)'):
     apply(params, jnp.moveaxis(Z, 3, 1), T, LABEL)
 
 
 class _Canary:
-  """Pickled, a call that leaves a file behind when it is opened."""
+  """Its pickle creates a file when it is loaded."""
 
   def __init__(self, path):
     self.path = path
@@ -311,113 +307,45 @@ class _Canary:
 def test_a_pickle_is_not_opened(start, tmp_path):
   path, canary = tmp_path / 'model.pt', tmp_path / 'canary'
   path.write_bytes(start + pickle.dumps(_Canary(canary)))
-  with pytest.raises(ValueError, match='A pickle.*python -m eqflow.interop in.pt out.safetensors'):
+  with pytest.raises(ValueError, match='model.pt.*python -m eqflow.interop in.pt out.safetensors'):
     interop.load(path, **TINY)
   assert not canary.exists()
-  # It is one that would have left its mark.
+  # The pickle does create the file when it is loaded.
   pickle.loads(pickle.dumps(_Canary(canary)))
   assert canary.exists()
 
 
-def test_a_file_of_no_tensors_is_refused(saved):
-  with pytest.raises(ValueError, match='holds no tensors'):
+def test_a_file_without_tensors_is_rejected(saved):
+  with pytest.raises(ValueError, match='state.safetensors.*no tensors'):
     interop.load(saved({}), **TINY)
 
 
-def test_a_directory_is_refused(tmp_path):
-  with pytest.raises(ValueError, match='is a directory: name the safetensors file'):
+def test_a_directory_is_rejected(tmp_path):
+  with pytest.raises(ValueError, match=f'{tmp_path}.*directory'):
     interop.load(tmp_path, **TINY)
 
 
-class _Tensor:
-  """What `convert` asks of a tensor of torch."""
-
-  def __init__(self, pointer):
-    self.pointer = pointer
-
-  def detach(self):
-    return self
-
-  contiguous = detach
-
-  def clone(self):
-    return _Tensor(self.pointer + 100)
-
-  def untyped_storage(self):
-    return types.SimpleNamespace(data_ptr=lambda: self.pointer)
-
-
-def _converting(monkeypatch, save_file):
-  """`convert` of tensors of which two share memory, with a torch that is not there."""
-  state = {'a': _Tensor(1), 'tied to a': _Tensor(1), 'b': _Tensor(2)}
-  torch = types.SimpleNamespace(is_tensor=lambda a: isinstance(a, _Tensor))
-  monkeypatch.setattr(convert, '_torch', lambda: torch)
-  monkeypatch.setattr(convert, '_loaded', lambda torch, source: state)
-  monkeypatch.setitem(sys.modules, 'safetensors.torch', types.SimpleNamespace(save_file=save_file))
-
-
-def test_tensors_that_share_memory_are_converted_each_in_full(monkeypatch, tmp_path):
-  def save_file(state, path):
-    assert {name: a.pointer for name, a in state.items()} == {'a': 1, 'tied to a': 101, 'b': 2}
-    pathlib.Path(path).write_text('whole')
-
-  _converting(monkeypatch, save_file)
-  convert.convert('in.pt', tmp_path / 'out')
-  assert [path.read_text() for path in tmp_path.iterdir()] == ['whole']
-  assert (tmp_path / 'out').exists()
-
-
-def test_a_conversion_that_is_interrupted_leaves_no_file(monkeypatch, tmp_path):
-  def save_file(state, path):
-    pathlib.Path(path).write_text('ha')
-    assert not (tmp_path / 'out').exists()
-    raise KeyboardInterrupt
-
-  _converting(monkeypatch, save_file)
-  with pytest.raises(KeyboardInterrupt):
-    convert.convert('in.pt', tmp_path / 'out')
-  assert not list(tmp_path.iterdir())
-
-
-def test_converting_without_a_torch_that_is_safe_is_refused(monkeypatch, tmp_path, capsys):
-  path = tmp_path / 'model.pt'
-  path.write_bytes(b'')
-  monkeypatch.setattr(sys, 'argv', ['interop', str(path), str(tmp_path / 'out')])
-  for torch, said in ((None, 'needs torch >= 2.6'),
-                      (types.SimpleNamespace(__version__='2.5.1+cpu'), 'torch 2.5.1.*torch >= 2.6')):
-    monkeypatch.setitem(sys.modules, 'torch', torch)
-    with pytest.raises(SystemExit, match=said):
-      convert.main()
-  assert not (tmp_path / 'out').exists()
-
-
-def test_the_command_says_how_it_is_used():
-  out = subprocess.run([sys.executable, '-m', 'eqflow.interop', '--help'], capture_output=True,
-                       text=True, check=True, cwd=ROOT)
-  assert 'python -m eqflow.interop in.pt out.safetensors' in out.stdout
-
-
 def _started(**options):
-  """The params of a network of ours, at random."""
+  """Random params of one of our networks."""
   network = DiT(patch=2, width=16, depth=1, heads=2, **options)
   shapes = jax.eval_shape(network.init, jax.random.key(0), Z, T)['params']
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda a: 0.3 * rng.standard_normal(a.shape, np.float32), shapes)
 
 
-def test_params_without_a_place_in_the_layout_are_refused(tmp_path):
+def test_params_that_the_layout_lacks_are_rejected(tmp_path):
   params = _started(learned_positions=True)
   with pytest.raises(ValueError) as error:
     interop.export(params, tmp_path / 'out', channels=3)
   assert str(error.value).splitlines()[1:] == [
       '  missing classes/table/embedding', '  missing fixed_positions', '  no place for positions']
   params = _started(num_classes=2)
-  with pytest.raises(ValueError, match='channels=4: a patch of this network has 12 numbers'):
+  with pytest.raises(ValueError, match='channels=4.* 12 '):
     interop.export(params, tmp_path / 'out', channels=4)
   assert not (tmp_path / 'out').exists()
 
 
-def test_arrays_of_another_shape_are_not_exported(tmp_path):
+def test_an_export_rejects_arrays_of_another_shape(tmp_path):
   params = _started(num_classes=5)
   kernel = params['block_0']['qkv']['kernel']
   params['block_0']['qkv']['kernel'] = kernel.T
@@ -429,7 +357,7 @@ def test_arrays_of_another_shape_are_not_exported(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-def test_a_network_of_ours_is_exported(tmp_path):
+def test_an_exported_network_is_loaded_unchanged(tmp_path):
   params = _started(num_classes=5, doubled=True)
   interop.export(params, tmp_path / 'out', channels=3)
   apply, again = interop.load(tmp_path / 'out', **TINY)
@@ -438,8 +366,8 @@ def test_a_network_of_ours_is_exported(tmp_path):
   np.testing.assert_allclose(_run(apply, again, Z, T, LABEL), y, rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_that_exists_is_not_written_over(tmp_path):
+def test_an_export_does_not_overwrite_a_file(tmp_path):
   (tmp_path / 'out').write_text('kept')
-  with pytest.raises(ValueError, match='out exists: remove it, or name another file'):
+  with pytest.raises(ValueError, match='out exists'):
     interop.export(_started(num_classes=5), tmp_path / 'out', channels=3)
   assert (tmp_path / 'out').read_text() == 'kept'
