@@ -1,4 +1,4 @@
-"""EDM2 on ImageNet at 512x512, in latents of 64x64x4 whose standard deviation is 0.5.
+"""EDM2 on ImageNet at 512x512, in latents of 64x64x4 with standard deviation 0.5.
 
 paper    Analyzing and Improving the Training Dynamics of Diffusion Models [Karras+ 2312.02696]
 command  python -m eqflow.main --config=configs/imagenet512.py:s --workdir=runs/imagenet512-s
@@ -34,7 +34,7 @@ def _between(low, high):
 # scale and std of both averages in [Karras+ 2312.02696]. By a worse self [Karras+ 2406.02507]: only
 # the guide of s has a published EMA width, for the others we take those that training tracks. On steps
 # 17 to 22, or 13 to 19, of 32 alone [Kynkäänniemi+ 2404.07724]: there both evaluations of such a step
-# are guided, here those whose sigma lies between.
+# are guided, here the evaluations with sigma in between.
 BY_CLASS = {
     'guided': {'xs': (1.4, '0.045'), 's': (1.4, '0.025'), 'm': (1.2, '0.03'), 'l': (1.2, '0.015'),
                'xl': (1.2, '0.02'), 'xxl': (1.2, '0.015')},

@@ -228,7 +228,7 @@ def pytree(value: Any) -> Any:
 
 
 def is_traced(*trees: Any) -> bool:
-  """Whether any leaf is a tracer, whose value cannot be read on the host."""
+  """Whether any leaf is a tracer, with a value that the host cannot read."""
   return any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(trees))
 
 

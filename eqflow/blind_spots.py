@@ -26,7 +26,7 @@ BLIND = 1e-6
 
 
 def any_grid(times: Grid) -> None:
-  """Accepts every grid: the check of a solver that asks for nothing."""
+  """Accepts every grid: the check of a solver without requirements."""
 
 
 def check_grid(times: Grid, *, process: Process, output: Output, last: bool = False) -> None:
@@ -34,7 +34,7 @@ def check_grid(times: Grid, *, process: Process, output: Output, last: bool = Fa
 
   A grid has two or more finite times that fall, or that all rise, with alpha, sigma >= 0 and noise that
   grows with t. Blind means |det(state, out)| < 1e-6 |state| |out|, or an `out` that is not finite, at a
-  time at which the network is evaluated: all but the last; with `last` that one too, unless it is 0.
+  time at which the network is evaluated: not the last time, unless `last` is set and it is not 0.
   """
   _on_host(_check_grid, times, process, output, last=last)
 

@@ -100,7 +100,7 @@ def _lognormal_pdf(t, *, mean, std):
 def mode(scale: ArrayLike) -> Density:
   """t = u - s (sin^2(pi u/2) - u), s = scale: more (s > 0) or less of the middle of [0, 1].
 
-  SD3's mode sampling with heavy tails [Esser+ 2403.03206, eq. 20], whose f falls from 1 to 0: this
+  SD3's mode sampling with heavy tails [Esser+ 2403.03206, eq. 20]; their f falls from 1 to 0, so this
   is f(1 - u), with the same distribution. Raises ValueError outside -1 <= s <= 2/(pi - 2), where f is
   not monotone.
   """

@@ -78,8 +78,8 @@ def logsnr(num_steps: int, *, process: Process, start: Number, end: Number, low:
            high: Number = 1.0) -> np.ndarray:
   """num_steps + 1 times in [low, high], evenly spaced in log-SNR from `start` up to `end`; float64.
 
-  `start` is at noise. Append 0 to end at data. On EDM, whose t is not bounded by 1, give `high`.
-  Raises ValueError where the process does not reach these log-SNRs.
+  `start` is at noise. Append 0 to end at data. On EDM, where t may exceed 1, give `high`.
+  Raises ValueError if the process does not reach these log-SNRs.
   """
   values = np.linspace(start, end, _positive(num_steps) + 1)
   with jax.ensure_compile_time_eval(), jax.enable_x64(True):

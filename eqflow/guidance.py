@@ -28,8 +28,8 @@ def guided(network: Network, condition: Any, null: Any, *, scale: Scale,
   """y_null + scale (y_condition - y_null), both branches in one call: classifier-free guidance.
 
   condition and null are pytrees with a leading [b]. scale is a number, or an array over the last axis
-  of y, a scale per channel. The number 1 is no guidance and skips the null branch. rescale is the phi
-  of `rescaled`, towards y_condition.
+  of y, a scale per channel. The number 1 turns guidance off and skips the null branch. rescale is the
+  phi of `rescaled`, towards y_condition.
   """
   if arrays.is_number(scale, 1):
     return bind(network, condition)

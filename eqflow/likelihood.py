@@ -103,7 +103,7 @@ def _check_times(times, process, output):
     return  # A number of the process is traced.
   if alpha > 0.1 * sigma:
     raise ValueError(f'at t={times[-1]:.6g} the state still has data (alpha={alpha:.3g}, sigma='
-                     f'{sigma:.3g}), whose density is unknown: end the times where sigma/alpha is '
+                     f'{sigma:.3g}) of unknown density: end the times where sigma/alpha is '
                      '10 or more, such as t=1, or 80 on edm')
 
 
@@ -210,7 +210,7 @@ def bits_per_dimension(log_p: Float[ArrayLike, '*shape'], num_dims: int, *,
                        bin_width: Number = BIN) -> Float[Array, '*shape']:
   """-log2(p(x) width^d)/d: bits per element of an image, from log p in nats.
 
-  With x = dequantize(keys, image), its mean over keys bounds the bits of the discrete model whose
-  P(image) is the integral of p over the bin from above [Theis+ 1511.01844]. Uniform noise has 8.
+  With x = dequantize(keys, image), the mean over keys is an upper bound on the bits of the discrete
+  model P(image), the integral of p over the bin [Theis+ 1511.01844]. Uniform noise has 8.
   """
   return -(jnp.asarray(log_p) / num_dims + jnp.log(bin_width)) / jnp.log(2.0)

@@ -1,4 +1,4 @@
-"""Exact predictors of any output, for data whose E[x | z] is known in closed form.
+"""Exact predictors of any output, for data with E[x | z] in closed form.
 
 Each minimizes the loss, so a loss can be compared with its minimum and a solver can run without
 training. They compute E[x | z] and E[eps | z] and mix them, without remix, so they are finite at both

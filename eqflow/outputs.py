@@ -54,7 +54,7 @@ def displacement(process: Process, t: Coef) -> Mix:
 
 
 def score(process: Process, t: Coef) -> Mix:
-  """-eps/sigma, whose mean given z is grad log p(z)."""
+  """-eps/sigma; its mean given z is grad log p(z)."""
   state = process(t)
   return Mix(jnp.zeros_like(t), -1 / state.eps)
 

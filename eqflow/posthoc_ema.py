@@ -132,7 +132,7 @@ def reconstruct(snapshots: Iterable[PyTree], coefficients: Any, *,
 
 
 def _add(total, treedef, row, tree, averaged, i):
-  """([[x tree's leaf added, for each x of row], for each leaf], structure): total may be None."""
+  """([[x tree's leaf added, for each x of row], for each leaf], structure). total=None is 0."""
   leaves, found = jax.tree_util.tree_flatten_with_path(tree)
   if treedef is not None and treedef != found:
     raise ValueError(f'snapshot {i} has the structure {found}, earlier ones {treedef}: give '

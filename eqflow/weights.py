@@ -54,7 +54,7 @@ def edm(process: Process, t: Coef, *, sigma_data: ArrayLike) -> Coef:
 
 
 def on_logsnr(process: Process, t: Coef, *, w: Callable[[Coef], Coef], density: Density) -> Coef:
-  """w(lambda) |d lambda/dt|/p(t): a weight on the error of eps whose loss is int w dlambda.
+  """w(lambda) |d lambda/dt|/p(t): weighs the error of eps so that the loss is int w err dlambda.
 
   Use with space eps: E_t[weight err] = int w(lambda) err dlambda [Kingma & Gao 2303.00848].
   """
@@ -123,7 +123,7 @@ def p2(logsnr: Coef, *, gamma: ArrayLike, k: ArrayLike = 1.0) -> Coef:
 def min_snr(logsnr: Coef, *, gamma: ArrayLike) -> Coef:
   """w(lambda) = sech(lambda/2) min(1, gamma e^-lambda), on the eps error [Hang+ 2303.09556].
 
-  min(SNR, gamma)/SNR on the cosine process with uniform t, whose density over lambda is the sech.
+  min(SNR, gamma)/SNR on the cosine process with uniform t, where the sech is the density of lambda.
   """
   return jnp.minimum(1, gamma * jnp.exp(-logsnr)) / jnp.cosh(logsnr / 2)
 

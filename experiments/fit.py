@@ -18,7 +18,7 @@ def fit(model: Any, x: Any, *, process: Any, output: Any, density: Any, num_step
   """Trains with Adam and a cosine learning rate on `matching_loss`: (predict, loss of every step).
 
   x [n, ...] are the records, drawn with replacement. model is a flax module (z, t) -> y, or
-  (z, t, label) -> y if labels [n] are given.
+  (z, t, label) -> y with labels [n].
   """
   params, loss = _fit(x, label, *arrays.pytree((process, output, density)), jnp.uint32(seed),
                       model=model, num_steps=num_steps, batch=batch, rate=rate)

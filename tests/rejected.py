@@ -11,7 +11,7 @@ from eqflow.config.errors import ConfigError
 
 @contextlib.contextmanager
 def rejected(key: str, *named: Any) -> Iterator[None]:
-  """Passes where the block raises a ConfigError of this key whose message contains all of `named`."""
+  """Passes if the block raises a ConfigError of this key with all of `named` in its message."""
   with pytest.raises(ConfigError) as caught:
     yield
   error = caught.value

@@ -225,8 +225,8 @@ def test_an_adapted_density_keeps_the_loss_and_lowers_its_variance(adapted):
   for name, loss in (('even', seen[0]), ('adapted', seen[30:].ravel())):
     error = loss.std() / np.sqrt(loss.size)
     assert abs(loss.mean() - whole) < 4 * error, f'{name}: {loss.mean()} for {whole} +- {error}'
-  # Evenly drawn the losses vary as the profile does; adapted, as |eps error|^2 of 16 elements,
-  # whose relative variance is 2/16, and as the profile within a bin.
+  # With uniform times the losses vary like the profile. With adapted times they vary like
+  # |eps error|^2 of 16 elements, with relative variance 2/16, and like the profile within a bin.
   relative = lambda loss: (loss.std() / loss.mean()) ** 2
   assert relative(seen[0]) > 1 and relative(seen[30:]) < 2 / 16 + 0.05
 

@@ -72,7 +72,7 @@ def _slope(t):
 
 
 def _of_gaussian(kind):
-  """A network whose energy of that kind has the Gaussian's field as its gradient."""
+  """A network; its energy of this kind has the Gaussian's field as gradient."""
   field = lambda z, t: FIELD(z, t)
   def network(z, t, condition):
     slope = _slope(t)[:, None]

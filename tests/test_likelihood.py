@@ -64,7 +64,7 @@ def _any_field(z, t):
 
 @pytest.mark.parametrize('start', [1e-5, 0.3])
 def test_the_density_of_any_field_integrates_to_one(start, x64):
-  # At t = 0.3 the state is 0.7 x + ..., whose density is over z and not over x.
+  # At t = 0.3 the state is z = 0.7 x + ..., and the density is over z, not x.
   x = jnp.linspace(-12, 12, 2401)[:, None]
   found, _ = likelihood.log_likelihood(_any_field, x, process=LINEAR, output=outputs.u,
                                        times=np.linspace(start, 1, 65))

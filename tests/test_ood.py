@@ -41,7 +41,7 @@ def test_the_drop_of_a_quadratic_energy_is_exact_at_any_step(x64, step_size):
 
 
 def test_the_drop_of_any_energy_is_of_second_order_in_the_step(x64):
-  # E = sum log cosh z, whose gradient is tanh.
+  # E = sum log cosh z, with gradient tanh.
   energy = lambda z: np.log(np.cosh(z)).sum(1)
   def error(step_size, num_steps):
     found = ood.descent_drop(lambda z, t: jnp.tanh(z), jnp.asarray(Z), step_size=step_size,

@@ -12,11 +12,11 @@ MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
 def read(file: str | os.PathLike | io.BufferedIOBase, *, channels: int,
          size: int | None = None) -> UInt8[np.ndarray, 'h w c']:
-  """The image in `file`, upright by its EXIF tag, cropped to size x size where a size is given.
+  """The image in `file`, rotated by its EXIF tag and cropped to size x size; size=None keeps its size.
 
-  Any mode that PIL reads becomes `channels` channels: 16 bits are scaled to 8, alpha is
-  dropped, animations give their first frame. Raises PIL's errors for a damaged file, and ValueError
-  for float pixels, whose range no format defines.
+  Every mode of PIL becomes `channels` channels: 16 bits are scaled to 8, alpha is dropped, and
+  animations give their first frame. Raises PIL's errors for a damaged file, and ValueError for float
+  pixels, since no format defines their range.
   """
   with Image.open(file) as image:
     image = ImageOps.exif_transpose(image)

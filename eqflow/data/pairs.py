@@ -50,10 +50,10 @@ class Paired:
 
 
 def source(folder: str | os.PathLike | None) -> Source:
-  """The pairs in `folder`: records {'x', 'eps', 'label'}, classes those of the model.
+  """The pairs in `folder`: records {'x', 'eps', 'label'} with the classes of the model.
 
-  Raises FileNotFoundError where there are none, ValueError where some are missing or a file is
-  damaged.
+  Raises FileNotFoundError for a folder without pairs, and ValueError if pairs are missing or a file
+  is damaged.
   """
   made = record(folder)
   root = pathlib.Path(folder).expanduser()
@@ -75,21 +75,21 @@ def source(folder: str | os.PathLike | None) -> Source:
 def record(folder: str | os.PathLike | None) -> dict[str, Any]:
   """The contents of pairs.json: count, written, shape, num_classes; config, step, seed of the model.
 
-  Raises FileNotFoundError where the folder has no pairs.
+  Raises FileNotFoundError if the folder has no pairs.
   """
   path = pathlib.Path(folder or '').expanduser() / 'pairs.json'
   if folder is None or not path.exists():
-    raise FileNotFoundError(f'there are no pairs in {folder!s:.200}: draw them from a trained model '
-                            f'with\n  {_COMMAND}')
+    raise FileNotFoundError(f'no pairs in {folder!s:.200}: draw them from a trained model with\n'
+                            f'  {_COMMAND}')
   return json.loads(path.read_text())
 
 
 def write(folder: pathlib.Path, made: dict[str, Any], blocks: Callable) -> None:
   """Fills `folder` with the pairs of `made`: blocks(first) yields (eps, x, label) from pair `first`.
 
-  `made` has count, shape, num_classes, and a description of the model. A block counts as written once
-  its bytes are, so that an interrupted command continues after the last block. Raises ValueError where
-  the folder has pairs of another record.
+  `made` has count, shape, num_classes, and a description of the model. pairs.json counts a block after
+  its bytes are written, so that an interrupted command continues after the last block. Raises
+  ValueError if the folder has pairs with another description.
   """
   path, done = folder / 'pairs.json', 0
   made = json.loads(json.dumps(made))

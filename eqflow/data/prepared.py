@@ -30,12 +30,12 @@ class Encoded:
 
 def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
            size: int | None = None) -> Source:
-  """The split of a prepared TFDS data set, its images cropped to size x size unless size is None.
+  """The split of a prepared TFDS data set; images are cropped to size x size, or size=None keeps them.
 
   `name` is 'cifar10', 'imagenet_resized/64x64' or either with ':version'; `split` may be sliced and
-  added ('train[:90%]', 'train+test'). Raises FileNotFoundError where data_dir has no such data set,
-  ValueError for an unknown split, a file format without random access, features without
-  exactly one uint8 image, and images of several sizes if size is None.
+  added ('train[:90%]', 'train+test'). Raises FileNotFoundError if data_dir has no such data set,
+  and ValueError for an unknown split, a file format without random access, features without exactly
+  one uint8 image, and images of several sizes with size=None.
   """
   import tensorflow_datasets as tfds
   place = find(name, data_dir)
@@ -62,7 +62,7 @@ def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
 
 
 def find(name: str, data_dir: str | os.PathLike | None) -> str | None:
-  """The folder of the prepared data set in its newest version, or in that of 'name:version'."""
+  """The folder of the prepared data set in its newest version, or in the version of 'name:version'."""
   name, _, version = name.partition(':')
   found = [info.parent for info in _root(data_dir).glob(f'{name}/{version or "*"}/{_INFO}')]
   numbers = lambda folder: [int(digits) for digits in re.findall(r'\d+', folder.name)]

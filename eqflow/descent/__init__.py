@@ -1,4 +1,4 @@
-"""Sampling by optimization: descend a field, such as that of Equilibrium Matching, to its zeros.
+"""Sampling by optimization: descend a field, such as Equilibrium Matching, to its zeros.
 
 Each method is a factory of a Descent: `descend(gradient_descent(0.003), field, z, num_steps=250)`.
 """

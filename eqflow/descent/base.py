@@ -3,8 +3,8 @@
     init(z) -> state
     step(field, z, state, keys) -> (z, state)            field(z) is the slope, shaped and typed as z
 
-There is no time. The state counts the iterations [b] and holds the last slope; all of its leaves have a
-leading [b], so that samples never couple. keys are [b] or None, others at every iteration.
+A descent has no time. The state has the iteration count [b] and the last slope; all its leaves have a
+leading [b], so that samples never couple. keys are [b], new at every iteration, or None.
 """
 
 from __future__ import annotations

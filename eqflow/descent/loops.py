@@ -78,11 +78,11 @@ def descend_refilled(descent: Descent, network: Network, z: Data, condition: Any
                      ) -> tuple[Data, Int[Array, 'n'], Float[Array, 'n']]:
   """descend_until for n samples z [n, ...], `slots` at a time: continuous batching.
 
-  A converged sample's slot is refilled from the queue at every fourth iteration, so that iterations
-  saved are time saved: fixed shapes, one compiled loop. condition, a pytree [n, ...] or None, and keys
-  [n] stay with their samples, whose results do not depend on slots. On several devices, call it under
-  `jax.shard_map`: each then has its own queue. Raises ValueError as `descend`, and where condition does
-  not have n rows.
+  A converged sample's slot is refilled from the queue at every fourth iteration, so that fewer
+  iterations take less time: fixed shapes, one compiled loop. condition, a pytree [n, ...] or None, and
+  keys [n] stay with their samples; the results do not depend on slots. On several devices, call it
+  under `jax.shard_map`: each then has its own queue. Raises ValueError like `descend`, and unless
+  condition has n rows.
   """
   z = _checked(descent, z, keys=keys, condition=condition)
   if slots < 1:

@@ -73,7 +73,7 @@ def manifold(features: Features, *, k: int = 3) -> Manifold:
 
 
 def precision_recall(real: Manifold, fake: Manifold) -> tuple[float, float]:
-  """The fraction of `fake` inside the manifold of `real`, and of `real` inside that of `fake`.
+  """The fraction of `fake` in the manifold of `real`, and of `real` in the manifold of `fake`.
 
   A point at distance of exactly the radius is inside. Raises ValueError where the dimensions differ.
   [Kynkäänniemi+ 1904.06991]

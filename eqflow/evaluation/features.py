@@ -1,6 +1,6 @@
 """x -> [n, d]: feature spaces in which samples and data are compared.
 
-There is no pretrained network. A distance is named after its feature space; compare it only with
+No network is pretrained. A distance is named after its feature space; compare it only with
 distances in the same space, for the same number of records.
 """
 
@@ -51,7 +51,7 @@ def random_features(x: Shaped[Array | np.ndarray, 'n ...'], *, dim: int = 256,
   out = np.empty((len(x), dim), np.float32)
   for start in range(0, len(x), _BATCH):
     block = x[start:start + _BATCH].astype(np.float32)
-    # The last batch is padded with zeros, so that one compilation serves every n.
+    # The last batch is padded with zeros: a single compilation serves every n.
     full = np.zeros((_BATCH, *x.shape[1:]), np.float32)
     full[:len(block)] = block
     out[start:start + _BATCH] = network(weights, full)[:len(block), :dim]

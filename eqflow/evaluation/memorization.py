@@ -8,7 +8,7 @@ import numpy as np
 from eqflow.evaluation import distances, features
 
 Records = Float[Array | np.ndarray, '_ ...']
-# Records whose own neighbours are searched: enough for a median and a quantile.
+# The number of records to compare with other records: enough for a median and a quantile.
 _MOST = 2_000
 
 

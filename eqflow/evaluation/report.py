@@ -39,11 +39,11 @@ def compare(real: Summary, fake: Summary) -> dict[str, float]:
 
 def compare_baselines(real: Summary, x: Records, label: Integer[Array | np.ndarray, '_'] | None = None,
                       *, seed: int = 0) -> Iterator[tuple[str, dict[str, float]]]:
-  """(name, compare(real, its samples)) of each baseline of the data x [n, ...], whose summary is real.
+  """(name, compare(real, its samples)) of each baseline of the data x [n, ...]; real is summary(x).
 
-  Two halves are compared with each other, so with half the records: their distances are about
-  four times those of the bootstrap. Gaussians are clipped to [-1, 1] where x is images. Without
-  labels [n] there is no Gaussian per class.
+  Two halves are compared with each other, with half the records, so their distances are about four
+  times the distances of the bootstrap. Gaussians are clipped to [-1, 1] if x is images. A Gaussian per
+  class needs labels [n].
   """
   x = np.asarray(x)
   clip = x.ndim == 4

@@ -6,8 +6,8 @@
 | `velocity` | SiT | `u`, minus theirs | 1 - t | solvers, on SiT's process |
 | `eps` | DiT | `eps`, theirs | 1000 t - 1 | solvers, on DDPM's table of 1,000 |
 
-Where the sign differs, `load` negates the last layer, so that the params are those of an eqflow
-network. Files are safetensors; `convert` writes them from torch checkpoints.
+Where the sign differs, `load` negates the last layer: the params then fit our output. Files are
+safetensors; `convert` writes them from torch checkpoints.
 """
 
 import collections

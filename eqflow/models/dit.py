@@ -119,7 +119,7 @@ class DiT(nn.Module):
   patch: side of a patch. depth: number of blocks.
   width: channels of a token, divisible by heads, and by 4 unless learned_positions.
   num_classes: 0 for a network without classes. Otherwise condition [b] is in [0, num_classes], and
-    num_classes itself is the null label, as is None.
+    num_classes, like None, is the null label.
   learned_positions: learn the table of positions instead of using fixed sines and cosines.
   doubled: the last layer has 2c output channels and the network returns the first c, as in the
     published checkpoints; DiT learned a variance in the other c.

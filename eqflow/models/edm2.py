@@ -106,8 +106,8 @@ class EDM2(nn.Module):
   blocks: number of blocks of a level in the encoder; the decoder has one more.
   attention: the image sizes with attention; head_width: channels of a head.
   num_classes: 0 for a network without classes. Otherwise condition is a class [b] in [0, num_classes],
-    where num_classes itself is the null label, as is None; or class weights [b, num_classes], such as
-    one-hot vectors.
+    where num_classes, like None, is the null label; or class weights [b, num_classes], such as one-hot
+    vectors.
   noise_multiplier, embedding_multiplier: channels of the noise features and of the embedding, in
     multiples of width; None: the first and the largest of `multipliers`.
   dropout: applied only when keys are passed.

@@ -1,6 +1,6 @@
 """Magnitude-preserving layers: unit RMS in, unit RMS out.   [Karras+ 2312.02696]
 
-There are no biases and no learned norms. A parameter named `weight` is used at unit RMS for each
+The layers have no biases and no learned norms. A parameter named `weight` is used at unit RMS for each
 output filter (the last axis), so it sets directions; a few scalar gains set magnitudes. `normalized`
 changes only parameters of this name.
 """
@@ -67,7 +67,7 @@ def resample(x: Float[Array, 'b h w c'], *, up: bool = False,
   """x at half the size, or at twice the size if `up`, filtered by the outer product taps x taps.
 
   (1, 1) averages 2x2 pixels, or repeats each pixel four times. Raises ValueError for an odd number of
-  taps, for taps whose sum is 0, and for an odd side that is to be halved.
+  taps, for taps that sum to 0, and for an odd side that is to be halved.
   """
   if len(taps) % 2 or not sum(taps):
     raise ValueError(f'resample_filter={tuple(taps)}: give an even number of taps with a nonzero sum')

@@ -17,7 +17,7 @@ class MLP(nn.Module):
 
   width, depth: of the hidden layers.
   num_classes: 0 for a network without classes. Otherwise condition [b] is in [0, num_classes], and
-    num_classes itself is the null label, as is None.
+    num_classes, like None, is the null label.
   final_scale: standard deviation of the last layer's initial weights. At 0 the network starts as zero;
     an energy needs a positive scale, since the gradient of its parameters would stay zero.
   dtype: of the computation and the result; parameters have param_dtype.

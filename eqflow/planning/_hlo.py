@@ -1,6 +1,6 @@
 """The text of a compiled program: which instructions run, how often, and the bytes they move.
 
-XLA's text is no stable interface; only `costs` reads it, for numbers that no analysis reports.
+XLA's text is not a stable interface; only `costs` reads it, for numbers that no analysis reports.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 # The workspace of a library call is the last of its results, and mostly untouched.
 _LIBRARY = re.compile(r'custom_call_target="__cu(blas|dnn)')
 _WORKSPACE = re.compile(r'\b[su]8\[[0-9]+\](\{[^}]*\})?(?=\)$)')
-# Instructions that move nothing: aliases of existing arrays, and calls whose bodies are counted.
+# Instructions that move nothing: aliases of existing arrays, and calls; the bodies of calls count.
 FREE = frozenset(('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'call',
                   'conditional', 'after-all', 'partition-id', 'replica-id', 'iota', 'opt-barrier'))
 
@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
 
 def size(shape: str, near: str = '') -> int:
-  """Bytes of a shape or tuple, as text; arrays whose layout contains `near` count 0."""
+  """Bytes of a shape or tuple, as text; arrays with `near` in their layout count 0."""
   bits = 0
   for kind, lengths, layout in _SHAPE.findall(shape):
     if not near or near not in layout:

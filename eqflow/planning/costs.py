@@ -103,7 +103,7 @@ def link_seconds(one: _collectives.Collective, chip: Chip, host_of: np.ndarray) 
 
 
 def duration(num_examples: Number, batch: int, step_seconds: Number, devices: int) -> dict[str, Number]:
-  """Speed and length of a training whose steps take no longer than they must."""
+  """Speed and length of a training in which each step takes `step_seconds`."""
   speed = batch / step_seconds
   days = num_examples / speed / 86_400
   return dict(examples_per_second=speed, days=days, chip_days=days * devices)

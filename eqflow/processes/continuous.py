@@ -56,7 +56,7 @@ def _log_alpha(t, beta_min, beta_max):
 
 
 def edm(t: Coef) -> Mix:
-  """(1, t): EDM's variance-exploding process, whose t is its sigma in [0, inf)."""
+  """(1, t): EDM's variance-exploding process; t is its sigma, in [0, inf)."""
   return Mix(jnp.ones_like(t), t)
 
 

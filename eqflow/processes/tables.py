@@ -77,8 +77,8 @@ def discrete(t: Coef, *, angles: Float[ArrayLike, 'n'],
              complements: Float[ArrayLike, 'n'] | None = None) -> Mix:
   """(cos a, sin a), a = angles[T t], linear between the entries: a table of T steps, T = n - 1.
 
-  angles come from `table_angles`; `table` also binds complements = pi/2 - angles, whose digits float32
-  would lose near pi/2. NaN outside [0, 1].
+  angles come from `table_angles`; `table` also binds complements = pi/2 - angles, since float32 would
+  lose their digits near pi/2. NaN outside [0, 1].
   """
   last = len(angles) - 1
   place = jnp.asarray(t) * last

@@ -78,9 +78,9 @@ def sample(solver: Solver, predict: Predict, z: Data, times: Grid,
 
   z is the state at times[0]: noise, scaled by the process's sigma there. A stochastic solver needs keys
   [b]; step i uses fold_in(keys, i). One compiled scan, shared by solvers, networks and times of the
-  same shapes. Times that rise, from t > 0 to noise, invert a sample, best with heun or adaptive, whose
-  steps are the same in both directions to a higher order. Raises ValueError, before compiling, where
-  the solver cannot follow the grid or its keys are missing.
+  same shapes. Times that rise, from t > 0 to noise, invert a sample; heun and adaptive are best, since
+  their steps are reversible to a higher order. Raises ValueError, before compiling, if the solver
+  cannot follow the grid or its keys are missing.
   """
   return _run(solver, predict, z, times, keys, path=False)[0]
 

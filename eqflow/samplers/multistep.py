@@ -211,8 +211,8 @@ def unipc(process: Process, output: Output, *, order: int = 2, num_steps: int | 
           bh1: bool = False) -> Solver:
   """DPM-Solver++'s step, corrected as soon as the x at its end is predicted; `order` is 1, 2 or 3.
 
-  UniPC with prediction of x [Zhao+ 2302.04867]; the correction costs no evaluation. B(h) is that of
-  bh2, or with `bh1` that of bh1; they differ only in the mean of the line. With num_steps, the order
+  UniPC with prediction of x [Zhao+ 2302.04867]; the correction costs no evaluation. B(h) is bh2,
+  or bh1 with `bh1`; they differ only in the mean of the line. With num_steps, the order
   falls with the number of steps left.
   """
   check_num_steps(num_steps)

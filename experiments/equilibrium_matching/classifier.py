@@ -1,4 +1,4 @@
-"""A small convolutional classifier of Fashion-MNIST, in whose features samples are compared.
+"""A small convolutional classifier of Fashion-MNIST; samples are compared in its features.
 
   python -m experiments.equilibrium_matching.classifier     trains it if needed, prints its accuracy
 

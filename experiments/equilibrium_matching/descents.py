@@ -66,8 +66,9 @@ def optimized(model: measure.Training, row: str) -> dict:
 def adaptive(model: measure.Training, row: str) -> dict:
   """Stopping by the norm of the field: {threshold: evaluations, distance, ...}, and the steps taken.
 
-  One descent of 250 steps contains all thresholds: a sample stops at the first state whose norm is
-  smaller, and the evaluation that finds this counts. `checked` repeats one with `descend_until`.
+  One descent of 250 steps contains all thresholds: a sample stops at the first state with a norm
+  below the threshold, and the evaluation that finds it counts. `checked` repeats one threshold with
+  `descend_until`.
   """
   size = step_of(row)
   states = measure.descent_path(model, descent.gradient_descent(size), 250)
@@ -124,7 +125,7 @@ def norms_of(states: np.ndarray, size: float) -> np.ndarray:
 
 
 def first_below(norms: np.ndarray, threshold: float) -> np.ndarray:
-  """The first step [n] whose norm [k, n] is below the threshold; k where no norm is."""
+  """The first step [n] with its norm [k, n] below the threshold; k if there is none."""
   below = norms < threshold
   return np.where(below.any(0), below.argmax(0), len(norms))
 

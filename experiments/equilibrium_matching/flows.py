@@ -54,7 +54,7 @@ def stochastic(model: measure.Training, row: str) -> dict:
 
 
 def step_sizes(model: measure.Training, row: str) -> dict:
-  """{factor: distance} of 50 Euler steps whose length is multiplied by a factor."""
+  """{factor: distance} of 50 Euler steps, each with its length multiplied by the factor."""
   found = {}
   for factor in (0.4, 0.7, 0.9, 1.0, 1.1, 1.5, 2.0, 2.5):
     ends = [_euler(model.predict(model.labels[rows]), model.noise[rows], factor)

@@ -91,9 +91,9 @@ def details(data: str, x: np.ndarray) -> dict[str, float]:
 
 
 def in_batches(model: Training) -> Iterator[np.ndarray]:
-  """Sample indices, batch by batch. All batches have one size, so that one compilation serves them.
+  """Sample indices, batch by batch. All batches have the same size, so that the code compiles once.
 
-  The last batch is filled up with the first samples: drop them after joining the results.
+  The last batch is padded with the first samples: drop them after joining the results.
   """
   size, n = BATCH[model.data], len(model.labels)
   for start in range(0, n, size):

@@ -103,7 +103,7 @@ def draw_landscapes(ends: dict[float, np.ndarray]) -> plt.Figure:
 
 
 class Gradient(NamedTuple):
-  """A model for `fit` whose output is the gradient of the energy E = z . y."""
+  """A model for `fit`: the gradient of the energy E = z . y."""
   model: Any
 
   def init(self, *given: Any) -> Any:

@@ -55,7 +55,7 @@ def made(model, topology, changes, levers):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--only', default='', help='only rows whose name contains this')
+  parser.add_argument('--only', default='', help='only rows with this in their name')
   parser.add_argument('--levers', action='store_true', help='compile what makes a row fit')
   parser.add_argument('--draw', action='store_true', help='compile nothing')
   flags = parser.parse_args()

@@ -26,7 +26,7 @@ from experiments.equilibrium_matching import measure, results
 RESULTS = pathlib.Path(__file__).parent / 'results'
 SEEDS = 0, 1, 2
 STDS = 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25
-# Snapshots a run; an even number, so that one is taken at half of the run.
+# Snapshots a run; an even number, since the half of a run needs a snapshot.
 SNAPSHOTS = 60
 # The config and its variant, examples of the longer run, and learning rates.
 DATA = {'digits': (digits, 'edm', 192_000, (0.0015, 0.006)),

@@ -148,7 +148,7 @@ def test_batches_keep_noise_and_data_together(flow):
 
 
 def test_what_is_no_whole_set_of_pairs_is_refused(flow, tmp_path):
-  with pytest.raises(FileNotFoundError, match=r'there are no pairs in .*nowhere: .*\n.*--mode=pairs'):
+  with pytest.raises(FileNotFoundError, match=r'no pairs in .*nowhere: .*\n.*--mode=pairs'):
     sources.load('pairs', split='train', data_dir=tmp_path / 'nowhere')
   with pytest.raises(ValueError, match=r"pairs has no split 'heldout': choose from \['all', 'train'\]"):
     sources.load('pairs', split='heldout', data_dir=flow.folder)

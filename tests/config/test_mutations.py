@@ -1,4 +1,4 @@
-"""Whatever is wrong with a config is said before anything compiles, by the name of its key."""
+"""Every error in a config raises before anything compiles, and names its key."""
 
 import ast
 

@@ -264,7 +264,7 @@ def test_labels_are_dropped_per_example_at_the_given_rate():
   config = _changed('train.drop_label', 0.25)
   recipe = recipes.recipe(config)
   params = recipe.model.init(jax.random.key(0))
-  # With a table that is zero but for the null row, the loss tells which labels were dropped.
+  # In this table only the null row is not zero, so the loss shows which labels were dropped.
   table = jnp.zeros((11, 64)).at[10].set(1.0)
   params['classes']['table']['embedding'] = table
   params['final']['kernel'] = jnp.ones_like(params['final']['kernel'])

@@ -66,7 +66,7 @@ def test_a_damaged_file_is_named_skipped_and_listed(painted, monkeypatch):
   assert 'Skipping the damaged image' in said[0] and 'a/broken.png' in said[0], said
   assert 'Skipped 1 damaged of 4 images' in said[1], said
   (place / 'a/broken.png').write_bytes(whole)
-  assert folder.source(place, size=4, cache_dir=cache).damaged == (), 'a mended file must return'
+  assert folder.source(place, size=4, cache_dir=cache).damaged == (), 'a repaired file must return'
 
 
 def test_intact_files_are_decoded_only_once(painted, monkeypatch):

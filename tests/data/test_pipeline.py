@@ -17,7 +17,7 @@ from tests import ROOT
 
 
 def numbered(n, shape=(3, 4, 1)):
-  """A source whose record i is filled with i."""
+  """A source of n records; record i is filled with i."""
   x = np.broadcast_to(np.arange(n, dtype=np.uint8).reshape(n, *[1] * len(shape)), (n, *shape))
   return records.Source(records.InMemory(x, np.arange(n, dtype=np.int32)), shape, n, 'numbered')
 

@@ -16,7 +16,7 @@ from eqflow.training.runtime import preemption
 from tests import ROOT
 from tests.faults import states, victim
 
-DEVICES = 8    # of every run, unless XLA_FLAGS are given
+DEVICES = 8    # of every run, unless XLA_FLAGS is set
 LIMIT = 300    # seconds that any run may take
 CHAINED = 12   # kills of one run, at most
 

@@ -51,7 +51,7 @@ def config_of(most: int) -> ConfigDict:
 
 
 def injected(config: ConfigDict) -> tuple[recipes.Recipe, Callable, int]:
-  """(recipe, step, number of leaves): a compiled step whose loss and gradients the batch can spoil.
+  """(recipe, step, number of leaves): a compiled step; the batch can make its loss and gradients NaN.
 
   A batch has 'loss' [b], which multiplies the losses, and 'leaves' [b, n]: entry [0, i]
   multiplies the gradient of leaf i.
@@ -72,7 +72,7 @@ def injected(config: ConfigDict) -> tuple[recipes.Recipe, Callable, int]:
 
 
 def spoiled(batch: dict, kind: str, leaves: int, chance: random.Random | None) -> dict[str, Any]:
-  """The batch with NaN or infinity in one entry, loss or leaf; unchanged if chance is None."""
+  """The batch with NaN or infinity in one entry, loss or leaf; chance=None changes nothing."""
   b = len(batch['index'])
   batch = batch | {'x': np.array(batch['x']), 'loss': np.ones(b, np.float32),
                    'leaves': np.ones((b, leaves), np.float32)}
@@ -124,7 +124,7 @@ def _host(tree):
 
 
 def untouched(before: Any, after: Any) -> bool:
-  """Whether two states are equal bit for bit, but for position in the data and skipped steps."""
+  """Whether two states are equal bit for bit, except the position in the data and skipped steps."""
   kept = lambda state: [np.asarray(leaf).tobytes() for name in (
       'seed', 'params', 'opt_state', 'emas', 'histogram') for leaf in jax.tree.leaves(
           getattr(state, name))]

@@ -25,7 +25,7 @@ PAUSE = 0.01   # a step, in seconds
 
 
 def source() -> Source:
-  """Records whose values are their own index."""
+  """Records filled with their own index."""
   x = np.repeat(np.arange(RECORDS, dtype=np.float32)[:, np.newaxis], WIDTH, axis=1)
   return Source(InMemory(x, np.zeros(RECORDS, np.int32)), (WIDTH,), 0, 'numbers')
 

@@ -1,4 +1,4 @@
-"""How soon a training that is stopped, or whose main thread hangs, is detected, reported and ended.
+"""How soon a training that is stopped or has a hanging main thread is detected, reported and ended.
 
   python -m tests.faults.stuck [--times=20] [--seconds=10]   resumes after an interruption
 

@@ -34,7 +34,7 @@ def _agree(found, expected, bound, what):
   assert error <= bound, f'{what}: {error:.2e} of the largest entry'
 
 
-# z~ = z/c and eta, of which ddim is Euler's step dz~ = y deta for a network that predicts the row.
+# c and eta: with z~ = z/c, ddim is Euler's step dz~ = y deta for a network that predicts the row.
 ROWS = {
     'x': lambda alpha, sigma: (sigma, alpha / sigma),
     'eps': lambda alpha, sigma: (alpha, sigma / alpha),
@@ -121,7 +121,7 @@ def test_a_rising_grid_inverts_a_sample(make, x64):
 
 
 def test_sampling_starts_from_a_partly_noised_input(x64):
-  # A record noised to t and denoised is a sample of the posterior: its mean is that of E[x | z].
+  # A record noised to t and denoised is a sample of the posterior: its mean is E[x | z].
   n, t = 20_000, 0.5
   record = jnp.tile(jnp.asarray(MEANS[:1]), (n, 1))
   noise = jnp.asarray(np.random.RandomState(1).randn(n, 3))

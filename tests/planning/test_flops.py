@@ -32,7 +32,7 @@ def convolved(**options):
     # A kernel of 3 on 5 places padded by 1 meets 3 of them thrice, both ends twice.
     (convolved(window_strides=(1, 1), padding='SAME'), (floats(2, 5, 5, 3), floats(3, 3, 3, 8)),
      2 * 2 * 8 * 3 * 13**2),
-    # Of 6 places, those of stride 2 unpadded but at the end: 0 1 2, 2 3 4, 4 5.
+    # Stride 2 on 6 places, padded only at the end, meets 0 1 2, 2 3 4, 4 5.
     (convolved(window_strides=(2, 2), padding='SAME'), (floats(2, 6, 6, 3), floats(3, 3, 3, 8)),
      2 * 2 * 8 * 3 * 8**2),
     (convolved(window_strides=(1, 1), padding='VALID', feature_group_count=4),

@@ -29,7 +29,7 @@ def _gaussian(process, output, data=LINE):
 
 @pytest.fixture
 def given_noise(monkeypatch):
-  """{'noise': array}: the noise of the next step, whatever its keys."""
+  """{'noise': array}: the noise of the next step, for any keys."""
   given = {}
   monkeypatch.setattr(arrays, 'noise_like', lambda keys, z: given['noise'])
   return given

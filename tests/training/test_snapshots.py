@@ -160,7 +160,7 @@ def test_averages_are_reconstructed_from_the_files(tmp_path, tracked, dtype, bou
     assert list(trees) == list(errors) == [0.15, 0.1]
     # Snapshots after the target are not used: the last table is of the 62nd.
     assert trees[0.1]['fixed_w'] == (63 if time == 1024 else 61)
-    # 1000 is between two snapshots: the error of what is missing after the 62nd is predicted.
+    # 1000 is between two snapshots: steps after the 62nd snapshot are missing, with a known error.
     for std, found in trees.items():
       direct = np.diff((np.arange(1025).clip(max=time) / time) ** (ema.power_from_std(std) + 1))
       distance = np.linalg.norm(found['layer']['w'] - direct) / np.linalg.norm(direct)

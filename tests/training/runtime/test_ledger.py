@@ -45,7 +45,7 @@ def opened(tmp_path):
 
 
 def sums(path):
-  """{account: seconds} without those of 0 s."""
+  """{account: seconds} of accounts with more than 0 s."""
   return {name: seconds for name, seconds in ledger.totals(path).items() if seconds}
 
 
