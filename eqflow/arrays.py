@@ -138,7 +138,7 @@ def batch_size(z: Data) -> int:
 
 
 def noise_like(keys: Keys, z: Data, *, draw: Callable = jax.random.normal) -> Data:
-  """eps ~ N(0, I), shaped and typed as z; the noise of example j depends on keys[j] alone.
+  """eps ~ N(0, I), with the shapes and dtypes of z; the noise of example j depends on keys[j] alone.
 
   So it does not change with the batch, the devices or the processes. Leaf i uses fold_in(keys[j], i).
   draw(key, shape, dtype) may be another distribution. Raises ValueError unless there is one key for

@@ -73,7 +73,7 @@ def _negative_squared_norm(z, t, condition, *, network):
 
 
 def energy_gradient(energy: Energy) -> Network:
-  """(z, t, condition) -> grad_z E, shaped and typed as z, for any E that returns [b].
+  """(z, t, condition) -> grad_z E, with the shapes and dtypes of z, for any E that returns [b].
 
   Differentiable again, so it can be trained as any network. Raises ValueError where the energy is not
   one number for each example.

@@ -1,4 +1,4 @@
-"""Outputs, (process, t) -> Mix: what a network may be asked for, as vectors in the plane.
+"""Outputs, (process, t) -> Mix: what a network may predict, as vectors in the plane.
 
 | output | coordinates (x, eps) | det(state, output) | blind where |
 |---|---|---|---|

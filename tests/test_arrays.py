@@ -99,7 +99,7 @@ def _plus(x, y):
 
 
 @pytest.mark.parametrize('bind', [functools.partial, Partial])
-def test_functions_bound_at_any_depth_are_arguments_of_what_is_compiled(bind):
+def test_functions_bound_at_any_depth_are_arguments_of_compiled_functions(bind):
   traced = []
 
   @jax.jit

@@ -132,7 +132,7 @@ def test_no_attribute_is_set_on_a_function():
         assert not found, f'{path}: {found}'
 
 
-def test_files_have_names_that_say_what_is_in_them():
+def test_files_have_names_that_describe_their_content():
   for path in FILES:
     assert path.stem not in ('utils', 'common', 'helpers', 'misc')
     lines = path.read_text().count('\n')

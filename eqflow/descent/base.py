@@ -1,7 +1,7 @@
 """Descent(init, step, traits): a way to follow a field downhill, and schedules of its step size.
 
     init(z) -> state
-    step(field, z, state, keys) -> (z, state)            field(z) is the slope, shaped and typed as z
+    step(field, z, state, keys) -> (z, state)            field(z) is the slope, like z
 
 A descent has no time. The state has the iteration count [b] and the last slope; all its leaves have a
 leading [b], so that samples never couple. keys are [b], new at every iteration, or None.

@@ -81,7 +81,7 @@ def test_frechet_distance_of_singular_covariances():
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_moments_and_distances_reject_what_they_cannot_compare(bad):
+def test_moments_and_distances_reject_other_dimensions_and_nan(bad):
   x = np.zeros((4, 3))
   with pytest.raises(ValueError, match='^1 record'):
     distances.moments(x[:1])
@@ -125,7 +125,7 @@ def test_precision_and_recall_of_copies_of_far_records_and_of_one_mode():
   x = np.random.default_rng(0).random((200, 100)).astype(np.float32)
   measure = lambda *sets: distances.precision_recall(*map(distances.manifold, sets))
   assert measure(x, x) == (1, 1), 'a set covers itself'
-  assert measure(x, x + 100) == (0, 0), 'sets far apart cover nothing of each other'
+  assert measure(x, x + 100) == (0, 0), 'sets that are far apart have precision and recall 0'
   collapsed = np.repeat(x[:1], 200, axis=0)
   assert measure(x, collapsed) == (1, 1 / 200), 'copies of one record recall that record alone'
   with pytest.raises(ValueError, match='k=3 for 3 records'):

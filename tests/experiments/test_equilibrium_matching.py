@@ -33,7 +33,7 @@ def test_rows_are_valid_configs(data, row):
   assert config.seed == 2 and models.steps_of(config) == {'digits': 3_000}.get(data, 2_000)
 
 
-def test_rows_change_what_their_names_say():
+def test_rows_change_the_config_as_their_names_say():
   decay = lambda row: models.config_of('digits', row, 0).output.decay.to_dict()
   assert decay('gain_8') == dict(name='truncated', start=0.8, gain=8.0)
   assert decay('height_1.4') == dict(name='piecewise', start=0.8, height=1.4, gain=4.0)
@@ -190,7 +190,7 @@ SLOW = 'stochastic', 'timed'
 
 @pytest.mark.parametrize('name', [
     pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in READERS])
-def test_tables_and_figures_read_what_is_measured(name, small, monkeypatch):
+def test_tables_and_figures_read_the_measurements(name, small, monkeypatch):
   function, rows = command.MEASUREMENTS[name]
   if name == 'timed':
     # 10,000 samples would take too many small batches.
