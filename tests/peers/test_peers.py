@@ -140,7 +140,7 @@ def _path(i, case):
   prediction = case['config'].get('prediction_type', 'flow')
   output = Partial(_asked, which=list(ROWS).index(prediction))
   solver = _solver(case, process, output)
-  predict = Partial(oracles.mixture, process=process, output=output, **MIXTURE)
+  predict = arrays.pytree(Partial(oracles.mixture, process=process, output=output, **MIXTURE))
   z, noise = jnp.asarray(FOUND[f'{i}/states'][0]), FOUND.get(f'{i}/noise')
   # Steps of length zero before the first one change nothing: one compilation serves all lengths.
   pad = LONGEST - len(t)
