@@ -110,6 +110,7 @@ def test_first_cell_installs_eqflow_once_on_colab_only(monkeypatch, tmp_path):
   assert (install[1:4], install[-1]) == (['-m', 'pip', 'install'], '.[train]')
 
 
+@pytest.mark.long
 @each
 def test_notebook_runs_fast(path):
   _run(path, EQFLOW_FAST='1')

@@ -159,6 +159,7 @@ def test_a_step_is_compiled_for_absent_devices(name):
   assert found['seconds']['step'] > 0 and 'fits' in report.text(found)
 
 
+@pytest.mark.long
 def test_the_command_needs_no_data(tmp_path):
   flags = ['--config=configs/digits.py', '--mode=plan', '--topology=cpu:8', '--config.model.width=16',
            '--config.model.depth=1', '--config.model.heads=2', '--config.data.dir=/nowhere']

@@ -113,6 +113,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
 
 
+@pytest.mark.long
 def test_the_histogram_of_an_adaptive_density_resumes_bit_for_bit(tmp_path, monkeypatch):
   whole = train.train(run_of(adaptive(), tmp_path / 'whole'))
   with monkeypatch.context() as patch:
@@ -125,6 +126,7 @@ def test_the_histogram_of_an_adaptive_density_resumes_bit_for_bit(tmp_path, monk
   assert loss.shape == (100,) and 0.97 * 1536 < count.sum() < 1536 and (loss[count > 1] > 0).all()
 
 
+@pytest.mark.long
 def test_a_short_toy_training_learns(tmp_path, capsys):
   config = load('toy').get_config()
   config.train.update(dict(num_examples=76_800, sample_examples=38_400))

@@ -15,10 +15,9 @@ from tests import config_file as load
 from tests import rows
 from tests.rejected import rejected
 
-# Of ImageNet's, which differ in width alone, the smallest.
-ALL = [pytest.param(path.stem, variant, marks=[pytest.mark.long] * (
-    'imagenet' in path.stem and i > 0)) for path in sorted((ROOT / 'configs').glob('*.py'))
-       for i, variant in enumerate(load(path.stem).VARIANTS)]
+# ImageNet's networks take seconds each to trace.
+ALL = [pytest.param(path.stem, variant, marks=[pytest.mark.long] * ('imagenet' in path.stem))
+       for path in sorted((ROOT / 'configs').glob('*.py')) for variant in load(path.stem).VARIANTS]
 
 
 @pytest.mark.parametrize('name,variant', ALL)

@@ -21,7 +21,7 @@ from tests.faults import disk, kills, nans, reader, records, results, states, ta
 
 
 @pytest.mark.parametrize('count', [9, pytest.param(99, marks=pytest.mark.long)])
-@pytest.mark.parametrize('most', [0, 3])
+@pytest.mark.parametrize('most', [0, pytest.param(3, marks=pytest.mark.long)])
 def test_nan_and_infinity_never_reach_a_checkpoint(tmp_path, most, count):
   found = nans.poison(tmp_path, most, count, seed=0)
   assert len(found) == len(nans.KINDS)
@@ -37,7 +37,8 @@ def test_a_fault_in_one_leaf_is_in_the_gradient_of_that_leaf_alone():
   assert value == 34 and np.isnan(grads['a']) and grads['b'] == 10
 
 
-@pytest.mark.parametrize('kills,steps', [(2, 120), pytest.param(10, 600, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('kills,steps', [(2, 120), (10, 600)])
 def test_every_record_is_read_once_after_any_kills(tmp_path, kills, steps):
   found = records.kill(tmp_path, kills, seed=5, steps=steps)
   assert found['killed'] == kills and found['epochs'] == steps * reader.BATCH // reader.RECORDS
@@ -127,7 +128,8 @@ def test_a_signal_during_the_last_save_waits_for_it(tmp_path, monkeypatch):
     train.train(run_of(config, tmp_path))
 
 
-@pytest.mark.parametrize('count', [5, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('count', [5, 20])
 def test_a_run_that_is_killed_often_ends_in_the_state_of_an_undisturbed_one(tmp_path, count):
   # The first fills the compilation cache; the second measures how long a run takes.
   _, seconds = (kills.finish(tmp_path / name, '--short') for name in ('whole', 'again'))
@@ -140,6 +142,7 @@ def test_a_run_that_is_killed_often_ends_in_the_state_of_an_undisturbed_one(tmp_
   assert found['killed'] == count and not wrong, found
 
 
+@pytest.mark.long
 def test_a_program_that_starts_from_scratch_after_every_kill_is_detected(tmp_path, monkeypatch):
   # It ends in the same state, but keeps nothing.
   training = textwrap.dedent('''

@@ -126,7 +126,7 @@ ELASTIC = {
 
 
 @pytest.mark.parametrize('name', [
-    'mlp', 'dit', pytest.param('edm2', marks=pytest.mark.long)])
+    'mlp', *(pytest.param(name, marks=pytest.mark.long) for name in ('dit', 'edm2'))])
 def test_training_continues_alike_on_any_mesh(name, tmp_path):
   file, variant, meshes = ELASTIC[name]
   config = _config(file, variant, 64)
