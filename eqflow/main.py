@@ -18,21 +18,24 @@ try:
 except ImportError:
   sys.exit("eqflow: the program needs more packages than the library: pip install -e '.[train]'")
 import jax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from eqflow.commands import denoise, evaluate, ood, options, pairs, plan, posthoc_ema, sample, train
 from eqflow.runs.run import run_of
 from eqflow.training.runtime import ledger, multihost
 
+# Each takes a Run and the flags that were given, of commands/options.py.
 COMMANDS = {
     'sample': sample.sample, 'pairs': pairs.draw_pairs, 'denoise': denoise.denoise, 'ood': ood.detect,
     'reconstruct': posthoc_ema.reconstruct, 'sweep': posthoc_ema.sweep,
 }
+# train and evaluate may be one of several processes; plan has neither folder nor devices.
+MODES = 'train', 'evaluate', *COMMANDS, 'plan'
 
 # What a user can fix: one line, exit code 2. Any other exception is a bug and keeps its traceback.
 REJECTIONS = ValueError, OSError, FloatingPointError, ImportError
 
-options.define()
+options.define(MODES)
 flags.adopt_module_key_flags(options)
 
 
@@ -76,19 +79,33 @@ def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
       train.train(run, stop, book)
     evaluate.evaluate(run, book=book, **given)
   if jax.process_index() == 0:
-    print(next_commands(sys.argv[1:], config, workdir), flush=True)
+    print(next_commands(config, workdir), flush=True)
   multihost.leave()
 
 
-def next_commands(argv: list[str], config: ConfigDict, workdir: pathlib.Path) -> str:
-  """Three commands to continue with, for a run that was started with the flags argv."""
-  given = shlex.join(arg for arg in argv if not re.match('--?(mode|neighbours|distributed|coordinator|'
-                                                         'num_processes|process_id)(=|$)', arg))
-  labels = ' --labels=0,1' if config.data.num_classes > 1 else ''
-  program = f'python -m eqflow.main {given}'
-  return (f'\nnext:\n  {program} --mode=sample --num_samples=400{labels}\n'
-          f'  {program} --mode=evaluate --neighbours   # are samples copies of training examples?\n'
-          f'  python -m eqflow.training.runtime.ledger {shlex.quote(str(workdir))}   # wall time')
+def next_commands(config: ConfigDict, workdir: pathlib.Path) -> str:
+  """Three commands to continue with, two of them with the config and the overrides of this one."""
+  labels = ['--labels=0,1'] if config.data.num_classes > 1 else []
+  return ('\nto sample, to look for copies of training examples, to see where the time went:\n'
+          f'  {again(workdir, "--mode=sample", "--num_samples=400", *labels)}\n'
+          f'  {again(workdir, "--mode=evaluate", "--neighbours")}\n'
+          f'  python -m eqflow.training.runtime.ledger {shlex.quote(str(workdir))}')
+
+
+def again(workdir: pathlib.Path, *more: str) -> str:
+  """The program with this config and its overrides, the folder and `more`, wrapped at 100 columns."""
+  given = flags.FLAGS['config']
+  overrides = {key: value.to_dict() if isinstance(value, ConfigDict) else value
+               for key, value in config_flags.get_override_values(given).items()}
+  words = [f'--config={config_flags.get_config_filename(given)}', f'--workdir={workdir}',
+           *(f'--config.{key}={value}' for key, value in overrides.items()), *more]
+  lines = ['python -m eqflow.main']
+  for word in map(shlex.quote, words):
+    if len(lines[-1]) + len(word) < 96:
+      lines[-1] += f' {word}'
+    else:
+      lines.append(f'    {word}')
+  return ' \\\n  '.join(lines)
 
 
 def reject(error: Exception | str) -> NoReturn:

@@ -99,9 +99,10 @@ def test_the_program_ends_with_exit_code_2(tmp_path, flags, words):
 
 
 def test_every_mode_has_a_command_and_every_option_a_mode():
-  assert {*main.COMMANDS, 'train', 'evaluate', 'plan'} == set(options.MODES)
+  assert set(main.COMMANDS) < set(main.MODES)
+  assert len(set(main.MODES)) == len(main.MODES)
   for name, option in options.OPTIONS.items():
-    assert {*option.needed, *option.optional} <= set(options.MODES), name
+    assert {*option.needed, *option.optional} <= set(main.MODES), name
     assert not set(option.needed) & set(option.optional), name
 
 
@@ -122,17 +123,34 @@ def test_a_training_ends_with_its_table_its_picture_and_three_commands(trained):
   assert set(rows) > {'one Gaussian', 'a Gaussian per class'}
   *_, table, picture, commands = said.strip().split('\n\n')
   assert all(row in table for row in rows) and picture == f'{workdir}/samples.png'
-  first, *commands = commands.splitlines()
-  assert first == 'next:' and len(commands) == 3
+  assert commands.count('  python -m ') == 3
+
+
+def commands_of(said):
+  """The flags of every command of the program that is printed, as a shell reads them."""
+  return [shlex.split(flags) for flags in
+          re.findall('python -m eqflow.main (.*)', said.replace('\\\n', ' '))]
 
 
 def test_the_command_that_a_training_ends_with_samples_from_it(trained, capsys):
   flags, workdir, said = trained
-  command = re.search('python -m eqflow.main (.* --mode=sample .*)', said)[1]
-  program(*shlex.split(command), '--num_samples=3', '--seed=4')
+  program(*commands_of(said)[0], '--num_samples=3', '--seed=4')
   assert capsys.readouterr().out.endswith(f'{workdir}/samples-seed4.png\n{workdir}/samples-seed4.npz\n')
   with np.load(workdir / 'samples-seed4.npz') as file:
     assert file['labels'].tolist() == [0, 1, 0] and file['samples'].shape == (3, 8, 8, 1)
+
+
+def test_the_commands_that_a_run_ends_with_have_its_config_and_overrides(capsys):
+  solver = "--config.sample.solver={'name': 'ddim', 'churn': 0.5}"
+  argv = ['eqflow.main', '--config', 'configs/digits.py:flow', '--workdir', 'runs/a b', '--mode', 'train',
+          solver, '--config.sample.num_steps', '7', '--config.data.dir=/some/folder', '--neighbours']
+  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
+    main.parse(argv)
+    found = main.next_commands(options.config(), options.workdir('train'))
+  assert max(map(len, found.splitlines())) <= 100
+  assert commands_of(found)[1] == [
+      '--config=configs/digits.py:flow', '--workdir=runs/a b', solver, '--config.sample.num_steps=7',
+      '--config.data.dir=/some/folder', '--mode=evaluate', '--neighbours']
 
 
 def test_a_trained_model_samples_denoises_and_detects_from_the_command_line(trained, capsys):

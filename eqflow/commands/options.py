@@ -3,7 +3,7 @@
 A command gets what was given, by name; defaults are in its signature.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import pathlib
 from typing import Any, NamedTuple
 
@@ -11,8 +11,6 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from eqflow.commands.posthoc_ema import stds_of
-
-MODES = ('train', 'evaluate', 'sample', 'pairs', 'denoise', 'ood', 'reconstruct', 'sweep', 'plan')
 
 
 class Option(NamedTuple):
@@ -83,15 +81,15 @@ OPTIONS = {
 CLUSTER = ('distributed', 'coordinator', 'num_processes', 'process_id')
 
 
-def define() -> None:
-  """Defines all flags. Absent ones are None."""
+def define(modes: Sequence[str]) -> None:
+  """Defines all flags, and --mode as one of `modes`. Absent flags are None."""
   config_flags.DEFINE_config_file('config', None, 'A file of configs/, such as configs/digits.py or '
                                   'configs/digits.py:edm.', lock_config=True)
   flags.DEFINE_string('workdir', None, 'The folder of the run.')
-  flags.DEFINE_enum('mode', 'train', MODES, 'What to do; train evaluates at its end.')
+  flags.DEFINE_enum('mode', 'train', modes, 'What to do; train evaluates at its end.')
   for name, option in OPTIONS.items():
-    modes = ', '.join([*option.needed, *option.optional])
-    option.define(name, None, f'{option.help} (--mode={modes})', **option.limits)
+    uses = ', '.join([*option.needed, *option.optional])
+    option.define(name, None, f'{option.help} (--mode={uses})', **option.limits)
 
 
 def given(mode: str) -> dict[str, Any]:

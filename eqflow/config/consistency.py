@@ -1,4 +1,10 @@
-"""Every rule about two sections of a config, one row a rule: (broken, key, what is allowed, remedy)."""
+"""Every rule about two sections of a config: one row (broken, key, what is allowed, remedy).
+
+A rule belongs to the function of the section that has its key: `_data` (and examples of `train`),
+`_model` (and energy, dispersive loss), `_loss`, `_averages`, `_sampling`. What only training needs, on
+its devices, belongs to `_training`. What needs the records belongs to `check_source`, or to
+`check_evaluation`.
+"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,8 @@
-"""What all configs share, and how a config says what differs. A new key is one line here."""
+"""What all configs share, and how a config says what differs.
+
+A new key is a line here and its kind in KEYS of schema.py. Two runs that differ in it are two runs,
+unless it is in FREE of runs/identity.py.
+"""
 
 import functools
 from collections.abc import Mapping

@@ -32,7 +32,8 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
   differ = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)
             and not any(key == name or key.startswith(name + '.') for name in free)]
   if differ:
-    changes = ', '.join(f'config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} given'
+    value = lambda found, key: repr(found[key]) if key in found else 'absent'
+    changes = ', '.join(f'config.{key}: {value(theirs, key)} there, {value(ours, key)} given'
                         for key in differ)
     raise ValueError(f'{workdir} holds a run of another config ({changes}): give another --workdir, '
                      'or the config it was made with')

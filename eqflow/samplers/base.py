@@ -33,8 +33,9 @@ class Traits:
   """Static facts about a method.
 
   `name` is for messages. A stochastic method needs keys; a stochastic solver integrates towards data
-  only. `stages` counts the network evaluations of a step; the last of several is skipped where s = 0.
-  None: each sample needs its own number, and the state counts them as `evaluations` [b].
+  only. `stages` counts the network evaluations of a step. With several stages, the step to s = 0 must
+  skip its last one, by `lax.cond(s > 0, ...)`: there the output may be blind, and `evaluations` counts
+  one less. None: each sample needs its own number, and the state counts them as `evaluations` [b].
   """
   name: str
   stochastic: bool = False
