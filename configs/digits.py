@@ -4,11 +4,13 @@ paper    Equilibrium Matching [Wang & Du 2510.02300], at the scale of two CPU co
 command  python -m eqflow.main --config=configs/digits.py --workdir=runs/digits
 variants eqm (default), flow, v, eps, x, blind_flow, edm, edm2: --config=configs/digits.py:flow
 cost     384,000 examples (6,000 steps of 64): 1 min 50 s of training on two CPU cores
-result   2026-11-21, Fréchet distance in pixels, precision, recall; 1,797 samples, three draws each
+result   Fréchet distance in pixels, precision, recall; 1,797 samples
+         eqm .171 .819 .798 (2026-11-30, make demo; .0372 in random features)
+         2026-11-21, means of three sets of samples, one training each: experiments/digits
          eqm .163 .827 .811   flow .152 .784 .856   v .188 .699 .837   x .191 .778 .789
          blind_flow .295 .650 .849   eps 1.816 .666 .347   edm .108 .743 .904
          edm2 .148 .706 .896 (2026-11-27: 3,000 steps, 7 min 36 s of one core with its evaluation)
-         one training each, so differences of a few hundredths say little: experiments/digits
+         another training changes them by a few hundredths
 """
 
 import ml_collections

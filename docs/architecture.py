@@ -30,18 +30,19 @@ LANES = [
         7: 'main\nparses --config', 6: 'Run(config, workdir,\nrecipe, mesh)',
         5: 'recipe(config)\nto pure functions'}),
     ('params', '#8e44ad', {
-        7: 'commands/sample', 6: 'restore: Model(\nnetwork, params)',
-        5: 'generate(models,\nkeys, labels)', 3: 'solver.step(\npredict, z, ...)',
-        2: 'fields.bind,\nguidance.guided'}),
+        7: 'commands/sample', 6: 'restore.models:\na Model, or two',
+        5: 'Sampling.generate(\nmodels, keys, ...)',
+        2: 'bind, guided: from\nnow on predict(z, t)'}),
     ('z', '#1f618d', {
-        6: 'generate: batches\nover the mesh', 5: 'noise at the\nfirst time',
-        3: 'sample, then\nsolver.step', 1: 'remix, combine'}),
+        6: 'generate: batches\nover the mesh', 5: 'noise at the first\ntime, then integrate',
+        3: 'Solver.step, or\nDescent.step', 1: 'remix, combine'}),
     ('x', '#117a65', {
-        4: 'a batch; fit,\nthen step', 3: 'matching_loss', 2: 'process(t),\noutput(process, t)',
+        4: 'pipeline, fit,\ntrain_step', 3: 'matching_loss', 2: 'process(t),\noutput(process, t)',
         1: 'mix, combine'}),
     ('keys', '#7d6608', {
-        6: 'seed, index\nof the sample', 4: 'seed, index\nof the example',
-        3: 'fold(keys,\nStream.NOISE)', 1: 'noise_like: one key\nfor each example'}),
+        6: 'seed, index\nof the sample', 5: 'fold(keys, START),\nSOLVER',
+        4: 'seed, index\nof the example', 3: 'matching_loss:\nNOISE, TIME',
+        1: 'noise_like: one key\nfor each example'}),
 ]
 LEFT, WIDTH = 7.95, 19.75
 
@@ -65,7 +66,8 @@ def draw_level(axis, level, title, what, rooms, colour):
 def draw_lane(axis, x, name, colour, stops):
   levels = sorted(stops, reverse=True)
   at = [(level - 0.5) for level in levels]
-  axis.text(x, at[0] + 0.31, name, fontsize=12.5, fontweight='bold', color=colour, ha='center', family='monospace')
+  axis.text(x, at[0] + 0.31, name, fontsize=12.5, fontweight='bold', color=colour, ha='center',
+            family='monospace')
   axis.annotate('', (x, at[-1] + 0.08), (x, at[0] + 0.26), arrowprops=dict(
       arrowstyle='-|>,head_width=.25,head_length=.5', color=colour, linewidth=3, shrinkA=0, shrinkB=0))
   for y, level in zip(at, levels):

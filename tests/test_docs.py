@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from eqflow.config import tables
 from tests import ROOT
 
 PAGES = sorted([*ROOT.glob('*.md'), *(page for folder in ('docs', 'experiments', 'tests', 'colabs')
@@ -76,6 +77,12 @@ def _names_of(room):
     elif isinstance(node, ast.Assign):
       names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
   return names
+
+
+@pytest.mark.parametrize('table', ['SOLVERS', 'DESCENTS', 'GRIDS', 'PROCESSES', 'OUTPUTS'])
+def test_every_row_that_a_config_may_name_is_in_the_index_or_the_guide_of_sampling(table):
+  pages = ''.join((ROOT / 'docs' / name).read_text() for name in ('index.md', 'sampling.md'))
+  assert not [name for name in getattr(tables, table) if f'`{name}`' not in pages]
 
 
 def test_no_text_installs_the_package_of_that_name_on_the_index():

@@ -141,9 +141,10 @@ def test_the_command_that_a_training_ends_with_samples_from_it(trained, capsys):
 
 
 def test_the_commands_that_a_run_ends_with_have_its_config_and_overrides(capsys):
-  solver = "--config.sample.solver={'name': 'ddim', 'churn': 0.5}"
-  argv = ['eqflow.main', '--config', 'configs/digits.py:flow', '--workdir', 'runs/a b', '--mode', 'train',
-          solver, '--config.sample.num_steps', '7', '--config.data.dir=/some/folder', '--neighbours']
+  solver = "--config.sample.solver={'churn': 0.5, 'name': 'ddim'}"
+  argv = ['eqflow.main', '--config', 'configs/digits.py:flow', '--workdir', 'runs/a b', '--mode',
+          'train', solver, '--config.sample.num_steps', '7',
+          '--config.data.dir=/some/folder', '--neighbours']
   with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
     main.parse(argv)
     found = main.next_commands(options.config(), options.workdir('train'))
