@@ -85,22 +85,22 @@ def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
 
 def next_commands(config: ConfigDict, workdir: pathlib.Path) -> str:
   """Three commands to continue with, two of them with the config and the overrides of this one."""
-  labels = ['--labels=0,1'] if config.data.num_classes > 1 else []
+  labels = ' --labels=0,1' if config.data.num_classes > 1 else ''
   return ('\nto sample, to look for copies of training examples, to see where the time went:\n'
-          f'  {again(workdir, "--mode=sample", "--num_samples=400", *labels)}\n'
-          f'  {again(workdir, "--mode=evaluate", "--neighbours")}\n'
+          f'  {again(workdir, "--mode=sample --num_samples=400" + labels)}\n'
+          f'  {again(workdir, "--mode=evaluate --neighbours")}\n'
           f'  python -m eqflow.training.runtime.ledger {shlex.quote(str(workdir))}')
 
 
-def again(workdir: pathlib.Path, *more: str) -> str:
+def again(workdir: pathlib.Path, more: str) -> str:
   """The program with this config and its overrides, the folder and `more`, wrapped at 100 columns."""
   given = flags.FLAGS['config']
   overrides = {key: value.to_dict() if isinstance(value, ConfigDict) else value
                for key, value in config_flags.get_override_values(given).items()}
   words = [f'--config={config_flags.get_config_filename(given)}', f'--workdir={workdir}',
-           *(f'--config.{key}={value}' for key, value in overrides.items()), *more]
+           *(f'--config.{key}={value}' for key, value in overrides.items())]
   lines = ['python -m eqflow.main']
-  for word in map(shlex.quote, words):
+  for word in [*map(shlex.quote, words), more]:
     if len(lines[-1]) + len(word) < 96:
       lines[-1] += f' {word}'
     else:

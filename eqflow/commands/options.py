@@ -1,6 +1,6 @@
 """The flags of the command line, one row each, and the modes that use them.
 
-A command gets what was given, by name; defaults are in its signature.
+A command receives the flags that were given, by name; defaults are in its signature.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from eqflow.commands.posthoc_ema import stds_of
 
 
 class Option(NamedTuple):
-  """A flag, the modes that need it, and those that may be given it."""
+  """A flag, the modes that need it, and the modes that may use it."""
   define: Callable
   help: str
   needed: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ def define(modes: Sequence[str]) -> None:
 def given(mode: str) -> dict[str, Any]:
   """{name: value} of the flags that were given.
 
-  Raises ValueError for one that the mode does not use, and for one that it needs and was not given.
+  Raises ValueError for a flag that the mode does not use, and for a missing flag that it needs.
   """
   values = {name: flags.FLAGS[name].value for name in OPTIONS if flags.FLAGS[name].value is not None}
   for name, value in values.items():
