@@ -128,8 +128,9 @@ def parse(argv: list[str]) -> list[str]:
     whole = [arg.partition('=')[0].lstrip('-') for arg in argv
              if missing and missing.group(1) in arg.partition('=')[0].split('.')]
     guess = re.search(r'Did you mean [^?]*\?', text)
+    remedy = guess.group(0) if guess else options.whole_section(argv, whole[0]) if whole else ''
     reject(f'{whole[0] if whole else text} is not a key of the config. '
-           f'{guess.group(0) if guess else "See the file of --config"}')
+           f'{remedy or "See the file of --config"}')
   except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
     # absl quotes a config file that raises with its traceback; the last line is the message.
     reject(str(error).strip().splitlines()[-1] if 'Traceback' in str(error) else error)

@@ -3,7 +3,9 @@
 A command receives the flags that were given, by name; defaults are in its signature.
 """
 
+import ast
 from collections.abc import Callable, Sequence
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -11,6 +13,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from eqflow.commands.posthoc_ema import stds_of
+from eqflow.config import rows, schema
+from eqflow.config.errors import ConfigError
 
 
 class Option(NamedTuple):
@@ -127,6 +131,29 @@ def config() -> ConfigDict:
     # ml_collections reports a missing file only when the config is first read.
     raise ValueError(f'--config: {error}') from error
   return found
+
+
+def whole_section(argv: list[str], key: str) -> str:
+  """How to give 'config.sample.solver.churn' to a solver whose section has no churn yet, or ''.
+
+  argv has --key=value. The section comes from the command line, else from the file of --config.
+  """
+  values = {flag.lstrip('-'): value for flag, _, value in (arg.partition('=') for arg in argv)}
+  (parent, _, name), path = key.rpartition('.'), key.split('.')[1:-1]
+  try:
+    config = flags.FLAGS['config'].parser.parse(values['config'])
+    section = functools.reduce(getattr, path, config).to_dict()
+    if parent in values:
+      section = ast.literal_eval(values[parent])
+    section |= {name: ast.literal_eval(values[key])}
+    config = config.unlock()
+    functools.reduce(getattr, path[:-1], config)[path[-1]] = ConfigDict(section)
+    schema.check(config)
+  except ConfigError as error:
+    return '; '.join(filter(None, (error.allowed.removeprefix('is unknown: '), error.remedy)))
+  except (LookupError, AttributeError, TypeError, ValueError, SyntaxError, OSError):
+    return ''
+  return f'Give the whole section: {rows.flag_of(parent.removeprefix("config."), section)}'
 
 
 def workdir(mode: str) -> pathlib.Path | None:

@@ -7,6 +7,7 @@ its devices, belongs to `_training`. What needs the records belongs to `check_so
 """
 
 from collections.abc import Iterator
+import importlib.util
 from typing import Any
 
 import jax
@@ -109,6 +110,10 @@ def _model(config: ConfigDict) -> Iterator[Rule]:
          'use --config.train.max_skipped=20, or --config.model.dtype=bfloat16')
 
 
+def _installed(package):
+  return importlib.util.find_spec(package) is not None
+
+
 def _levels(config: ConfigDict) -> Iterator[Rule]:
   """EDM2 halves an image between its levels."""
   size, model = config.data.shape[0], config.model
@@ -132,6 +137,8 @@ def _loss(config: ConfigDict) -> Iterator[Rule]:
   yield (on_logsnr and (loss.space or config.output.name) != 'eps', 'loss.space',
          "must be 'eps' with config.loss.weight.name='on_logsnr', which weights the error of eps",
          'use --config.loss.space=eps')
+  yield (loss.coupling.name in ('optimal_transport', 'sinkhorn') and not _installed('ot'),
+         'loss.coupling.name', 'needs the package POT', "run pip install -e '.[ot]'")
   yield (loss.coupling.name == 'pairs' and config.data.name != 'pairs', 'loss.coupling.name',
          f'needs data with their noise, but config.data.name={config.data.name!r}',
          'use --config.data.name=pairs')
@@ -151,6 +158,8 @@ def _sampling(config: ConfigDict) -> Iterator[Rule]:
   sample, classes, shape = config.sample, config.data.num_classes, tuple(config.data.shape)
   solver, label_noise, output = sample.solver.name, config.model.label_noise.name, config.output.name
   descends, guide, scale = solver in DESCENTS, sample.guide.workdir, scale_of(sample)
+  yield (solver == 'adaptive' and not _installed('diffrax'), 'sample.solver.name',
+         'needs the package diffrax', "run pip install -e '.[ode]'")
   yield (descends and label_noise != 'none', 'sample.solver.name',
          f'descends a field without time, but config.model.label_noise.name={label_noise!r}',
          f'train with --config.model.label_noise.name=none, or use one of {sorted(SOLVERS)}')

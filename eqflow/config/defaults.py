@@ -24,11 +24,12 @@ DEFAULTS = dict(
     optimizer=dict(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=0.0,
                    schedule=dict(name='cosine')),
     ema=dict(decays=(0.999,), stds=(), snapshot_examples=0, snapshot_dtype='float32'),
+    # grid: a descent ignores it.
     # threshold: a descent stops a sample where the norm of the field is below it; 0 never stops one.
     # scale, rescale, interval: guidance, off at scale 1; away from the null class, which needs
     # train.drop_label above 0, or from a weaker run, params of guide.workdir.
-    sample=dict(params='0.999', threshold=0.0, scale=1.0, rescale=0.0, interval=dict(name='always'),
-                guide=dict(workdir='', params='')),
+    sample=dict(params='0.999', grid=dict(name='uniform', start=1.0, end=0.0), threshold=0.0, scale=1.0,
+                rescale=0.0, interval=dict(name='always'), guide=dict(workdir='', params='')),
 )
 
 

@@ -5,7 +5,6 @@ row that is `made`, passed to it.
 """
 
 from collections.abc import Callable, Mapping
-import inspect
 from typing import Any, NamedTuple
 
 from jax.tree_util import Partial
@@ -15,31 +14,44 @@ from eqflow.config.errors import ABSENT, ConfigError, naming
 from eqflow.config.kinds import Kind, one_of
 
 
+class Needed(NamedTuple):
+  """The kind of a number without a default, and a value that an error can suggest."""
+  kind: Kind
+  example: Any
+
+
 class Row(NamedTuple):
   """A function, the kinds of its numbers, and what it receives besides them."""
   function: Any
   numbers: Mapping[str, Kind]
-  required: frozenset[str]    # the numbers without a default
-  received: tuple[str, ...]   # arguments that come from other sections
-  called: bool                # whether the function makes what is used, or is used itself
+  required: Mapping[str, Any]   # an example of each number without a default
+  received: tuple[str, ...]     # arguments that come from other sections
+  called: bool                  # whether the function makes what is used, or is used itself
 
 
 Table = Mapping[str, Row]
 
 
-def row(function: Any, *received: str, **numbers: Kind) -> Row:
+def row(function: Any, *received: str, **numbers: Kind | Needed) -> Row:
   """The function itself, with its numbers bound."""
-  return Row(function, numbers, _required(function, numbers), received, called=False)
+  return Row(function, *_kinds(numbers), received, called=False)
 
 
-def made(function: Callable, *received: str, **numbers: Kind) -> Row:
+def made(function: Callable, *received: str, **numbers: Kind | Needed) -> Row:
   """What the function returns, called with its numbers."""
-  return Row(function, numbers, _required(function, numbers), received, called=True)
+  return Row(function, *_kinds(numbers), received, called=True)
 
 
-def _required(function, numbers):
-  arguments = inspect.signature(function).parameters if numbers else {}
-  return frozenset(name for name in numbers if arguments[name].default is inspect.Parameter.empty)
+def _kinds(numbers):
+  """(the kinds of all numbers, the examples of the needed ones)."""
+  required = {name: each for name, each in numbers.items() if isinstance(each, Needed)}
+  return (numbers | {name: each.kind for name, each in required.items()},
+          {name: each.example for name, each in required.items()})
+
+
+def flag_of(key: str, section: Mapping[str, Any]) -> str:
+  """The flag of the command line that sets a whole section."""
+  return f'--config.{key}="{section}"'
 
 
 def checked(table: Table, section: Any, key: str,
@@ -49,11 +61,15 @@ def checked(table: Table, section: Any, key: str,
   Raises ConfigError for a name, a number or a value that the table does not have.
   """
   if not isinstance(section, ConfigDict) or 'name' not in section:
-    raise ConfigError(key, section, 'must be a section',
-                      f"use {{'name': ..., and its numbers}}, with a name from {sorted(table)}")
+    first = sorted(table)[0]
+    raise ConfigError(key, section, f'must be a section with a name from {sorted(table)}',
+                      f'use {flag_of(key, dict(name=first) | table[first].required)}')
   name = section.name
   row, found = one_of(table)(name, f'{key}.name'), {}
-  remedy = f'give the whole section, as --config.{key}="{{\'name\': {name!r}, ...}}"'
+  known = {each: value for each, value in section.to_dict().items()
+           if each in ('name', *apart, *row.numbers)}
+  whole = dict(name=name) | row.required | known
+  remedy = f'give the whole section, such as {flag_of(key, whole)}'
   for number, value in section.items():
     if number == 'name' or number in apart:
       continue
@@ -61,7 +77,7 @@ def checked(table: Table, section: Any, key: str,
       takes = sorted(row.numbers) or 'no numbers'
       raise ConfigError(f'{key}.{number}', value, f'is unknown: {name!r} takes {takes}', remedy)
     found[number] = row.numbers[number](value, f'{key}.{number}')
-  missing = sorted(row.required - set(found))
+  missing = sorted(set(row.required) - set(found))
   if missing:
     raise ConfigError(key, ABSENT, f'{name!r} also needs {missing}', remedy)
   return row, found

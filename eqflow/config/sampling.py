@@ -76,7 +76,7 @@ def build(config: ConfigDict, process: Process, output: Output) -> Sampling:
   else:
     solver = bind(SOLVERS, section.solver, path, process=process, output=output,
                   num_steps=section.num_steps)
-    grid = bind(GRIDS, section.get('grid'), 'sample.grid', num_steps=section.num_steps,
+    grid = bind(GRIDS, section.grid, 'sample.grid', num_steps=section.num_steps,
                 process=process)
 
   def noise(keys):

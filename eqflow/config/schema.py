@@ -69,8 +69,6 @@ KEYS: dict[str, dict[str, Kind]] = {
     'evaluate': dict(split=text, num_samples=whole(4)),
     'model': dict(scale_input=section_of(SCALES), label_noise=section_of(LABELS)),
 }
-# A descent has no grid.
-OPTIONAL = 'sample.grid',
 # Sections whose other keys are numbers of their row.
 OPEN = 'model',
 
@@ -93,5 +91,5 @@ def _check_section(found: ConfigDict, path: str, keys: Mapping[str, Kind]) -> No
   for key, check_value in keys.items():
     if key in found:
       check_value(found[key], dotted(key))
-    elif dotted(key) not in OPTIONAL:
+    else:
       raise ConfigError(dotted(key), ABSENT, 'is missing', 'see eqflow/config/defaults.py')

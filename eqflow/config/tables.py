@@ -9,7 +9,7 @@ import optax
 from eqflow import (
     couplings, densities, descent, energies, fields, grids, outputs, processes, samplers, weights)
 from eqflow.config.kinds import flag, number, one_of, optional, several, whole
-from eqflow.config.rows import made, row, section_of
+from eqflow.config.rows import Needed, made, row, section_of
 from eqflow.models import dit, edm2, mlp
 from eqflow.processes import tables
 from eqflow.samplers import diffusions
@@ -17,6 +17,9 @@ from eqflow.training import optimizers
 
 ANY, POSITIVE, NOT_NEGATIVE = number(), number(above=0), number(0)
 FRACTION, BELOW_ONE, COUNT = number(0, 1), number(0, below=1), whole(1)
+
+_SIGMA_DATA = Needed(POSITIVE, 0.5)
+_NORMAL = dict(mean=Needed(ANY, 0.0), std=Needed(POSITIVE, 1.0))
 
 # Tables of alpha_bar, of which `discrete` makes a process.
 _BETAS = dict(num=whole(2), beta_min=POSITIVE, beta_max=POSITIVE)
@@ -44,17 +47,19 @@ def _discrete(angles):
   return processes.table(angles)
 
 
+_VP = dict(beta_min=Needed(ANY, 0.1), beta_max=Needed(ANY, 20.0))
 PROCESSES = {
     'linear': row(processes.linear),
     'cosine': row(processes.cosine),
-    'variance_preserving': row(processes.variance_preserving, beta_min=ANY, beta_max=ANY),
+    'variance_preserving': row(processes.variance_preserving, **_VP),
     'edm': row(processes.edm),
-    'sub_vp': row(processes.sub_vp, beta_min=ANY, beta_max=ANY),
-    'discrete': made(_discrete, angles=section_of(ANGLES)),
+    'sub_vp': row(processes.sub_vp, **_VP),
+    'discrete': made(_discrete, angles=Needed(section_of(ANGLES), {'name': 'cosine'})),
 }
+_SHIFTED = Needed(section_of(PROCESSES), {'name': 'linear'})
 PROCESSES |= {
-    'shifted': row(processes.shifted, process=section_of(PROCESSES), shift=POSITIVE),
-    'logsnr_shifted': row(processes.logsnr_shifted, process=section_of(PROCESSES), shift=ANY),
+    'shifted': row(processes.shifted, process=_SHIFTED, shift=Needed(POSITIVE, 3.0)),
+    'logsnr_shifted': row(processes.logsnr_shifted, process=_SHIFTED, shift=Needed(ANY, -2.0)),
 }
 
 # An equilibrium field decays to zero at data. Past `start` it falls: 1 would leave no interval.
@@ -62,9 +67,9 @@ _START = number(0, 1 - 1e-6)
 DECAYS = {
     'constant': row(outputs.constant_decay, gain=POSITIVE),
     'linear': row(outputs.linear_decay, gain=POSITIVE),
-    'truncated': row(outputs.truncated_decay, start=_START, gain=POSITIVE),
-    'piecewise': row(outputs.piecewise_decay, start=number(most=1 - 1e-6, above=0), height=ANY,
-                     gain=POSITIVE),
+    'truncated': row(outputs.truncated_decay, start=Needed(_START, 0.8), gain=POSITIVE),
+    'piecewise': row(outputs.piecewise_decay, start=Needed(number(most=1 - 1e-6, above=0), 0.8),
+                     height=Needed(ANY, 0.5), gain=POSITIVE),
 }
 OUTPUTS = {
     'x': row(outputs.x),
@@ -73,8 +78,8 @@ OUTPUTS = {
     'u': row(outputs.u),
     'displacement': row(outputs.displacement),
     'score': row(outputs.score),
-    'edm': row(outputs.edm, sigma_data=POSITIVE),
-    'equilibrium': row(outputs.equilibrium, decay=section_of(DECAYS)),
+    'edm': row(outputs.edm, sigma_data=_SIGMA_DATA),
+    'equilibrium': row(outputs.equilibrium, decay=Needed(section_of(DECAYS), {'name': 'linear'})),
 }
 # Outputs that vanish at data, so that they may be descended.
 DESCENDED = 'equilibrium', 'u', 'displacement'
@@ -83,39 +88,43 @@ SPACES = {name: row.function for name, row in OUTPUTS.items() if not row.numbers
 
 DENSITIES = {
     'uniform': row(densities.uniform),
-    'uniform_on': made(densities.uniform_on, low=ANY, high=ANY),
-    'logit_normal': made(densities.logit_normal, mean=ANY, std=POSITIVE),
-    'lognormal': made(densities.lognormal, mean=ANY, std=POSITIVE),
-    'mode': made(densities.mode, scale=ANY),
+    'uniform_on': made(densities.uniform_on, low=Needed(ANY, 0.1), high=Needed(ANY, 0.9)),
+    'logit_normal': made(densities.logit_normal, **_NORMAL),
+    'lognormal': made(densities.lognormal, **_NORMAL),
+    'mode': made(densities.mode, scale=Needed(ANY, 1.0)),
     'cosmap': row(densities.cosmap),
-    'adaptive': made(densities.adaptive, 'process', low=ANY, high=ANY, bins=whole(2),
-                     keep=number(above=0, below=1)),
+    'adaptive': made(densities.adaptive, 'process', low=Needed(ANY, -10.0), high=Needed(ANY, 10.0),
+                     bins=whole(2), keep=number(above=0, below=1)),
 }
 _SPECTRA = {
     'elbo': row(weights.elbo),
-    'sigmoid': row(weights.sigmoid, bias=ANY),
+    'sigmoid': row(weights.sigmoid, bias=Needed(ANY, 2.0)),
     'flow_matching': row(weights.flow_matching),
     'indi': row(weights.indi),
-    'edm': row(weights.edm_logsnr, mean=ANY, std=POSITIVE, sigma_data=POSITIVE),
-    'sd3': row(weights.sd3, mean=ANY, std=POSITIVE),
-    'p2': row(weights.p2, gamma=ANY, k=ANY),
-    'min_snr': row(weights.min_snr, gamma=POSITIVE),
+    'edm': row(weights.edm_logsnr, sigma_data=_SIGMA_DATA, **_NORMAL),
+    'sd3': row(weights.sd3, **_NORMAL),
+    'p2': row(weights.p2, gamma=Needed(ANY, 1.0), k=ANY),
+    'min_snr': row(weights.min_snr, gamma=Needed(POSITIVE, 5.0)),
 }
-SPECTRA = _SPECTRA | {'monotone': row(weights.monotone, w=section_of(_SPECTRA), peak=ANY)}
+SPECTRA = _SPECTRA | {
+    'monotone': row(weights.monotone, w=Needed(section_of(_SPECTRA), {'name': 'elbo'}),
+                    peak=Needed(ANY, 0.0)),
+}
 WEIGHTS = {
     'ones': row(weights.ones),
-    'edm': row(weights.edm, sigma_data=POSITIVE),
-    'on_logsnr': row(weights.on_logsnr, 'density', w=section_of(SPECTRA)),
+    'edm': row(weights.edm, sigma_data=_SIGMA_DATA),
+    'on_logsnr': row(weights.on_logsnr, 'density', w=Needed(section_of(SPECTRA), {'name': 'elbo'})),
 }
 COUPLINGS = {
     'independent': row(couplings.independent),
     'optimal_transport': row(couplings.optimal_transport, 'group'),
-    'sinkhorn': row(couplings.sinkhorn, 'group', regularization=POSITIVE, tolerance=POSITIVE),
+    'sinkhorn': row(couplings.sinkhorn, 'group', regularization=Needed(POSITIVE, 0.05),
+                    tolerance=POSITIVE),
     'pairs': row(couplings.given, 'eps'),
 }
 SCALES = {
     'unit': row(fields.unit),
-    'unit_variance': row(fields.unit_variance, sigma_data=POSITIVE),
+    'unit_variance': row(fields.unit_variance, sigma_data=_SIGMA_DATA),
 }
 LABELS = {
     'time': row(fields.time),
@@ -171,8 +180,8 @@ SOLVERS = {
 # What a step size is multiplied by, over the iterations.
 FACTORS = {
     'constant': row(descent.constant),
-    'cosine': row(descent.cosine, num_steps=POSITIVE),
-    'harmonic': row(descent.harmonic, half=POSITIVE),
+    'cosine': row(descent.cosine, num_steps=Needed(POSITIVE, 100)),
+    'harmonic': row(descent.harmonic, half=Needed(POSITIVE, 50)),
 }
 
 
@@ -184,26 +193,28 @@ def _momentum(step_size, momentum):
   return descent.from_optax(optax.sgd(step_size, momentum))
 
 
-_STEP = dict(step_size=POSITIVE, schedule=section_of(FACTORS))
+_SIZE, _MOMENTUM = Needed(POSITIVE, 0.003), Needed(BELOW_ONE, 0.9)
+_STEP = dict(step_size=_SIZE, schedule=section_of(FACTORS))
 DESCENTS = {
     'gradient_descent': made(descent.gradient_descent, **_STEP),
-    'nesterov': made(descent.nesterov, momentum=BELOW_ONE, **_STEP),
+    'nesterov': made(descent.nesterov, momentum=_MOMENTUM, **_STEP),
     'heun_descent': made(descent.heun, **_STEP),
-    'langevin': made(descent.langevin, temperature=NOT_NEGATIVE, **_STEP),
-    'adam': made(_adam, step_size=POSITIVE, b1=BELOW_ONE, b2=BELOW_ONE),
-    'momentum': made(_momentum, step_size=POSITIVE, momentum=BELOW_ONE),
+    'langevin': made(descent.langevin, temperature=Needed(NOT_NEGATIVE, 0.1), **_STEP),
+    'adam': made(_adam, step_size=_SIZE, b1=BELOW_ONE, b2=BELOW_ONE),
+    'momentum': made(_momentum, step_size=_SIZE, momentum=_MOMENTUM),
 }
 GRIDS = {
     'uniform': made(grids.uniform, 'num_steps', start=ANY, end=ANY),
     'karras': made(grids.karras, 'num_steps', 'process', sigma_min=POSITIVE, sigma_max=POSITIVE,
                    rho=POSITIVE),
-    'logsnr': made(grids.logsnr, 'num_steps', 'process', start=ANY, end=ANY, low=ANY, high=ANY),
+    'logsnr': made(grids.logsnr, 'num_steps', 'process', start=Needed(ANY, -8.0), end=Needed(ANY, 8.0),
+                   low=ANY, high=ANY),
     'leading': made(grids.leading, 'num_steps', table_size=COUNT, offset=whole(0)),
     'linspace': made(grids.linspace, 'num_steps', table_size=COUNT),
     'trailing': made(grids.trailing, 'num_steps', table_size=COUNT),
 }
 # Where guidance acts: what is measured of a time, from low to high.
-_ENDS = dict(low=number(infinite=True), high=number(infinite=True))
+_ENDS = dict(low=Needed(number(infinite=True), 0.2), high=Needed(number(infinite=True), 0.8))
 
 
 def _interval(measure):
@@ -233,11 +244,13 @@ _EDM2 = dict(
     resample_filter=several(ANY, least=1), **_DTYPES, **_REMAT)
 MODELS = {
     'mlp': made(mlp.MLP, 'num_classes', **_MLP),
-    'dit': made(dit.DiT, 'num_classes', **_DIT),
+    'dit': made(dit.DiT, 'num_classes', **_DIT | dict(
+        patch=Needed(COUNT, 2), width=Needed(COUNT, 64), depth=Needed(COUNT, 4),
+        heads=Needed(COUNT, 4))),
     **{f'DiT-{size}/{patch}': made(functools.partial(dit.DiT, patch=patch, **numbers), 'num_classes',
                                    **_DIT)
        for size, numbers in dit.SIZES.items() for patch in (2, 4, 8)},
-    'edm2': made(edm2.EDM2, 'num_classes', **_EDM2),
+    'edm2': made(edm2.EDM2, 'num_classes', **_EDM2 | dict(width=Needed(COUNT, 64))),
     **{f'EDM2-{name}': made(
         functools.partial(edm2.EDM2, width=preset['width'], dropout=preset['dropout']), 'num_classes',
         **_EDM2) for name, preset in edm2.PRESETS.items()},
@@ -246,5 +259,5 @@ SCHEDULES = {
     'constant': row(optimizers.constant, 'num_examples'),
     'cosine': row(optimizers.cosine, 'num_examples'),
     'inverse_square_root': row(optimizers.inverse_square_root, 'num_examples',
-                               decay_examples=POSITIVE, rampup_examples=NOT_NEGATIVE),
+                               decay_examples=Needed(POSITIVE, 100_000), rampup_examples=NOT_NEGATIVE),
 }

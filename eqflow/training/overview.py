@@ -35,7 +35,7 @@ def describe(params: PyTree, mesh: Mesh, rules: sharding.Rules, path: pathlib.Pa
   total, trainable = embed.count(params)
   axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
   lines = [table(params), f'{total:,} parameters, {trainable:,} of them trainable, on '
-           f'{mesh.size} {jax.devices()[0].platform} device(s) ({axes}); all of them: {path}']
+           f'{mesh.size} {jax.devices()[0].platform} device(s) ({axes}); listed in {path}']
   lines += [f'{name} is not sharded over {", ".join(lost)}: no size of it is divisible'
             for name, lost in sharding.undivided(params, rules, mesh).items()]
   return '\n'.join(lines)
