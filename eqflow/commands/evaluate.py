@@ -35,10 +35,10 @@ def evaluate(run: Run, *, neighbours: bool = False, restored: tuple[int, Any] | 
 
 def _evaluate(run, near, restored, book):
   config, workdir, recipe, _ = run
-  source = dataset.evaluation_source(config)
+  source = dataset.evaluation_source(run)
   real, label = pipeline.arrays(source)
   with book.on('restore'):
-    step, models = restored or restore.models(config, recipe, workdir)
+    step, models = restored or restore.models(run)
   book.step = step
 
   wanted = np.resize(label, config.evaluate.num_samples)

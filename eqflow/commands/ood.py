@@ -27,15 +27,15 @@ def detect(run: Run, *, inputs: pathlib.Path) -> dict[str, dict[str, float]]:
   Each score is the minimum over classes. For comparison: the squared distance to the nearest training
   record, which needs no model. In-distribution are the first config.evaluate.num_samples records.
   Writes workdir/ood-<name of the file>.npz, every input's scores, and .json, and prints the table.
-  Raises ValueError for a model that is told the time, FileNotFoundError for one that is not trained.
+  Raises ValueError for a model that is conditioned on time, FileNotFoundError without a checkpoint.
   """
   config, workdir, recipe, _ = run
   _check(config)
   shape = tuple(config.data.shape)
   outside, _ = read(inputs, shape)
-  inside = pipeline.arrays(dataset.evaluation_source(config))[0][:config.evaluate.num_samples]
+  inside = pipeline.arrays(dataset.evaluation_source(run))[0][:config.evaluate.num_samples]
   train = dataset.training_records(config)
-  step, model = restore.restore(config, recipe, workdir)
+  step, model = restore.restore(run)
 
   both, n = np.concatenate([inside, outside]), len(inside)
   found = _model_scores(config, recipe, model.params, both)

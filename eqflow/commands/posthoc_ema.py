@@ -1,4 +1,4 @@
-"""--mode=reconstruct and --mode=sweep: power averages of other widths, made after the run."""
+"""--mode=reconstruct and --mode=sweep: power EMAs of other widths, computed after training."""
 
 from collections.abc import Sequence
 import json
@@ -13,54 +13,55 @@ from eqflow.runs import identity, restore
 from eqflow.runs.run import Run
 from eqflow.training import snapshots
 
-_FAR = 0.05   # of a profile's norm: an average that is another
-_MOST = 1000  # widths of one '...'
+_FAR = 0.05   # A larger relative error makes an EMA useless: --examples is far from every snapshot.
+_MOST = 1000  # The most widths that one '...' expands to.
 
 
 def stds_of(given: list[str] | None) -> list[float]:
-  """['0.03', '0.05', '...', '0.25'] -> numbers; '...' goes on in the steps of the two before it.
+  """['0.03', '0.05', '...', '0.25'] -> numbers; '...' continues with the step of the two before it.
 
-  Raises ValueError for what is no number in (0, 0.2887), or nothing.
+  Raises ValueError for an empty list, and for widths outside (0, 0.2887).
   """
   stds, example = [], '--std=0.05,0.1 or --std=0.03,0.05,...,0.25'
   for i, text in enumerate(given or ()):
     if text == '...':
       if len(stds) < 2 or i + 1 == len(given):
-        raise ValueError(f"--std={','.join(given)}: '...' stands between two numbers and a last, as "
-                         f'in {example}')
+        raise ValueError(f"--std={','.join(given)}: '...' needs two numbers before it and one after; "
+                         f'write {example}')
       continue
     try:
       number = float(text)
     except ValueError:
-      raise ValueError(f'--std={",".join(given)}: {text!r} is no number; write {example}') from None
+      raise ValueError(f'--std={",".join(given)}: {text!r} is not a number; write {example}') from None
     if i and given[i - 1] == '...':
       stds += _between(*stds[-2:], number, given)
     stds.append(number)
   wrong = [std for std in stds if not ema.is_std(repr(std))]
   if wrong or not stds:
-    raise ValueError(f'--std={",".join(given or ())}: give widths between 0 and 0.2887 relative to the '
-                     f'time trained, such as {example}' + (f', not {wrong}' if wrong else ''))
+    raise ValueError(f'--std={",".join(given or ())} must be numbers above 0 and below 0.2887'
+                     + (f', which {wrong} are not' if wrong else '') + f'; write {example}')
   return list(dict.fromkeys(stds))
 
 
 def _between(first, second, last, given):
-  """The numbers after `second`, in the steps of the two, that are below `last`."""
+  """second + i (second - first), for i = 1, 2, ... while it is below `last`."""
   count = (last - second) / (second - first) if second > first else 0
   if not 0 < count < _MOST:
-    raise ValueError(f"--std={','.join(given)}: the two numbers before '...' must rise towards the "
-                     f'last, in fewer than {_MOST} steps')
+    raise ValueError(f"--std={','.join(given)}: the two numbers before '...' must increase towards "
+                     f'the last, in fewer than {_MOST} steps')
   return [round(second + i * (second - first), 10) for i in range(1, math.ceil(count - 1e-6))]
 
 
 def reconstruct(run: Run, *, std: Sequence[float], examples: int | None = None,
                 skip_damaged: bool = False) -> dict[float, float]:
-  """{std: expected error}: averages of these widths, from workdir/snapshots to workdir/reconstructed.
+  """{std: expected error}: EMAs of these widths, from workdir/snapshots to workdir/reconstructed.
 
-  `examples` is the time they are for, the last snapshot's if None. The error is the relative distance
-  of their weighting of the training from the power average's own, printed and stored beside each.
-  They are then parameters by name, --config.sample.params=0.15, in place of one that was made before;
-  a width that training keeps is named so already, by what it is at the end. Files are read once for
-  all widths; the host holds a tree for each, and one more. Raises as `snapshots.plan` does.
+  `examples` is the training time of the EMAs; by default, that of the last snapshot. The error is the
+  relative distance between the weights that an EMA gives to past parameters and the weights of the
+  exact power EMA; it is printed and stored with the EMA. --config.sample.params=0.15 then selects the
+  newest EMA of that width, except for a width that training tracks: there it selects the tracked EMA.
+  Each file is read once; the host keeps one tree for each width, and one more. Raises as
+  `snapshots.plan` does.
   """
   config, workdir, recipe, _ = run
   identity.check_config(config, workdir)
@@ -68,39 +69,39 @@ def reconstruct(run: Run, *, std: Sequence[float], examples: int | None = None,
   name, times = identity.identity(config), snapshots.listed(workdir / 'snapshots')
   last = max(times, default=0)
   if examples and 0 < last < examples:
-    raise ValueError(f'--examples={examples} is later than the last snapshot, at {last}: nothing is '
-                     'known of that time; give that one, or none')
+    raise ValueError(f'--examples={examples} is later than the last snapshot, at {last}; '
+                     f'use --examples={last}')
   made = snapshots.plan(workdir / 'snapshots', examples, std, like=like, run=name,
                         skip_damaged=skip_damaged)
   at = made.examples
   if at not in times and max(made.errors.values()) > _FAR:
     near = sorted(sorted(times, key=lambda time: abs(time - at))[:2])
-    print(f'there is no snapshot at {at:,} examples, and so averages at that time are far from what '
-          f'they stand for: give --examples={" or ".join(map(str, near))}', flush=True)
+    print(f'no snapshot at {at:,} examples: these EMAs are inaccurate; use '
+          f'--examples={" or ".join(map(str, near))}', flush=True)
   for width, tree in snapshots.reconstruct(made, like).items():
     error, folder = made.errors[width], workdir / 'reconstructed' / repr(width)
     shutil.rmtree(folder, ignore_errors=True)
     snapshots.write(folder, at, {repr(width): tree}, run=name)
-    told = dict(examples=at, std=width, expected_error=error, snapshots=len(made.terms))
-    (folder / 'expected_error.json').write_text(json.dumps(told, indent=2) + '\n')
+    record = dict(examples=at, std=width, expected_error=error, snapshots=len(made.terms))
+    (folder / 'expected_error.json').write_text(json.dumps(record, indent=2) + '\n')
     tracked = repr(width) in recipe.averages.names
     use = '--mode=sweep evaluates it' if tracked else f'--config.sample.params={width!r} samples it'
     print(f'std {width:g} at {at:,} examples: expected error {error:.1e}, from {len(made.terms)} '
-          f'averages in snapshots; {use}', flush=True)
+          f'EMAs in snapshots; {use}', flush=True)
   return made.errors
 
 
 def sweep(run: Run, *, std: Sequence[float], **options: Any) -> None:
-  """Evaluates the average of every width: workdir/sweep.json and sweep.png, distance by std."""
-  config, workdir, recipe, _ = run
+  """Evaluates the EMA of every width: workdir/sweep.json and sweep.png, distance over std."""
+  config, workdir = run.config, run.workdir
   errors, rows = reconstruct(run, std=std, **options), {}
   for width, error in sorted(errors.items()):
     each = config.copy_and_resolve_references()
     with each.unlocked():
       each.sample.params = repr(width)
-    # Also where the average was kept in training: that one stands at its end, these at `examples`.
-    found = evaluate(run._replace(config=each),
-                     restored=restore.models(each, recipe, workdir, reconstructed=True))
+    # Reconstructed even if training tracks this width: the tracked EMA is of the last step only.
+    at_width = run._replace(config=each)
+    found = evaluate(at_width, restored=restore.models(at_width, reconstructed=True))
     rows[repr(width)] = {'expected error': f'{error:.1e}', **next(iter(found.values()))}
   (workdir / 'sweep.json').write_text(json.dumps(rows, indent=2) + '\n')
   print(report.table(rows))
@@ -114,6 +115,6 @@ def _draw(rows, path):
   axis, column = figure.subplots(), next(key for key in next(iter(rows.values()))
                                          if key != 'expected error')
   axis.plot([float(std) for std in rows], [row[column] for row in rows.values()], 'o-')
-  axis.set(xlabel='std of the average, relative to the time trained', ylabel=column)
+  axis.set(xlabel='std of the EMA, relative to the training time', ylabel=column)
   axis.grid(alpha=0.3)
   figure.savefig(path, dpi=150)

@@ -31,9 +31,9 @@ def train(run: Run, stop: preemption.Stop | None = None,
   """
   config, workdir = run.config, run.workdir
   # Evaluation follows: what it would reject must not be found after hours of training.
-  restore.guide_of(config, run.recipe)
+  restore.guide_of(run)
   consistency.check_training(config, run.recipe.model, run.recipe.averages, run.mesh)
-  source = dataset.evaluation_source(config)
+  source = dataset.evaluation_source(run)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
     source = dataset.open_source(config)
   process = jax.process_index()

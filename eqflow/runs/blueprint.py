@@ -13,7 +13,7 @@ from eqflow.training import nonfinite, sharding, train_state, train_step
 
 def first_state(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh, *,
                 abstract: bool = False) -> train_state.TrainState:
-  """The state that a run starts from, sharded over the mesh; if abstract, only shapes and shardings."""
+  """The initial state of a run, sharded over the mesh; if abstract, only shapes and shardings."""
   return train_state.create(
       recipe.model.init, recipe.optimizer, recipe.averages.names, config.seed, mesh,
       rules=recipe.model.rules, histogram=recipe.objective.histogram, scale=recipe.objective.scale,

@@ -1,4 +1,4 @@
-"""A run's folder: locked by one training process, with the config and the data's digest in it."""
+"""A run's folder: locked by one training process; it stores the config and a digest of the data."""
 
 from collections.abc import Iterator
 import contextlib
@@ -17,9 +17,9 @@ from eqflow.training.runtime import multihost
 
 @contextlib.contextmanager
 def claimed(config: ConfigDict, workdir: pathlib.Path, source: sources.Source) -> Iterator[None]:
-  """Holds workdir for one training process, with the config and the data's digest written there.
+  """Locks workdir for one training process and writes config.json and data.json there.
 
-  Raises ValueError where another config's run, other data or another process is there.
+  Raises ValueError if another process has it locked, or if it contains a run of another config or data.
   """
   check_config(config, workdir)
   with contextlib.ExitStack() as stack:
@@ -27,41 +27,40 @@ def claimed(config: ConfigDict, workdir: pathlib.Path, source: sources.Source) -
       stack.enter_context(locked(workdir, 'training in', '--workdir'))
       _check_data(workdir / 'data.json', source)
       _write(workdir / 'config.json', json.loads(config.to_json_best_effort()))
-    # All hear of what the first process is refused: else they would wait for it.
+    # An error of the first process is raised in all: otherwise the others would wait for it.
     multihost.broadcast(enter)
     yield
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path, doing: str, flag: str) -> Iterator[None]:
-  """The folder, made if need be and kept from other processes; ValueError where one holds it."""
+  """Creates the folder if needed and locks it. Raises ValueError if another process has it locked."""
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / '.lock').open('w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise ValueError(f'another process is {doing} {folder}: wait for it, or give another '
+      raise ValueError(f'another process is {doing} {folder}; wait for it, or give another '
                        f'{flag}') from error
     except OSError as error:
-      raise ValueError(f'{lock.name} cannot be locked ({error}), so that two processes might write to '
-                       f'{folder}: mount its file system with locks (Lustre: -o flock), or give '
-                       f'another {flag}') from error
+      raise ValueError(f'{lock.name} cannot be locked ({error}); mount its file system with locks '
+                       f'(Lustre: -o flock), or give another {flag}') from error
     yield
 
 
 def _check_data(path, source):
-  # What the records are: the files of a folder, the model behind pairs.
+  # What identifies the records: the paths of a folder, the model that drew the pairs.
   names = getattr(source.records, 'made', '\n'.join(getattr(source.records, 'paths', ())))
   ours = {'records': len(source), 'damaged': list(source.damaged),
           'files': hashlib.sha256(names.encode()).hexdigest()}
   try:
     theirs = json.loads(path.read_text()) if path.exists() else ours
   except ValueError as error:
-    raise ValueError(f'{path} cannot be read ({error}): restore it from a copy, or delete it where the '
-                     'data are those that this run was trained on') from error
+    raise ValueError(f'{path} cannot be read ({error}); restore it from a copy, or delete it if the '
+                     'data have not changed') from error
   if theirs != ours:
-    raise ValueError(f'{source.name} has {len(source)} records that are not those this run was '
-                     f'trained on ({path}): restore the data, or give another --workdir')
+    raise ValueError(f'{source.name} has {len(source)} records, which differ from the training data '
+                     f'in {path}; restore the data, or give another --workdir')
   _write(path, ours)
 
 
@@ -73,4 +72,4 @@ def _write(path, value):
     with files.replacing(path) as file:
       file.write(text)
   except OSError as error:
-    raise OSError(f'{path} cannot be written ({error}): make room, or mend the disk') from error
+    raise OSError(f'{path} cannot be written ({error}); free space on the disk') from error

@@ -1,7 +1,7 @@
 """--labels=3+5, --weights and --others: samples of several classes, or of several models, at once.
 
-Their fields are added: y = sum_i w_i y_i. By default the weights are equal and sum to 1, so that steps
-are as long as those of one model; in the paper each weight is 1.
+Their fields are added: y = sum_i w_i y_i. By default the weights are equal and sum to 1, which keeps
+the length of a step; in the paper each weight is 1.
 """
 
 from collections.abc import Sequence
@@ -25,40 +25,38 @@ class Composed(NamedTuple):
   models: Sequence[Model]
   step: int
   labels: np.ndarray                # int32 [n], or [n, k] where fields are added: -1 for fewer than k
-  columns: dict[str, np.ndarray]    # labels, and weights, as files have them
+  columns: dict[str, np.ndarray]    # labels and weights, as the output file has them
 
 
 def composed(run: Run, labels: list[str] | None, default: np.ndarray, *,
              weights: list[str] | None = None, others: list[str] | None = None) -> Composed:
   """The newest model of the run and of `others`, at `labels` repeated in turn, or at `default` [n].
 
-  A label is a class, or classes joined by '+': of one model, or one for each model. Raises ValueError
-  for labels, weights or models that do not fit, before a checkpoint is read, and FileNotFoundError
-  if a folder has none.
+  A label is a class, or classes joined by '+': several classes of one model, or one class for each
+  model. Raises ValueError for labels, weights or models that do not fit, before a checkpoint is read,
+  and FileNotFoundError if a folder contains no checkpoint.
   """
-  folders = [run.workdir, *(pathlib.Path(other).expanduser() for other in others or [])]
-  configs, built = [run.config], [run.recipe]
-  for folder in folders[1:]:
+  runs = [run]
+  for folder in (pathlib.Path(other).expanduser() for other in others or []):
     try:
-      configs.append(second_run.config_of(folder))
-      built.append(second_run.recipe_of(configs[-1], run.config, run.recipe))
+      runs.append(second_run.run_like(run, second_run.config_of(folder), folder))
     except ValueError as error:
       raise ValueError(f'--others={folder}: {error}') from error
-  classes, single = [each.data.num_classes for each in configs], len(configs) == 1
-  # `default` has classes of the first model: zeros if it has none, which are a class of another.
+  classes, single = [each.config.data.num_classes for each in runs], len(runs) == 1
+  # `default` has classes of the first model: all zeros if it has no classes, a valid class of others.
   if labels is None and any(count not in (0, classes[0]) for count in classes):
     raise ValueError(f'the models have {classes} classes; use --labels, with one class for each model '
                      'joined by +')
   terms = _terms(labels, default, classes)
   scales = _weights(weights, terms)
-  sampling = built[0].sampling
+  sampling = run.recipe.sampling
   if sampling.grid is not None and not np.allclose(scales.sum(1), 1, atol=1e-6):
     raise ValueError(f'--weights={",".join(weights)} must sum to 1, except for a descent')
-  found = [restore.models(*each) for each in zip(configs, built, folders)]
+  found = [restore.models(each) for each in runs]
   models, step = [model for _, models in found for model in models], found[0][0]
   if single and weights is None and terms.shape[1] == 1:
     return Composed(sampling, models, step, terms[:, 0], dict(labels=terms[:, 0]))
-  parts = [(recipe.sampling, len(models)) for recipe, (_, models) in zip(built, found)]
+  parts = [(each.recipe.sampling, len(models)) for each, (_, models) in zip(runs, found)]
   return Composed(added(parts, scales[0] if weights else None), models, step, terms,
                   dict(labels=terms, weights=scales))
 
@@ -66,8 +64,8 @@ def composed(run: Run, labels: list[str] | None, default: np.ndarray, *,
 def added(parts: Sequence[tuple[Sampling, int]], weights: np.ndarray | None = None) -> Sampling:
   """The first sampling, of the field sum_i w_i y_i: k classes of one model, or one class of each of k.
 
-  parts has each sampling, and how many models it takes (itself, and what guides it). Labels are
-  [b, k], -1 where an example has fewer classes. weights is [k], or None for equal ones that sum to 1.
+  parts has each sampling and how many models it takes (2 with a guide). Labels are [b, k], -1 where an
+  example has fewer than k classes. weights is [k], or None for equal weights that sum to 1.
   """
   def predictor(models, labels):
     ends = np.cumsum([count for _, count in parts])
@@ -100,7 +98,7 @@ def _terms(given, default, classes):
   for row in rows:
     for i, label in enumerate(row):
       limit = classes[i] if models > 1 else classes[0]
-      # A model without classes takes 0, next to one that has some.
+      # A model without classes takes 0, next to a model with classes.
       if not label.isdecimal() or int(label) >= max(limit, int(models > 1)):
         raise ValueError(f'--labels={text} must be classes from 0 to {limit - 1}' if limit else
                          f'--labels={text} needs classes, but config.data.num_classes=0')
@@ -110,7 +108,7 @@ def _terms(given, default, classes):
 
 
 def _weights(given, terms):
-  """float32 [n, k]: the given weights, or equal ones that sum to 1; 0 where there is no label."""
+  """float32 [n, k]: the given weights, or equal weights that sum to 1; 0 where there is no label."""
   there = terms >= 0
   if given is None:
     return (there / there.sum(1, keepdims=True)).astype(np.float32)

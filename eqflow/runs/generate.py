@@ -34,7 +34,7 @@ def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
   return np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys))
 
 
-# How many times its slots a queue is long at most: its last samples keep few of them busy.
+# The most samples of a queue, in multiples of its slots. At its end, few slots are busy.
 _QUEUE = 32
 
 
@@ -42,13 +42,14 @@ def samples(sampling: Sampling, models: Sequence[Model], labels: Any, *, seed: i
             beat: Callable[[], None] = lambda: None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(samples [n, ...], evaluations [n], norms [n]) with the given labels [n], `batch` at a time.
 
-  Where samples converge one by one, each device has its own queue and its slots are refilled. `beat`
-  is called after every batch. Raises ValueError where the batch does not divide by the devices.
+  If samples converge one by one, each device has its own queue, and the slot of a converged sample is
+  refilled. `beat` is called after every batch. Raises ValueError if the batch does not divide by the
+  devices.
   """
   mesh, n = sharding.mesh_of(models), len(labels)
   if sampling.refill and n > batch:
     function = _on_each(mesh, sampling, batch)
-    # Equal queues, as few as may be: a queue stands on the device with all its noise and samples.
+    # As few queues as possible, of equal length: a queue keeps its noise and samples on the device.
     queues = -(-n // (_QUEUE * batch))
     batch = -(-n // (queues * sharding.parts(mesh))) * sharding.parts(mesh)
   else:
@@ -72,27 +73,27 @@ def _on_each(mesh, sampling, batch):
 
 
 def check_finite(x: np.ndarray) -> None:
-  """Raises FloatingPointError where some of the samples [n, ...] are not finite."""
+  """Raises FloatingPointError if some of the samples [n, ...] are not finite."""
   bad = int((~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).sum())
   if bad:
-    raise FloatingPointError(f'{bad:,} of {len(x):,} samples are not finite: look at '
-                             'config.sample.solver and config.sample.grid, or at the training log')
+    raise FloatingPointError(f'{bad:,} of {len(x):,} samples are not finite; check '
+                             'config.sample.solver, config.sample.grid and the training log')
 
 
 def unsettled(config: ConfigDict, norms: np.ndarray) -> str:
-  """How many descents [n] never met config.sample.threshold, as a line to print; '' where all did."""
+  """The line that counts descents above config.sample.threshold; '' if all [n] converged."""
   section = config.sample
   bad = ~(norms < section.threshold)
   if not section.threshold or not bad.any():
     return ''
   return (f'{bad.sum():,} of {len(norms):,} did not converge: after config.sample.num_steps='
-          f'{section.num_steps} steps their field was not below config.sample.threshold='
-          f'{section.threshold:g}, at the median it was {np.median(norms[bad]):.3g}. Give more steps, '
-          'or a threshold above what the field of a trained network falls to\n')
+          f'{section.num_steps} steps, the median norm of their fields is {np.median(norms[bad]):.3g}, '
+          f'above config.sample.threshold={section.threshold:g}; use more steps, or a larger '
+          'threshold\n')
 
 
 def steps_taken(config: ConfigDict, evaluations: np.ndarray) -> str:
-  """A histogram of evaluations [n] as lines to print, where a threshold stops samples one by one."""
+  """A histogram of evaluations [n] as lines to print; '' without a threshold: all are equal."""
   if not config.sample.threshold:
     return ''
   least, most = int(evaluations.min()), int(evaluations.max())
@@ -107,7 +108,7 @@ def in_batches(function: Callable, models: Any, given: Any, *, seed: int, batch:
   """function(models, keys, given) for samples `first` to n - 1, `batch` at a time, as numpy arrays.
 
   given is a pytree of arrays [n, ...], mostly labels. The last batch is padded to the one compiled
-  shape, and the padding is dropped. Raises ValueError where the batch does not divide by the devices.
+  shape, and the padding is dropped. Raises ValueError if the batch does not divide by the devices.
   """
   mesh = sharding.mesh_of(models)
   sharding.check_rows(batch, mesh)
@@ -144,7 +145,7 @@ def _in_order(function, starts, workers):
 
 
 def check_pairs(sampling: Sampling, model: Architecture) -> None:
-  """Raises ValueError unless the config's solver makes a sample a function of its noise."""
+  """Raises ConfigError if the solver is stochastic: a sample must be a function of its noise."""
   models = [Model(model.network, jax.eval_shape(model.init, jax.random.key(0)))]
   keys, labels = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
   try:
@@ -157,11 +158,11 @@ def check_pairs(sampling: Sampling, model: Architecture) -> None:
 def write_pairs(pair: Callable, models: Sequence[Model], folder: pathlib.Path,
                 labels: Int[np.ndarray, 'n'], *, seed: int, batch: int,
                 made: dict[str, Any]) -> np.ndarray:
-  """(eps, x, label) of pairs 0 to n - 1 into `folder`, going on where it was broken off.
+  """Writes (eps, x, label) of pairs 0 to n - 1 to `folder`, after the pairs that exist there.
 
-  `pair` is that of a Sampling. Returns the norms [m] of the new pairs, the last m; existing pairs have
-  none. `made` describes the model, and is written next to the pairs. Raises ValueError where the folder
-  holds other pairs, FloatingPointError where a sample is not finite.
+  `pair` is Sampling.pair. Returns the norms [m] of the new pairs, the last m. `made` describes the
+  model and is written next to the pairs. Raises ValueError if the folder contains other pairs,
+  FloatingPointError if a sample is not finite.
   """
   norms = [np.zeros(0, np.float32)]
 
@@ -180,19 +181,19 @@ def write_pairs(pair: Callable, models: Sequence[Model], folder: pathlib.Path,
 def picture(x: np.ndarray, label: np.ndarray, *, most: int = 100) -> np.ndarray:
   """uint8 [h, w, 3 or 1]: a grid of the first `most` images, or all points in the plane.
 
-  Points have the colour of their label, of the first where several are joined.
+  Points have the colour of their label: of the first one if several are joined.
   """
   label = label[:, 0] if np.ndim(label) == 2 else label
   return images.scatter(x, label) if x.ndim == 2 else images.grid(x[:most])
 
 
 def write(path: pathlib.Path, x: np.ndarray, labels: np.ndarray, **more: Any) -> None:
-  """path.png and path.npz (samples, labels and `more`), each whole or not at all."""
+  """path.png and path.npz (samples, labels and `more`), each written atomically."""
   images.save_png(path.with_suffix('.png'), picture(x, labels))
   save(path.with_suffix('.npz'), samples=x, labels=labels, **more)
 
 
 def save(path: pathlib.Path, **columns: Any) -> None:
-  """np.savez of the arrays to path, whole or not at all."""
+  """np.savez of the arrays to path, written atomically."""
   with files.replacing(path) as file:
     np.savez(file, **columns)

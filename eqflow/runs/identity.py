@@ -7,27 +7,27 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Sections and keys that do not change what a run computes, only what is looked at and when.
+# Sections and keys that do not change the trained numbers: sampling, evaluation, logging, placement.
 FREE = ('sample', 'evaluate', 'mesh', 'data.dir', 'data.workers', 'train.log_examples',
         'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
         'train.max_skipped', 'train.stuck_seconds', 'ema.snapshot_examples', 'ema.snapshot_dtype')
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Raises ValueError where workdir holds the run of another config, naming every key that differs.
+  """Raises ValueError if workdir contains a run of another config, with every key that differs.
 
-  Keys that only say what is looked at may differ; the folder of a data set of images may not.
+  Keys in FREE may differ, except the folder of images.
   """
   path, ours = workdir / 'config.json', flat(config)
   if workdir.exists() and not workdir.is_dir():
-    raise ValueError(f'--workdir={workdir} is a file: give a folder')
+    raise ValueError(f'--workdir={workdir} is a file; give a folder')
   if not path.exists():
     return
   try:
     theirs = flat(json.loads(path.read_text()))
   except (ValueError, AttributeError) as error:
-    raise ValueError(f'{path} cannot be read ({error}): give another --workdir, or delete the file '
-                     'to let the config given take its place') from error
+    raise ValueError(f'{path} cannot be read ({error}); give another --workdir, or delete the file: '
+                     'the given config replaces it') from error
   free = _free(config)
   differ = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)
             and not any(key == name or key.startswith(name + '.') for name in free)]
@@ -35,17 +35,17 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     value = lambda found, key: repr(found[key]) if key in found else 'absent'
     changes = ', '.join(f'config.{key}: {value(theirs, key)} there, {value(ours, key)} given'
                         for key in differ)
-    raise ValueError(f'{workdir} holds a run of another config ({changes}): give another --workdir, '
-                     'or the config it was made with')
+    raise ValueError(f'{workdir} contains a run of another config ({changes}); give another --workdir, '
+                     'or the config of that run')
 
 
 def _free(config):
-  """FREE, but for the folder where that says what the data are."""
+  """FREE, without data.dir if the folder decides what the data are."""
   return [key for key in FREE if key != 'data.dir' or config.data.name != 'folder']
 
 
 def flat(config: Any, prefix: str = '') -> dict[str, Any]:
-  """{'train.batch': 64, ...}: the config's numbers by their dotted keys."""
+  """{'train.batch': 64, ...}: the values of the config by their dotted keys."""
   if isinstance(config, ConfigDict):
     config = json.loads(config.to_json_best_effort())
   out = {}

@@ -12,51 +12,50 @@ from eqflow.config.errors import ConfigError
 from eqflow.fields import Model
 from eqflow.runs import blueprint, second_run
 from eqflow.runs.identity import check_config, identity
-from eqflow.runs.run import mesh_of
+from eqflow.runs.run import Run
 from eqflow.training import checkpoint, sharding, snapshots, train_state
 
 
-def restore(config: ConfigDict, recipe: recipes.Recipe, workdir: pathlib.Path, *,
-            reconstructed: bool = False) -> tuple[int, Model]:
-  """(step, model): the parameters called config.sample.params, of the newest checkpoint.
+def restore(run: Run, *, reconstructed: bool = False) -> tuple[int, Model]:
+  """(step, model): the parameters that config.sample.params names, of the newest checkpoint.
 
-  A std that training does not track, or any with `reconstructed`, was made by --mode=reconstruct.
-  Raises FileNotFoundError if there is none, ValueError if workdir belongs to another config. Writes
-  nothing.
+  An EMA that training does not track, and any EMA with `reconstructed`, is read from the files of
+  --mode=reconstruct. Raises FileNotFoundError if there is no checkpoint or no such file, ValueError if
+  workdir belongs to another config. Writes nothing.
   """
+  config, workdir, recipe, _ = run
   check_config(config, workdir)
-  kept = config.sample.params in ('params', *recipe.averages.names) and not reconstructed
-  step, params = (_kept if kept else _reconstructed)(config, recipe, workdir)
+  tracked = config.sample.params in ('params', *recipe.averages.names) and not reconstructed
+  step, params = (_tracked if tracked else _reconstructed)(run)
   return step, Model(recipe.model.network, params)
 
 
-def models(config: ConfigDict, recipe: recipes.Recipe, workdir: pathlib.Path, *,
-           reconstructed: bool = False) -> tuple[int, tuple[Model, ...]]:
-  """(step, models) that recipe.sampling takes: the run's own, and the one that guides it, if any."""
-  guide = guide_of(config, recipe)
-  step, own = restore(config, recipe, workdir, reconstructed=reconstructed)
-  return step, (own, restore(*guide)[1]) if guide else (own,)
+def models(run: Run, *, reconstructed: bool = False) -> tuple[int, tuple[Model, ...]]:
+  """(step, models) that the run's sampling takes: its own model, then its guide, if any."""
+  guide = guide_of(run)
+  step, own = restore(run, reconstructed=reconstructed)
+  return step, (own, restore(guide)[1]) if guide else (own,)
 
 
-def _kept(config, recipe, workdir):
-  """(step, params) of an average that was kept in training, or of what it is an average of."""
+def _tracked(run):
+  """(step, params): the trained parameters or an EMA of them, from the newest checkpoint."""
+  config, workdir, recipe, mesh = run
   if not checkpoint.exists(workdir):
-    raise FileNotFoundError(f'{workdir} holds no checkpoint: train first, with --mode=train and the '
+    raise FileNotFoundError(f'{workdir} contains no checkpoint; train first, with --mode=train and the '
                             'same --config and --workdir')
   # Abstract shapes: allocate nothing that restore would overwrite.
-  state = blueprint.first_state(config, recipe, mesh_of(config), abstract=True)
+  state = blueprint.first_state(config, recipe, mesh, abstract=True)
   with checkpoint.open_checkpoints(workdir, keep=None, run=identity(config)) as checkpoints:
     restored = checkpoints.restore(state)
   return int(restored.step), train_state.parameters(restored, config.sample.params)
 
 
-def guide_of(config: ConfigDict,
-             recipe: recipes.Recipe) -> tuple[ConfigDict, recipes.Recipe, pathlib.Path] | None:
-  """(config, recipe, folder) of the run that config.sample.guide names, or None where it names none.
+def guide_of(run: Run) -> Run | None:
+  """The run in config.sample.guide.workdir, or None if that is empty. Reads no checkpoint.
 
-  Reads no checkpoint. Raises ConfigError if there is no such run, or it cannot guide this one.
+  Raises ConfigError if the folder contains no run, or a run that cannot guide this one.
   """
-  guide, classes = config.sample.guide, config.data.num_classes
+  guide, classes = run.config.sample.guide, run.config.data.num_classes
   if not guide.workdir:
     return None
   if not guide.params:
@@ -68,28 +67,30 @@ def guide_of(config: ConfigDict,
     # The guide itself is not guided.
     other.sample = ConfigDict(other.sample.to_dict() | dict(
         guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
-    theirs = second_run.recipe_of(other, config, recipe)
+    found = second_run.run_like(run, other, folder)
     if other.data.num_classes not in (0, classes):
-      raise ValueError(f'it has {other.data.num_classes} classes, but --workdir has {classes}: choose '
-                       'a run with as many, or with none')
+      raise ValueError(f'it has {other.data.num_classes} classes, but --workdir has {classes}; use a '
+                       f'run with {classes} classes, or without classes')
   except ValueError as error:
     raise ConfigError(
         'sample.guide.workdir', guide.workdir, f'cannot guide this run: {error}') from error
-  return other, theirs, folder
+  return found
 
 
 def average_like(recipe: recipes.Recipe) -> Any:
-  """The shapes and dtypes of an average of the parameters."""
+  """The shapes and dtypes of an EMA of the parameters."""
   return jax.eval_shape(lambda key: ema.init(recipe.model.init(key), ['']), jax.random.key(0))['']
 
 
-def _reconstructed(config, recipe, workdir):
+def _reconstructed(run):
+  """(step, params): an EMA that --mode=reconstruct made."""
+  config, workdir, recipe, mesh = run
   name, folder = config.sample.params, workdir / 'reconstructed' / config.sample.params
   if not snapshots.listed(folder):
-    raise FileNotFoundError(f'{workdir} holds no average of std {name}: make it first, with '
+    raise FileNotFoundError(f'{workdir} contains no EMA of std {name}; make it first, with '
                             f'--mode=reconstruct --std={name} and the same --config and --workdir')
   like = average_like(recipe)
   newest = snapshots.check(folder, like=like, run=identity(config))[-1]
   params = snapshots.placed(snapshots.read(newest.path, name, like), like,
-                            sharding.of(like, recipe.model.rules, mesh_of(config)))
+                            sharding.of(like, recipe.model.rules, mesh))
   return newest.examples // config.train.batch, params

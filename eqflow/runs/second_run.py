@@ -1,4 +1,4 @@
-"""A second run, whose field is added to the first run's or guides it: its config, and its fit."""
+"""A second run: its field is added to the field of the first run, or guides it."""
 
 import json
 import pathlib
@@ -6,6 +6,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from eqflow.config import recipes, schema
+from eqflow.runs.run import Run
 
 
 def config_of(folder: pathlib.Path) -> ConfigDict:
@@ -25,19 +26,19 @@ def _tuples(value):
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def recipe_of(other: ConfigDict, config: ConfigDict, recipe: recipes.Recipe) -> recipes.Recipe:
-  """The recipe of another run, whose field may be added to that of `config` and its `recipe`.
+def run_like(run: Run, other: ConfigDict, folder: pathlib.Path) -> Run:
+  """The run of config `other` in `folder`, on the devices of `run`.
 
-  Raises ValueError where the two predict different vectors, or of different data.
+  Raises ValueError if their fields cannot be added: their outputs, processes or data differ.
   """
   # A solver along times uses the numbers of the output, such as its decay; a descent does not.
-  output = 'output' if recipe.sampling.grid is not None else 'output.name'
+  output = 'output' if run.recipe.sampling.grid is not None else 'output.name'
   for key in ('data.shape', 'process', 'model.label_noise', output):
-    ours, theirs = (json.dumps(_at(each, key), sort_keys=True) for each in (config, other))
+    ours, theirs = (json.dumps(_at(each, key), sort_keys=True) for each in (run.config, other))
     if ours != theirs:
-      raise ValueError(f'its config.{key} is {theirs}, but that of --workdir is {ours}: only fields of '
-                       'the same kind are added')
-  return recipes.recipe(other)
+      raise ValueError(f'its config.{key}={theirs} differs from {ours} of --workdir; use a run with '
+                       f'{ours}')
+  return Run(other, folder, recipes.recipe(other), run.mesh)
 
 
 def _at(config, key):

@@ -14,7 +14,6 @@ import numpy as np
 
 from configs import digits
 from eqflow.commands.train import train
-from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.evaluation import report
 from eqflow.runs import dataset, generate, restore
@@ -26,13 +25,13 @@ def measured(variant, seeds):
   """{column: 'mean ± std'} of a variant's samples against all records."""
   config = digits.get_config(variant).lock()
   workdir = ROOT / f'runs/digits_{variant}'
-  train(run_of(config, workdir))
-  recipe = recipes.recipe(config)
-  _, models = restore.models(config, recipe, workdir)
+  run = run_of(config, workdir)
+  train(run)
+  _, models = restore.models(run)
   real, label = pipeline.arrays(dataset.open_source(config))
   rows, described = [], report.summary(real)
   for seed in range(seeds):
-    x, evaluations, _ = generate.samples(recipe.sampling, models, label, seed=seed,
+    x, evaluations, _ = generate.samples(run.recipe.sampling, models, label, seed=seed,
                                          batch=config.sample.batch)
     row = report.compare(described, report.summary(np.clip(x, -1, 1)))
     rows.append(row | {'evaluations': evaluations.mean()})

@@ -9,8 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import digits, fashion_mnist
-from eqflow.config import recipes
 from eqflow.runs import restore
+from eqflow.runs.run import run_of
 from experiments import ROOT
 
 SEEDS = (0, 1, 2)
@@ -100,5 +100,5 @@ def load(data: str, row: str, seed: int, runs: pathlib.Path = RUNS) -> tuple[Con
   if not trained(data, row, seed, runs):
     raise FileNotFoundError(f'{folder(data, row, seed, runs)} is not trained; run '
                             f'python -m experiments.equilibrium_matching.train --data={data}')
-  recipe = recipes.recipe(config)
-  return config, recipe, restore.restore(config, recipe, folder(data, row, seed, runs))[1].params.params
+  run = run_of(config, folder(data, row, seed, runs))
+  return config, run.recipe, restore.restore(run)[1].params

@@ -16,9 +16,9 @@ from scipy import stats
 
 from configs import digits
 from eqflow import fields, likelihood, oracles, outputs
-from eqflow.config import recipes
 from eqflow.data import pipeline
 from eqflow.runs import dataset, restore
+from eqflow.runs.run import run_of
 from experiments import ROOT
 from tests import rows
 
@@ -63,8 +63,7 @@ def mixture_table():
 def bits_of_digits(workdir, count):
   """Bits per dimension of dequantized digits under a trained class-conditional flow."""
   config = digits.get_config('flow').lock()
-  recipe = recipes.recipe(config)
-  _, model = restore.restore(config, recipe, workdir)
+  _, model = restore.restore(run_of(config, workdir))
   x, label = pipeline.arrays(dataset.open_source(config))
   print(f'uniform over 17 levels: {np.log2(17):.3f} bits; a histogram for each pixel: '
         f'{_pixelwise(x):.3f}\n')

@@ -41,7 +41,7 @@ def changed(config, **sections):
 
 
 def models(data, runs):
-  """{row: (config, params)}, trained; a reflow on the pairs of the row before."""
+  """{row: (run, params)}, trained; a reflow on the pairs of the row before."""
   base = toy if data == 'moons' else digits
   rows = {
       'flow': changed(base.get_config('flow')),
@@ -55,12 +55,13 @@ def models(data, runs):
   for name, config in rows.items():
     workdir = runs / f'{data}_{name.replace(" ", "_")}'
     if config.data.name == 'pairs':
-      draw_pairs(run_of(in_steps(last[0], 50), last[1]), out=pathlib.Path(config.data.dir),
+      draw_pairs(run_of(in_steps(last.config, 50), last.workdir), out=pathlib.Path(config.data.dir),
                  num_samples=COUNT[data])
-    train(run_of(config, workdir))
+    run = run_of(config, workdir)
+    train(run)
     if name != 'optimal transport':
-      last = config, workdir
-    found[name] = config, restore.restore(config, recipes.recipe(config), workdir)[1].params.params
+      last = run
+    found[name] = run, restore.restore(run)[1].params
   return found
 
 
@@ -68,16 +69,18 @@ def in_steps(config, steps):
   return changed(config.copy_and_resolve_references(), sample=dict(num_steps=steps))
 
 
-def samples(config, params, steps, labels, seed):
+def samples(run, params, steps, labels, seed):
   """Samples [n, ...] in `steps` steps with the given labels."""
-  recipe = recipes.recipe(in_steps(config, steps))
+  recipe = recipes.recipe(in_steps(run.config, steps))
   models = [fields.Model(recipe.model.network, params)]
-  return generate.samples(recipe.sampling, models, labels, seed=seed, batch=config.sample.batch)[0]
+  return generate.samples(recipe.sampling, models, labels, seed=seed,
+                          batch=run.config.sample.batch)[0]
 
 
-def path_of(config, params, count, num_steps=50):
+def path_of(run, params, count, num_steps=50):
   """Paths of the deterministic sampler: (states [n, count, ...], times [n])."""
-  recipe, grid = recipes.recipe(config), grids.uniform(num_steps)
+  config, _, recipe, _ = run
+  grid = grids.uniform(num_steps)
   labels = jnp.arange(count) % max(config.data.num_classes, 1)
   predict = fields.bind(recipe.model.network(params), labels if config.data.num_classes else None)
   solver = samplers.ddim(recipe.sampling.process, tables.OUTPUTS[config.output.name].function)
@@ -85,18 +88,18 @@ def path_of(config, params, count, num_steps=50):
   return samplers.sample_path(solver, predict, noise, grid), grid
 
 
-def row_of(config, params, seeds):
+def row_of(run, params, seeds):
   """{column: 'mean ± std'} of one model."""
-  real, label = pipeline.arrays(dataset.evaluation_source(config))
-  count = config.evaluate.num_samples
-  path, grid = path_of(config, params, 1_000)
+  real, label = pipeline.arrays(dataset.evaluation_source(run))
+  count = run.config.evaluate.num_samples
+  path, grid = path_of(run, params, 1_000)
   row = {'straightness': f'{float(couplings.straightness(path, grid).mean()):.4f}'}
   space = features.random_features if real.ndim == 2 else features.pixels
   moments = distances.moments(space(real))
   for steps in STEPS:
     found = []
     for seed in range(seeds):
-      x = samples(config, params, steps, np.resize(label, count), seed)
+      x = samples(run, params, steps, np.resize(label, count), seed)
       x = np.clip(x, -1, 1) if x.ndim == 4 else x
       near = np.sqrt(distances.nearest_distance(features.pixels(x), features.pixels(real)))
       found.append((distances.frechet_distance(moments, distances.moments(space(x))), near.mean()))
@@ -106,12 +109,12 @@ def row_of(config, params, seeds):
   return row
 
 
-def row_of_data(config):
+def row_of_data(run):
   """The row of the data: as many records drawn with replacement, and their nearest records."""
-  real, _ = pipeline.arrays(dataset.evaluation_source(config))
+  real, _ = pipeline.arrays(dataset.evaluation_source(run))
   space = features.random_features if real.ndim == 2 else features.pixels
   near = np.sqrt(distances.nearest_distance(features.pixels(real))).mean()
-  drawn = real[np.random.default_rng(0).integers(0, len(real), config.evaluate.num_samples)]
+  drawn = real[np.random.default_rng(0).integers(0, len(real), run.config.evaluate.num_samples)]
   far = distances.frechet_distance(*(distances.moments(space(x)) for x in (real, drawn)))
   return {'Fréchet, 50': f'{far:.3f}', 'nearest, 50': f'{near:.3f}'}
 
@@ -119,13 +122,13 @@ def row_of_data(config):
 def draw_moons(found, path):
   figure, axes = plt.subplots(2, len(found), figsize=(3 * len(found), 6), sharex=True, sharey=True,
                               layout='constrained')
-  for column, (name, (config, params)) in zip(axes.T, found.items()):
-    states = np.asarray(path_of(config, params, 60)[0])
+  for column, (name, (run, params)) in zip(axes.T, found.items()):
+    states = np.asarray(path_of(run, params, 60)[0])
     column[0].plot(*states.transpose(2, 0, 1), color=colours.BLUE, linewidth=0.8, alpha=0.7)
     column[0].plot(*states[0].T, '.', color=colours.GREY, markersize=3)
     column[0].plot(*states[-1].T, '.', color=colours.RED, markersize=3)
     column[0].set(title=name, aspect='equal', xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[], yticks=[])
-    x = samples(config, params, 1, np.zeros(2_000, np.int32), 0)
+    x = samples(run, params, 1, np.zeros(2_000, np.int32), 0)
     column[1].plot(*x.T, ',', color=colours.BLACK)
   axes[0, 0].set_ylabel('paths from noise to data')
   axes[1, 0].set_ylabel('2,000 samples in one step')
@@ -133,8 +136,8 @@ def draw_moons(found, path):
 
 
 def draw_digits(found, path):
-  strips = [samples(config, params, steps, np.arange(20) % 10, 0)
-            for config, params in found.values() for steps in (1, 50)]
+  strips = [samples(run, params, steps, np.arange(20) % 10, 0)
+            for run, params in found.values() for steps in (1, 50)]
   images.save_png(path, images.grid(np.concatenate(strips), columns=20))
 
 

@@ -27,4 +27,4 @@ def restored(eqm, flow, monkeypatch):
   """Each folder has its model instead of a checkpoint."""
   models = {run.workdir: run.model for run in (eqm, flow)}
   monkeypatch.setattr(recipes, 'recipe', recipe_of)
-  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, models[workdir]))
+  monkeypatch.setattr(restore, 'restore', lambda run, **_: (7, models[run.workdir]))

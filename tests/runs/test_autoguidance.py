@@ -43,8 +43,7 @@ def alone(trained, name, params):
   config, workdir = trained[name]
   config = config.copy_and_resolve_references()
   config.sample.params = params
-  recipe = recipes.recipe(config)
-  _, model = restore.restore(config, recipe, workdir)
+  _, model = restore.restore(run_of(config, workdir))
   return model.network(model.params)
 
 
@@ -52,7 +51,7 @@ def alone(trained, name, params):
 def test_a_run_is_guided_away_from_the_run_in_its_config(trained, name):
   config, workdir = guided(trained, name)
   recipe = recipes.recipe(config)
-  _, models = restore.models(config, recipe, workdir)
+  _, models = restore.models(run_of(config, workdir))
   label, t = jnp.array([0, 1, 0]), jnp.array([0.2, 0.5, 0.9])
   z = jnp.asarray(np.random.default_rng(0).standard_normal((3, *config.data.shape)), jnp.float32)
   y = alone(trained, 'self', config.sample.params)(z, t, label)
@@ -73,11 +72,11 @@ def test_evaluation_is_guided_and_previews_are_not(trained):
     x, *_ = generate.samples(recipe.sampling, models, labels, seed=config.seed, batch=16)
     return np.clip(x, -1, 1)
 
-  np.testing.assert_allclose(x, drawn(restore.models(config, recipe, workdir)[1]), atol=1e-5)
+  np.testing.assert_allclose(x, drawn(restore.models(run_of(config, workdir))[1]), atol=1e-5)
   # In training there is one model, and no guide.
   own, _ = trained['self']
   plain = recipes.recipe(own)
-  models = restore.models(own, plain, workdir)[1]
+  models = restore.models(run_of(own, workdir))[1]
   unguided, *_ = generate.samples(plain.sampling, models, labels, seed=config.seed, batch=16)
   np.testing.assert_allclose(drawn(models), np.clip(unguided, -1, 1), atol=1e-5)
   assert abs(x - drawn(models)).max() > 1e-3, 'samples are those of no guidance'
@@ -125,7 +124,7 @@ def other_classes(config):
     (dict(workdir='/nowhere', params='params'), nothing, 'guide.workdir=.*/nowhere'),
     (dict(params=''), nothing, "guide.params=''"),
     (dict(params='0.5'), nothing, "guide.workdir=.*'0.5'"),
-    ({}, other_process, 'guide.workdir=.*config.process .*cosine'),
+    ({}, other_process, 'guide.workdir=.*config.process=.*cosine'),
     ({}, other_classes, 'guide.workdir=.*10 classes.* 5'),
 ])
 def test_a_bad_guide_is_rejected_before_training(trained, tmp_path, guide, change, match):
@@ -142,13 +141,14 @@ def test_an_edm2_run_can_be_a_guide(tmp_path):
   config = config_file('digits').get_config('edm2')
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
   config.sample.update(dict(scale=2.0, guide=dict(workdir=str(tmp_path), params='0.05')))
-  other, _, folder = restore.guide_of(config, recipes.recipe(config))
-  assert (folder, other.sample.params, other.sample.scale) == (tmp_path, '0.05', 1.0)
+  other = restore.guide_of(run_of(config, tmp_path))
+  assert other.workdir == tmp_path
+  assert (other.config.sample.params, other.config.sample.scale) == ('0.05', 1.0)
   # Also one that is itself sampled with a scale for each channel.
   with config.ignore_type():
     config.sample.scale = (2.0,)
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
-  assert restore.guide_of(config, recipes.recipe(config))[0].sample.scale == 1.0
+  assert restore.guide_of(run_of(config, tmp_path)).config.sample.scale == 1.0
 
 
 def test_guidance_away_from_the_null_class_needs_label_dropout():

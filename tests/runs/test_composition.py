@@ -39,7 +39,7 @@ def restored(eqm, other, flow, monkeypatch):
   """Each folder has its model instead of a checkpoint."""
   models = {run.workdir: run.model for run in (eqm, other, flow)}
   monkeypatch.setattr(recipes, 'recipe', recipe_of)
-  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, models[workdir]))
+  monkeypatch.setattr(restore, 'restore', lambda run, **_: (7, models[run.workdir]))
 
 
 def compose(model, labels, count=4, **more):
@@ -108,7 +108,7 @@ def test_a_bad_composition_is_rejected(eqm, given, message):
 
 
 def test_models_with_different_vectors_are_not_added(eqm, other, flow):
-  with pytest.raises(ValueError, match='--others=.*its config.model.label_noise is .*"time".*"none"'):
+  with pytest.raises(ValueError, match='--others=.*config.model.label_noise=.*"time".*"none"'):
     compose(eqm, ['3'], others=[str(flow.workdir)])
   with pytest.raises(ValueError, match=r'--labels=1\+2\+3 .*2 models'):
     compose(eqm, ['1+2+3'], others=[str(other.workdir)])
@@ -130,14 +130,14 @@ def test_models_with_different_decays_are_added_in_a_descent_only(eqm, place, tm
   along = eqm.config.copy_and_resolve_references().unlock()
   along.sample.solver, along.sample.grid = (
       dict(name='ddim'), dict(name='uniform', start=0.999, end=0.001))
-  with pytest.raises(ValueError, match='--others=.*eased: its config.output is .*0.5.*0.8'):
+  with pytest.raises(ValueError, match='--others=.*eased: its config.output=.*0.5.*0.8'):
     composition.composed(run_of(along, eqm.workdir), ['3'], np.zeros(4, int), others=[eased])
-  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, eqm.model))
+  monkeypatch.setattr(restore, 'restore', lambda run, **_: (7, eqm.model))
   assert len(compose(eqm, ['3'], others=[eased]).models) == 2, 'a descent does not use the decay'
 
 
 def test_every_model_with_classes_needs_a_label(eqm, place, monkeypatch):
-  monkeypatch.setattr(restore, 'restore', lambda config, recipe, workdir, **_: (7, eqm.model))
+  monkeypatch.setattr(restore, 'restore', lambda run, **_: (7, eqm.model))
   without = eqm.config.copy_and_resolve_references().unlock()
   without.data.num_classes = 0
   with pytest.raises(ValueError, match=r'\[0, 10\] classes.*--labels'):
