@@ -103,7 +103,8 @@ def test_every_process_has_more_noise_at_larger_t(name):
   blind_spots.check_grid(grid, process=rows.PROCESSES[name], output=outputs.v)
 
 
-@pytest.mark.parametrize('output', ['x', 'eps', 'displacement', 'v'])
+@pytest.mark.parametrize('output', [
+    'eps', *(pytest.param(name, marks=pytest.mark.long) for name in ('x', 'displacement', 'v'))])
 def test_a_transported_output_is_rejected_where_its_own_process_has_less_noise(output, x64):
   # EDM up to 80 is as noisy as the linear process at 80/81.
   time = processes.transport(processes.edm, processes.linear, high=80.0).time

@@ -241,6 +241,7 @@ def test_several_processes_couple_the_whole_batch_as_one_does():
         np.testing.assert_array_equal(parts[p][i][key], batch[key][p::2], err_msg=key)
 
 
+@pytest.mark.long
 def test_devices_do_not_change_a_coupled_step():
   config = coupled(accumulate=2)
   recipe, states = recipes.recipe(config), []

@@ -180,6 +180,7 @@ def _trained(name, zero):
   return max(float(jnp.abs(a).max()) for a in jax.tree.leaves(jax.grad(loss)(params)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('kind', ['squared_norm', 'negative_squared_norm'])
 def test_a_network_initialized_at_zero_learns_with_dot_but_not_with_norms(kind):
   assert _trained(kind, zero=True) == 0
@@ -250,6 +251,7 @@ def test_a_config_trains_the_gradient_and_the_loss_falls():
   assert values[-1] < 0.8 * values[0]
 
 
+@pytest.mark.long
 def test_guiding_the_gradients_is_the_gradient_of_the_guided_energy(x64):
   rng = np.random.default_rng(3)
   z, t = jnp.asarray(rng.normal(size=(4, 5, 4))), jnp.full(4, 0.4)

@@ -251,6 +251,7 @@ def test_devices_and_accumulation_do_not_change_the_update(one_device, devices, 
     np.testing.assert_allclose(leaf, leaves(expected.params)[name], atol=2e-5, err_msg=name)
 
 
+@pytest.mark.long
 def test_devices_and_accumulation_do_not_change_the_histogram():
   (one, _), (many, _) = (
       _updated(adaptive(), sharding.device_mesh(jax.devices()[:devices]), accumulate=accumulate)

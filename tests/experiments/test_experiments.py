@@ -48,6 +48,7 @@ def test_every_picture_is_shown(folder):
   assert pictures and not [name for name in shown if name not in text]
 
 
+@pytest.mark.long
 def test_tree_density_matches_its_points():
   # On a grid finer than the thinnest branch: the density sums to 1 and has the points' moments.
   side = np.linspace(-3, 3, 751)

@@ -191,6 +191,7 @@ def test_normalized_changes_only_weights_and_gives_them_unit_rms(tiny):
       np.testing.assert_array_equal(a, flat[path], err_msg=str(path))
 
 
+@pytest.mark.long
 def test_gradients_are_orthogonal_to_every_filter(tiny):
   params = jax.jit(magnitude.normalized)(tiny)
   grads = jax.jit(jax.grad(lambda p: jnp.square(TINY.apply({'params': p}, Z, LABEL) - Z).sum()))(params)
@@ -209,8 +210,8 @@ def test_the_output_does_not_depend_on_the_scale_of_weights(tiny):
 
 
 @pytest.mark.parametrize('name, millions', [
-    ('xxs', 31.3), ('xs', 124.7), ('s', 280.2), ('m', 497.8), ('l', 777.5), ('xl', 1119.3),
-    ('xxl', 1523.2)])
+    ('xxs', 31.3), ('s', 280.2), *(pytest.param(*row, marks=pytest.mark.long) for row in [
+        ('xs', 124.7), ('m', 497.8), ('l', 777.5), ('xl', 1119.3), ('xxl', 1523.2)])])
 def test_presets_have_the_published_numbers_of_parameters(name, millions):
   network = edm2.EDM2(width=edm2.PRESETS[f'512-{name}']['width'], num_classes=1000)
   assert abs(_count(network, 64, 4) / 1e6 - millions) < 0.05

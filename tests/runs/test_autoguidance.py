@@ -47,7 +47,8 @@ def alone(trained, name, params):
   return model.network(model.params)
 
 
-@pytest.mark.parametrize('name', ['worse', 'classless'])
+@pytest.mark.parametrize('name', [
+    pytest.param('worse', marks=pytest.mark.long), 'classless'])
 def test_a_run_is_guided_away_from_the_run_in_its_config(trained, name):
   config, workdir = guided(trained, name)
   recipe = recipes.recipe(config)
@@ -61,6 +62,7 @@ def test_a_run_is_guided_away_from_the_run_in_its_config(trained, name):
   assert abs(found - y).max() > 1e-3, 'the guide changes nothing'
 
 
+@pytest.mark.long
 def test_evaluation_is_guided_and_previews_are_not(trained):
   config, workdir = guided(trained, 'worse')
   recipe = recipes.recipe(config)
@@ -82,6 +84,7 @@ def test_evaluation_is_guided_and_previews_are_not(trained):
   assert abs(x - drawn(models)).max() > 1e-3, 'samples are those of no guidance'
 
 
+@pytest.mark.long
 def test_ood_scores_ignore_the_guide(trained, tmp_path):
   np.save(tmp_path / 'inputs.npy', np.zeros((4, 8, 8, 1), np.float32))
   (own, workdir), (config, _) = trained['self'], guided(trained, 'worse')

@@ -91,12 +91,13 @@ def weak_order(name, process, given_noise, data=LINE):
 
 
 @pytest.mark.parametrize('name', NOISY)
-@pytest.mark.parametrize('process', ['linear', 'cosine'])
+@pytest.mark.parametrize('process', ['linear', pytest.param('cosine', marks=pytest.mark.long)])
 def test_bias_on_gaussian_data_falls_with_the_number_of_steps(name, process, x64, given_noise):
   order, bias = weak_order(name, rows.PROCESSES[process], given_noise)
   assert order >= 0.9 and bias[-1] < 0.02, f'{name}: weak order {order:.2f}, biases {bias}'
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', ['ddim churn 0.3', 'ancestral', 'edm', 'dpmpp_2m churn 0.5',
                                   'sde sigma'])
 def test_bias_on_correlated_gaussian_data_falls_with_the_number_of_steps(name, x64, given_noise):
