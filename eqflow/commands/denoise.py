@@ -1,6 +1,6 @@
 """--mode=denoise: from inputs that are partly noise to data.
 
-A time-independent field is descended from any input, whatever its noise level. A model that is
+A time-independent field is descended from any input, at any noise level. A model that is
 conditioned on time needs to know that level: --noise mixes a known one in.
 """
 
@@ -25,8 +25,8 @@ def denoise(run: Run, *, inputs: pathlib.Path, seed: int = 0, noise: float | Non
 
   With `noise`, a time t, input i is first mixed to alpha x + sigma eps, where eps is the noise of
   sample i of the seed. At the time where sampling starts, this gives the samples of --mode=sample.
-  Labels default to those of the file, or to the null class if the model was trained with one. Raises
-  ValueError for inputs, labels and times that do not fit.
+  Labels default to the labels of the file, or to the null class if the model was trained with one.
+  Raises ValueError for inputs, labels and times that do not fit.
   """
   config, workdir, recipe, _ = run
   x, label = read(inputs, tuple(config.data.shape))
@@ -60,7 +60,7 @@ def denoise(run: Run, *, inputs: pathlib.Path, seed: int = 0, noise: float | Non
 
 
 def _default(config, inputs, label, count, given, others):
-  """[count] labels where --labels is not given: those of the file, or the null class."""
+  """[count] labels where --labels is not given: the labels of the file, or the null class."""
   num_classes = config.data.num_classes
   if given is not None or not num_classes:
     return np.zeros(count, np.int32)

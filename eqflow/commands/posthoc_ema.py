@@ -56,8 +56,8 @@ def reconstruct(run: Run, *, std: Sequence[float], examples: int | None = None,
                 skip_damaged: bool = False) -> dict[float, float]:
   """{std: expected error}: EMAs of these widths, from workdir/snapshots to workdir/reconstructed.
 
-  `examples` is the training time of the EMAs; by default, that of the last snapshot. The error is the
-  relative distance between the weights that an EMA gives to past parameters and the weights of the
+  `examples` is the training time of the EMAs; by default the time of the last snapshot. The error is
+  the relative distance between the weights that an EMA gives to past parameters and the weights of the
   exact power EMA; it is printed and stored with the EMA. --config.sample.params=0.15 then selects the
   newest EMA of that width, except for a width that training tracks: there it selects the tracked EMA.
   Each file is read once; the host keeps one tree for each width, and one more. Raises as

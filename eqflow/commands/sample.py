@@ -11,7 +11,7 @@ def sample(run: Run, *, num_samples: int = 100, seed: int = 0, labels: list[str]
            neighbours: bool = False) -> None:
   """Writes workdir/samples-seed<seed>.png and .npz. Sample i is a function of the seed and i.
 
-  `labels`, `weights` and `others` are those of `composition`. With `neighbours`, samples are compared
+  For `labels`, `weights` and `others` see `composition`. With `neighbours`, samples are compared
   with their nearest training examples.
   """
   config, workdir = run.config, run.workdir

@@ -26,7 +26,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
   Writes config.json, data.json, parameters.txt, metrics.jsonl, ledger.jsonl, tensorboard/,
   samples-*.png, checkpoints/ and snapshots/ there. Wall time is booked in `book`, or in a new ledger.
   Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError for a
-  step whose loss, gradient or parameters are not finite, which is not saved; OSError if a checkpoint
+  loss, gradient or parameters that are not finite, which are not saved; OSError if a checkpoint
   cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
   """
   config, workdir = run.config, run.workdir

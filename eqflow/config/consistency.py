@@ -33,7 +33,7 @@ Rule = tuple[Any, str, str, str]
 
 
 def check(config: ConfigDict, model: Architecture, sampling: Sampling, output: Output) -> None:
-  """Raises ConfigError where sections contradict each other, or a network would see a blind spot."""
+  """Raises ConfigError if sections contradict each other, or a time is a blind spot."""
   for rules in (_data, _model, _loss, _averages, _sampling):
     _hold(config, rules(config))
   with naming('model'):
@@ -47,7 +47,7 @@ def check_training(config: ConfigDict, model: Architecture, averages: Averages, 
 
 
 def check_source(config: ConfigDict, source: sources.Source) -> None:
-  """Raises ConfigError where the data are not as config.data describes them."""
+  """Raises ConfigError if the data differ from config.data in shape or classes."""
   data = config.data
   _hold(config, [
       (tuple(source.shape) != tuple(data.shape), 'data.shape',
@@ -100,7 +100,7 @@ def _model(config: ConfigDict) -> Iterator[Rule]:
          f'must be 0 with config.energy.name={energy!r} and config.loss.dispersive={dispersive}: '
          'neither an energy nor the dispersive loss supports dropout', 'use --config.model.dropout=0.0')
   yield (energy not in ('none', 'dot') and not model.get('final_scale', 0.0), 'energy.name',
-         'cannot learn from config.model.final_scale=0.0: the gradient of |f|^2/2 is zero where f is',
+         'cannot learn with config.model.final_scale=0.0: the gradient of |f|^2/2 is zero at f=0',
          'use --config.model.final_scale=0.02, or --config.energy.name=dot')
   yield (dispersive and energy != 'none', 'loss.dispersive',
          f'must be 0 with config.energy.name={energy!r}: the gradient of an energy has no activations',
@@ -208,7 +208,7 @@ def _training(config: ConfigDict, model: Architecture, averages: Averages,
 
 
 def _check_blind_spots(config, model, sampling, output):
-  """Raises ConfigError where a time of training or sampling is a blind spot."""
+  """Raises ConfigError if a time of training or sampling is a blind spot."""
   process, label_noise = sampling.process, model.label_noise
   if sampling.grid is not None:
     with naming('sample.grid'):
@@ -229,8 +229,8 @@ def _check_ends(grid, process: Process) -> None:
   """Raises ValueError unless a grid falls from noise to data."""
   first, last = (process(jnp.float32(t)) for t in (grid[0], grid[-1]))
   if grid[0] <= grid[-1] or not last.eps <= 0.1 * last.x:
-    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not end at data: end where sigma '
-                     'is at most a tenth of alpha, such as at 0')
+    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not end at data; end at a time '
+                     'with sigma at most alpha / 10, such as 0')
   if not first.eps > first.x:
-    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not start at noise: there, '
+    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not start at noise: at the first, '
                      f'sigma is {float(first.eps):.4g} and alpha {float(first.x):.4g}')

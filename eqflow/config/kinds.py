@@ -85,7 +85,7 @@ def optional(kind: Kind) -> Kind:
 
 
 def section(value: Any, key: str) -> ConfigDict:
-  """A section, whose keys have kinds of their own."""
+  """A section; its keys have their own kinds."""
   if not isinstance(value, ConfigDict):
     raise ConfigError(key, value, 'must be a section', 'see eqflow/config/defaults.py')
   return value

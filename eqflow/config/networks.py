@@ -76,7 +76,7 @@ def build(config: ConfigDict, process: Process) -> Architecture:
 
 
 def classless(z: Data, t: Any, condition: Any, *, network: Callable) -> Data:
-  """network(z, t, None): a network without classes, where labels are passed to all."""
+  """network(z, t, None): a network without classes ignores the labels that it gets."""
   return network(z, t, None)
 
 

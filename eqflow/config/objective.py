@@ -54,7 +54,7 @@ def space_of(config: ConfigDict) -> Output | None:
 
 
 def weight_of(config: ConfigDict, density: densities.Density) -> Callable:
-  """(process, t) -> the weight of the loss, where times follow the density."""
+  """(process, t) -> the weight of the loss, for times of the density."""
   return bind(WEIGHTS, config.loss.weight, 'loss.weight', density=density)
 
 

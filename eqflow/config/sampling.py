@@ -42,7 +42,7 @@ class Sampling(NamedTuple):
   def generate(self, models: Sequence[Model], keys: Keys, labels: Any) -> tuple[Data, Any, Any]:
     """(x [b, ...], evaluations [b], norms [b]) from noise.
 
-    The norms are those of the field where a threshold stops a descent, else NaN.
+    The norms are norms of the field if a threshold stops a descent, else NaN.
     """
     predict = self.predictor(models, labels)
     z = self.pure_noise(self.noise(arrays.fold(keys, Stream.START)))
@@ -107,7 +107,7 @@ def build(config: ConfigDict, process: Process, output: Output) -> Sampling:
 
 
 def scale_of(section: ConfigDict) -> guidance.Scale:
-  """config.sample.scale: a number, or one for each entry of the last axis; 1 where all are 1."""
+  """config.sample.scale: a number, or one for each entry of the last axis; 1 if all are 1."""
   if not isinstance(section.scale, (tuple, list)):
     return section.scale
   scale = tuple(map(float, section.scale))
@@ -117,7 +117,7 @@ def scale_of(section: ConfigDict) -> guidance.Scale:
 def _guidance(config: ConfigDict, process: Process) -> Callable[[Sequence[Model], Any], Predict]:
   """(models, labels) -> Predict: guided at config.sample.scale, in its interval.
 
-  Away from the second model where config.sample.guide names a run, else from the null class.
+  Away from the second model if config.sample.guide names a run, else away from the null class.
   """
   section, classes = config.sample, config.data.num_classes
   scale, other = scale_of(section), section.guide.workdir

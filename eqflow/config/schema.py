@@ -15,7 +15,7 @@ from eqflow.training import snapshots
 
 
 def _row(table):
-  """A section that names a row, whose numbers may need other sections: checked, and not made."""
+  """A section that names a row: checked, but not made, since a row may need other sections."""
   def check(value, key):
     checked(table, value, key)
   return check
@@ -69,12 +69,12 @@ KEYS: dict[str, dict[str, Kind]] = {
     'evaluate': dict(split=text, num_samples=whole(4)),
     'model': dict(scale_input=section_of(SCALES), label_noise=section_of(LABELS)),
 }
-# Sections whose other keys are numbers of their row.
+# Sections in which other keys are numbers of the row.
 OPEN = 'model',
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ConfigError for a key that is missing or unknown, or whose value is not of its kind."""
+  """Raises ConfigError for a key that is missing or unknown, or has a value of another kind."""
   for path, keys in KEYS.items():
     found = config
     for name in path.split('.') if path else ():

@@ -21,7 +21,7 @@ FRACTION, BELOW_ONE, COUNT = number(0, 1), number(0, below=1), whole(1)
 _SIGMA_DATA = Needed(POSITIVE, 0.5)
 _NORMAL = dict(mean=Needed(ANY, 0.0), std=Needed(POSITIVE, 1.0))
 
-# Tables of alpha_bar, of which `discrete` makes a process.
+# Tables of alpha_bar; `discrete` makes a process of one.
 _BETAS = dict(num=whole(2), beta_min=POSITIVE, beta_max=POSITIVE)
 _COSINE = dict(num=whole(2), offset=ANY, max_beta=FRACTION)
 
@@ -177,7 +177,7 @@ SOLVERS = {
     'adaptive': _solver(samplers.adaptive, rtol=NOT_NEGATIVE, atol=NOT_NEGATIVE, last=POSITIVE,
                         max_steps=COUNT),
 }
-# What a step size is multiplied by, over the iterations.
+# The factor of a step size at each iteration.
 FACTORS = {
     'constant': row(descent.constant),
     'cosine': row(descent.cosine, num_steps=Needed(POSITIVE, 100)),
@@ -213,7 +213,7 @@ GRIDS = {
     'linspace': made(grids.linspace, 'num_steps', table_size=COUNT),
     'trailing': made(grids.trailing, 'num_steps', table_size=COUNT),
 }
-# Where guidance acts: what is measured of a time, from low to high.
+# Guidance acts where a measure of time is between low and high.
 _ENDS = dict(low=Needed(number(infinite=True), 0.2), high=Needed(number(infinite=True), 0.8))
 
 
@@ -229,7 +229,7 @@ INTERVALS = {
 }
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float16}
-# What a block keeps for the backward pass where remat is on.
+# What a block keeps for the backward pass with remat.
 POLICIES = {'nothing': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 _DTYPES = dict(dtype=one_of(DTYPES), param_dtype=one_of(DTYPES))
 _REMAT = dict(remat=flag, remat_policy=one_of(POLICIES))

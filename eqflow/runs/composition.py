@@ -24,7 +24,7 @@ class Composed(NamedTuple):
   sampling: Sampling
   models: Sequence[Model]
   step: int
-  labels: np.ndarray                # int32 [n], or [n, k] where fields are added: -1 for fewer than k
+  labels: np.ndarray                # int32 [n], or [n, k] if fields are added: -1 for fewer than k
   columns: dict[str, np.ndarray]    # labels and weights, as the output file has them
 
 
@@ -108,7 +108,7 @@ def _terms(given, default, classes):
 
 
 def _weights(given, terms):
-  """float32 [n, k]: the given weights, or equal weights that sum to 1; 0 where there is no label."""
+  """float32 [n, k]: the given weights, or equal weights that sum to 1; 0 for a label of -1."""
   there = terms >= 0
   if given is None:
     return (there / there.sum(1, keepdims=True)).astype(np.float32)

@@ -20,7 +20,7 @@ def restore(run: Run, *, reconstructed: bool = False) -> tuple[int, Model]:
   """(step, model): the parameters that config.sample.params names, of the newest checkpoint.
 
   An EMA that training does not track, and any EMA with `reconstructed`, is read from the files of
-  --mode=reconstruct. Raises FileNotFoundError if there is no checkpoint or no such file, ValueError if
+  --mode=reconstruct. Raises FileNotFoundError without a checkpoint or such a file, ValueError if
   workdir belongs to another config. Writes nothing.
   """
   config, workdir, recipe, _ = run

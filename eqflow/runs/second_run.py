@@ -10,7 +10,7 @@ from eqflow.runs.run import Run
 
 
 def config_of(folder: pathlib.Path) -> ConfigDict:
-  """The config of the run in a folder. Raises ValueError if there is none, or it cannot run."""
+  """The config of the run in a folder. Raises ValueError if it is missing or cannot run."""
   try:
     config = ConfigDict(_tuples(json.loads((folder / 'config.json').read_text())))
   except (OSError, ValueError, TypeError) as error:

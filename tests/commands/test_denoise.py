@@ -103,7 +103,7 @@ def test_labels_that_are_not_classes_are_rejected(eqm, tmp_path, labels):
     denoise(run_of(config, eqm.workdir), inputs=path, seed=0)
 
 
-def test_no_class_is_needed_where_the_scale_is_one(eqm, tmp_path):
+def test_no_class_is_needed_at_scale_1(eqm, tmp_path):
   path = saved(tmp_path / 'x.npz', x=noisy(3))
   config = eqm.config.copy_and_resolve_references().unlock()
   config.train.drop_label = 0.1

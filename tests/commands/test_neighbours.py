@@ -46,7 +46,7 @@ def test_the_nearest_record_of_each_sample_is_saved(config, tmp_path):
   assert not found['mirrored'].any() and (found['squared'] > 0).tolist() == [False, True, False]
 
 
-def test_mirrored_records_count_where_data_are_flipped(config, tmp_path, capsys):
+def test_mirrored_records_count_if_the_data_are_flipped(config, tmp_path, capsys):
   plain = dataset.training_records(config)
   config = config.copy_and_resolve_references().unlock()
   config.data.flip = True

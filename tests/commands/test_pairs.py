@@ -112,7 +112,7 @@ def test_pairs_that_are_not_finite_are_rejected(flow, tmp_path):
   def broken(*args):
     eps, x, norms = flow.recipe.sampling.pair(*args)
     return eps, x.at[3].set(jnp.nan), norms
-  with pytest.raises(FloatingPointError, match='1 of 24 samples are not finite'):
+  with pytest.raises(FloatingPointError, match=r'\b1 of 24\b'):
     flow.write(tmp_path / 'pairs', pair=broken)
   assert pairs.record(tmp_path / 'pairs')['written'] == 0
 
@@ -150,7 +150,7 @@ def test_batches_pair_noise_with_its_data(flow):
 def test_incomplete_or_damaged_pairs_are_rejected(flow, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no pairs in .*nowhere: .*\n.*--mode=pairs'):
     sources.load('pairs', split='train', data_dir=tmp_path / 'nowhere')
-  with pytest.raises(ValueError, match=r"pairs has no split 'heldout': choose from \['all', 'train'\]"):
+  with pytest.raises(ValueError, match=r"'heldout'.*\['all', 'train'\]"):
     sources.load('pairs', split='heldout', data_dir=flow.folder)
   flow.write(tmp_path / 'pairs', count=10)
   np.save(tmp_path / 'pairs/x.npy', np.zeros((9, 2), np.float32))
@@ -166,7 +166,7 @@ def test_mirroring_pairs_is_rejected(flow):
   with rejected('data.flip', True, 'pairs'):
     recipes.recipe(images)
   source = sources.load('pairs', split='train', data_dir=flow.folder)
-  with pytest.raises(ValueError, match='flip=True mirrors'):
+  with pytest.raises(ValueError, match='flip=True'):
     pipeline.batches(source, seed=0, batch=4, flip=True)
 
 

@@ -106,7 +106,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
   # Without its checkpoints, as when a disk is not mounted, it does not start from scratch.
   before = (tmp_path / 'whole/metrics.jsonl').read_text()
   (tmp_path / 'whole/checkpoints').rename(tmp_path / 'elsewhere')
-  with pytest.raises(ValueError, match='checkpoints has no checkpoint'):
+  with pytest.raises(ValueError, match='whole/checkpoints'):
     train.train(run_of(config, tmp_path / 'whole'))
   assert (tmp_path / 'whole/metrics.jsonl').read_text() == before
   with np.load(tmp_path / 'whole/samples.npz') as file:

@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     (0, SHORT), pytest.param(SHORT, ALL - SHORT, marks=pytest.mark.long)])
 def test_every_mutated_config_is_rejected_by_its_key(folder, first, count):
   chosen = mutations.drawn(ALL, seed=0)[first:first + count]
-  assert len(set(map(str, chosen))) == count, 'each is another'
+  assert len(set(map(str, chosen))) == count, 'two mutations are equal'
   with configs.nothing_compiled():
     found = {str(mutation): configs.judged(mutation, folder) for mutation in chosen}
   wrong = {name: said for name, said in found.items() if said != 'rejected'}
@@ -40,7 +40,7 @@ def test_an_unchanged_config_is_accepted(folder):
     assert configs.judged(whole, folder / 'whole') == 'accepted'
 
 
-def test_a_mutation_is_python_when_printed():
+def test_the_repr_of_a_mutation_is_python():
   # It is written into a config file for the command line.
   for mutation in mutations.drawn(ALL, seed=0):
     ast.parse(repr(mutation))

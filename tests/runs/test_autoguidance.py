@@ -81,7 +81,7 @@ def test_evaluation_is_guided_and_previews_are_not(trained):
   models = restore.models(run_of(own, workdir))[1]
   unguided, *_ = generate.samples(plain.sampling, models, labels, seed=config.seed, batch=16)
   np.testing.assert_allclose(drawn(models), np.clip(unguided, -1, 1), atol=1e-5)
-  assert abs(x - drawn(models)).max() > 1e-3, 'samples are those of no guidance'
+  assert abs(x - drawn(models)).max() > 1e-3, 'guidance changes nothing'
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Samples of several classes, or of several models, whose fields are added."""
+"""Samples of several classes, or of several models: their fields are added."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Samples that stop one by one: each is what it would be alone, and what is told of them."""
+"""Samples in batches and in refilled slots are the samples that each key gives alone."""
 
 import functools
 import time
@@ -31,7 +31,7 @@ def test_the_histogram_of_steps_counts_every_sample():
   assert generate.steps_taken(config, np.full(9, 7)).split()[:4] == ['7', 'to', '7', 'evaluations']
 
 
-def test_there_is_no_histogram_where_nothing_stops():
+def test_there_is_no_histogram_without_a_threshold():
   assert not generate.steps_taken(ConfigDict(dict(sample=dict(threshold=0.0))), np.full(9, 130))
 
 
@@ -64,12 +64,12 @@ def _toward(z, t, label):
 
 
 def _half(z, t, label):
-  """z/2 - centre[label], whose product with z has the gradient z - centre[label]."""
+  """z/2 - centre[label]: the gradient of its product with z is z - centre[label]."""
   return z / 2 - jnp.asarray(CENTRES, z.dtype)[label]
 
 
 def _sampled(network, scale=1.0):
-  """(sampling, models) of a run whose descents stop at a threshold, with that network for its own."""
+  """(sampling, models) of a network that is descended until a threshold."""
   config = load('toy').get_config('eqm')
   config.data.num_classes, config.train.drop_label = 3, 0.1
   with config.ignore_type():
@@ -115,7 +115,7 @@ def _energy():
     functools.partial(_guided, 2.5), functools.partial(_guided, (2.5, 1.0)), _composed, _weighted,
     _energy],
                          ids=['guided', 'guided by channel', 'composed', 'weighted', 'energy'])
-def test_a_sample_from_a_refilled_slot_is_the_one_it_is_alone(case):
+def test_a_sample_from_a_refilled_slot_equals_the_sample_alone(case):
   (sampling, models), labels, slope, centre = case()
   found = generate.samples(sampling, models, labels, seed=SEED, batch=SLOTS)
   # The noise of sample i, as its docstrings say: folded from (seed, i), then 0, then 0 for the leaf.
