@@ -204,7 +204,7 @@ def _config(kind, **changes):
 def test_a_config_samples_by_the_gradient_of_its_energy(kind):
   config = _config(kind)
   recipe, plain = recipes.recipe(config), recipes.recipe(_config('none'))
-  assert plain.energy is None
+  assert plain.model.energy is None
   params = recipe.model.init(jax.random.key(0))
   keys, labels = jax.random.split(jax.random.key(1), 3), jnp.array([0, 1, 1])
   models = [Model(recipe.model.network, params)]
@@ -290,4 +290,4 @@ def test_a_config_without_an_energy_is_incomplete():
 
 
 def test_dot_accepts_a_network_initialized_at_zero():
-  assert recipes.recipe(_config('dot', model__final_scale=0.0)).energy
+  assert recipes.recipe(_config('dot', model__final_scale=0.0)).model.energy
