@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import shutil
 from typing import BinaryIO
 
 Path = str | os.PathLike
@@ -26,6 +27,37 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     sync(path.parent)
   finally:
     partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[pathlib.Path]:
+  """A new folder that becomes `path` at the end of the block, in place of the old one.
+
+  If the block fails or the process is killed in it, `path` is as before. Write its
+  files with `replacing`. A kill between the two renames at the end leaves the old folder as
+  `path`.old.
+  """
+  path = pathlib.Path(path)
+  partial, old = path.with_name(path.name + '.partial'), path.with_name(path.name + '.old')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    sync(partial)
+    if path.exists():
+      shutil.rmtree(old, ignore_errors=True)
+      os.rename(path, old)
+    os.rename(partial, path)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+  """`path` <- text, whole or not at all."""
+  with replacing(path) as file:
+    file.write(text.encode())
 
 
 def sync(path: Path) -> None:

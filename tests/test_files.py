@@ -10,6 +10,17 @@ from eqflow import files
 from tests import ROOT
 
 
+def test_a_folder_is_replaced_as_a_whole_or_stays_as_it_was(tmp_path):
+  for content in ('first', 'second'):
+    with files.replacing_folder(tmp_path / 'a') as new:
+      files.write_text(new / content, content)
+      assert content == 'first' or (tmp_path / 'a/first').exists()
+  assert os.listdir(tmp_path) == ['a'] and os.listdir(tmp_path / 'a') == ['second']
+  with pytest.raises(ValueError), files.replacing_folder(tmp_path / 'a') as new:
+    raise ValueError
+  assert os.listdir(tmp_path) == ['a'] and (tmp_path / 'a/second').read_text() == 'second'
+
+
 def test_the_file_has_the_new_content_at_the_end_of_the_block(tmp_path):
   path = tmp_path / 'a.json'
   path.write_text('old')

@@ -171,6 +171,15 @@ def test_every_factory_of_a_solver_or_descent_has_a_row(package, rows, type_name
   assert len(factories) >= 4 and not missing, f'give {missing} a row in eqflow/config/tables.py'
 
 
+def test_files_are_written_whole_or_not_at_all():
+  for path in FILES:
+    # A checkpoint is a folder that is renamed when it is whole.
+    if path.relative_to(HOUSE).as_posix() not in ('files.py', 'training/checkpoint.py'):
+      for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in ('write_text', 'write_bytes'):
+          assert ast.unparse(node.value) == 'files', f'{path}: write with files.replacing'
+
+
 def test_broadcasting_happens_in_one_place():
   for path in FILES:
     found = re.findall(r'\[:, None, None(?:, None)*\]', path.read_text())

@@ -75,6 +75,17 @@ REJECTED = [
      ['config.data', '/nowhere', '--mode=pairs']),
     ([DIGITS, '--workdir=gs://bucket/run'], ['--workdir=gs://bucket/run']),
     ([DIGITS, '--workdir='], ['--workdir']),
+    ([DIGITS, '--workdir=/proc/x'], ['--workdir=/proc/x', 'give a folder']),
+    ([DIGITS, '--mode=pairs', '--num_samples=4', '--out='], ['--out is empty', 'folder']),
+    ([DIGITS, '--mode=denoise', '--inputs='], ['--inputs is empty', '.npy']),
+    ([DIGITS, '--mode=sample', '--labels='], ['--labels is empty']),
+    ([DIGITS, '--config.sample.solver=ddim'],
+     ["config.sample.solver='ddim'", """--config.sample.solver="{'name': 'ddim'}\""""]),
+    ([DIGITS, "--config.sample.solver={'name' 'ddim'}"],
+     ["config.sample.solver=\"{'name' 'ddim'}\"", "{'name': ...}"]),
+    ([f'--config={ROOT}/eqflow/mix.py'], ['--config', 'get_config', 'configs/digits.py']),
+    ([DIGITS, '--config.sample.scale=(1.0,2.0)'], ['config.sample.scale=(1.0, 2.0)', '(8, 8, 1)']),
+    ([DIGITS, '--config.sample.scale=fast'], ["config.sample.scale='fast'", 'number']),
     ([], ['--config']),
 ]
 
@@ -88,6 +99,20 @@ def test_a_wrong_command_line_is_rejected_in_one_line(tmp_path, capsys, flags, w
   for word in words:
     assert word in line, f'{word!r} is not in {line!r}'
   assert not (tmp_path / 'run').exists(), 'a rejected run leaves nothing behind'
+
+
+def test_a_file_that_raises_an_attribute_error_is_not_a_wrong_key(tmp_path, capsys):
+  (tmp_path / 'broken.py').write_text('def get_config():\n  return None.digits\n')
+  with pytest.raises(SystemExit):
+    program(f'--config={tmp_path}/broken.py', f'--workdir={tmp_path}')
+  assert 'file of --config' in (line := line_of(capsys.readouterr().err)) and "'digits'" in line
+
+
+def test_a_flag_gives_a_guidance_scale_for_each_channel():
+  argv = ['eqflow.main', DIGITS, '--config.sample.scale=(1.5,)']
+  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
+    main.parse(argv)
+    assert options.config().sample.scale == (1.5,)
 
 
 @pytest.mark.parametrize('flags,words', [

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import tqdm
 
+from eqflow import files
 from eqflow.commands import neighbours
 from eqflow.data import pipeline
 from eqflow.evaluation import report
@@ -62,7 +63,7 @@ def _evaluate(run, near, restored, book):
   rows |= dict(tqdm.tqdm(baselines, unit='baseline', leave=False, disable=None))
   found = dict(step=step, params=config.sample.params, num_samples=len(fake),
                evaluations_per_sample=float(evaluations.mean()), seconds=seconds, rows=rows)
-  (workdir / 'evaluation.json').write_text(json.dumps(found, indent=2) + '\n')
+  files.write_text(workdir / 'evaluation.json', json.dumps(found, indent=2) + '\n')
   print(f'\n{len(fake):,} samples of {train_state.called(config.sample.params)} by '
         f'{config.sample.solver.name}, {evaluations.mean():.0f} network evaluations each, in '
         f'{seconds:.1f} s, against {len(real):,} records of {source.name}\n'

@@ -6,7 +6,7 @@ import pathlib
 from jax.tree_util import Partial
 import numpy as np
 
-from eqflow import ood
+from eqflow import files, ood
 from eqflow.config import tables
 from eqflow.config.errors import ConfigError
 from eqflow.data import pipeline
@@ -52,7 +52,7 @@ def detect(run: Run, *, inputs: pathlib.Path) -> dict[str, dict[str, float]]:
   generate.save(out.with_suffix('.npz'), **{name: values[n:] for name, values in found.items()},
               **{f'inside_{name}': values[:n] for name, values in found.items()})
   summary = dict(inputs=str(inputs), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
-  out.with_suffix('.json').write_text(json.dumps(summary, indent=2) + '\n')
+  files.write_text(out.with_suffix('.json'), json.dumps(summary, indent=2) + '\n')
   some = 'all of them ' if len(trained) == n else f'{len(trained):,} of them '
   known = f', {some}training records' if len(trained) else ''
   print(f'{len(outside):,} inputs of {inputs} against {n:,} records of {config.data.name!r}, split '

@@ -99,10 +99,13 @@ def define(modes: Sequence[str]) -> None:
 def given(mode: str) -> dict[str, Any]:
   """{name: value} of the flags that were given.
 
-  Raises ValueError for a flag that the mode does not use, and for a missing flag that it needs.
+  Raises ValueError for a flag that is empty or that the mode does not use, and for a missing flag that
+  it needs.
   """
   values = {name: flags.FLAGS[name].value for name in OPTIONS if flags.FLAGS[name].value is not None}
   for name, value in values.items():
+    if value in ('', []):
+      raise ValueError(f'--{name} is empty; give a value, or remove it: {OPTIONS[name].help}')
     modes = OPTIONS[name].needed + OPTIONS[name].optional
     if mode not in modes:
       raise ValueError(f'--{name}={_text(value)} is for --mode={" or ".join(modes)}, not for '

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from eqflow import files
 from eqflow.config import consistency, recipes
 from eqflow.planning import costs, flops, report, topologies
 from eqflow.runs import blueprint, run
@@ -45,7 +46,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path | None = None, *, topology: s
 
 def _write(found, workdir):
   if workdir:
-    (workdir / 'plan.json').write_text(json.dumps(found, indent=2) + '\n')
+    files.write_text(workdir / 'plan.json', json.dumps(found, indent=2) + '\n')
 
 
 def compiled(config: ConfigDict, target: topologies.Topology) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 import json
 import math
-import shutil
 from typing import Any
 
-from eqflow import ema
+from eqflow import ema, files
 from eqflow.commands.evaluate import evaluate
 from eqflow.evaluation import report
 from eqflow.runs import identity, restore
@@ -80,10 +79,10 @@ def reconstruct(run: Run, *, std: Sequence[float], examples: int | None = None,
           f'--examples={" or ".join(map(str, near))}', flush=True)
   for width, tree in snapshots.reconstruct(made, like).items():
     error, folder = made.errors[width], workdir / 'reconstructed' / repr(width)
-    shutil.rmtree(folder, ignore_errors=True)
-    snapshots.write(folder, at, {repr(width): tree}, run=name)
     record = dict(examples=at, std=width, expected_error=error, snapshots=len(made.terms))
-    (folder / 'expected_error.json').write_text(json.dumps(record, indent=2) + '\n')
+    with files.replacing_folder(folder) as new:
+      snapshots.write(new, at, {repr(width): tree}, run=name)
+      files.write_text(new / 'expected_error.json', json.dumps(record, indent=2) + '\n')
     tracked = repr(width) in recipe.averages.names
     use = '--mode=sweep evaluates it' if tracked else f'--config.sample.params={width!r} samples it'
     print(f'std {width:g} at {at:,} examples: expected error {error:.1e}, from {len(made.terms)} '
@@ -103,7 +102,7 @@ def sweep(run: Run, *, std: Sequence[float], **options: Any) -> None:
     at_width = run._replace(config=each)
     found = evaluate(at_width, restored=restore.models(at_width, reconstructed=True))
     rows[repr(width)] = {'expected error': f'{error:.1e}', **next(iter(found.values()))}
-  (workdir / 'sweep.json').write_text(json.dumps(rows, indent=2) + '\n')
+  files.write_text(workdir / 'sweep.json', json.dumps(rows, indent=2) + '\n')
   print(report.table(rows))
   _draw(rows, workdir / 'sweep.png')
   print(workdir / 'sweep.png', flush=True)
@@ -117,4 +116,5 @@ def _draw(rows, path):
   axis.plot([float(std) for std in rows], [row[column] for row in rows.values()], 'o-')
   axis.set(xlabel='std of the EMA, relative to the training time', ylabel=column)
   axis.grid(alpha=0.3)
-  figure.savefig(path, dpi=150)
+  with files.replacing(path) as file:
+    figure.savefig(file, dpi=150, format='png')

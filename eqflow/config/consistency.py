@@ -148,7 +148,7 @@ def _averages(config: ConfigDict) -> Iterator[Rule]:
   section, chosen = config.ema, config.sample.params
   names = [*map('{:g}'.format, section.decays), *map(repr, section.stds)]
   yield (len(set(names)) < len(names), 'ema.decays',
-         f'and config.ema.stds={tuple(section.stds)} give two EMAs the same name', '')
+         f'and config.ema.stds={tuple(section.stds)} name an EMA twice', 'give each EMA once')
   yield (chosen not in ('params', *names) and not (section.stds and ema.is_std(chosen)),
          'sample.params', f'must be one of {["params", *names]}'
          + (', or a std made by --mode=reconstruct' if section.stds else ''), '')

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 DEFAULTS = dict(
     seed=0,
@@ -39,7 +39,10 @@ def config(*changes: Mapping[str, Any]) -> ConfigDict:
   A section with a name replaces another with a name, since each row has its own numbers; other
   sections change key by key.
   """
-  return ConfigDict(functools.reduce(_changed, changes, DEFAULTS))
+  found = functools.reduce(_changed, changes, DEFAULTS)
+  # A flag may replace the number by a tuple, one for each channel.
+  scale = FieldReference(found['sample']['scale'], field_type=object)
+  return ConfigDict(_changed(found, dict(sample=dict(scale=scale))))
 
 
 def variant(variants: Mapping[str, Any], name: str) -> Any:

@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 
 from eqflow import arrays, energies, fields
 from eqflow.arrays import Data, Stream
+from eqflow.config.errors import ConfigError
 from eqflow.config.rows import bind
 from eqflow.config.tables import ENERGIES, LABELS, MODELS, SCALES
-from eqflow.models import edm2, magnitude
+from eqflow.models import dit, edm2, magnitude
 from eqflow.processes import Process
 
 # Sections of config.model that are not numbers of the network.
@@ -83,4 +84,9 @@ def classless(z: Data, t: Any, condition: Any, *, network: Callable) -> Data:
 def flax_module(section: ConfigDict, num_classes: int) -> Any:
   """The flax module of config.model."""
   numbers = {key: value for key, value in section.items() if key not in APART}
-  return bind(MODELS, ConfigDict(numbers), 'model', num_classes=num_classes)
+  module = bind(MODELS, ConfigDict(numbers), 'model', num_classes=num_classes)
+  if isinstance(module, dit.DiT) and module.width % module.heads:
+    fits = max(n for n in range(1, module.heads) if module.width % n == 0)
+    raise ConfigError('model.heads', module.heads, f'does not divide the width of {module.width}',
+                      f'use {fits}')
+  return module

@@ -16,6 +16,7 @@ from absl import logging
 import numpy as np
 from PIL import Image
 
+from eqflow import files
 from eqflow.data import images
 from eqflow.data.records import Source
 
@@ -85,9 +86,9 @@ def _list_images(root):
     raise FileNotFoundError(f'image folder {str(root)!r} does not exist: give data_dir a folder of '
                             'images, or of class folders with images in them')
   found = []
-  for place, folders, files in os.walk(root, followlinks=True):
+  for place, folders, names in os.walk(root, followlinks=True):
     folders[:] = [name for name in folders if not name.startswith('.')]
-    found += [os.path.relpath(os.path.join(place, name), root) for name in files
+    found += [os.path.relpath(os.path.join(place, name), root) for name in names
               if not name.startswith('.') and os.path.splitext(name)[1].lower() in _suffixes()]
   if not found:
     raise ValueError(f'no images in {str(root)!r}: expected files such as .png or .jpg in it, or '
@@ -164,11 +165,9 @@ def _read_index(file):
 
 
 def _write_index(file, intact):
-  scratch = file.with_suffix(f'.{os.getpid()}')
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_text(json.dumps(intact))
-    scratch.replace(file)
+    files.write_text(file, json.dumps(intact))
   except OSError as error:
     logging.warning('Cannot write %s (%s): the next run decodes every image again.',
                     file, error)

@@ -35,7 +35,11 @@ def claimed(config: ConfigDict, workdir: pathlib.Path, source: sources.Source) -
 @contextlib.contextmanager
 def locked(folder: pathlib.Path, doing: str, flag: str) -> Iterator[None]:
   """Creates the folder if needed and locks it. Raises ValueError if another process has it locked."""
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f'{flag}={folder} cannot be created ({error.strerror}): give a folder on a disk '
+                     'that you may write to') from error
   with (folder / '.lock').open('w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -72,6 +72,9 @@ def guide_of(run: Run) -> Run | None:
       raise ValueError(f'it has {other.data.num_classes} classes, but --workdir has {classes}; use a '
                        f'run with {classes} classes, or without classes')
   except ValueError as error:
+    if isinstance(error, ConfigError) and error.key == 'sample.params':
+      raise ConfigError(
+          'sample.guide.params', guide.params, error.allowed, error.remedy) from error
     raise ConfigError(
         'sample.guide.workdir', guide.workdir, f'cannot guide this run: {error}') from error
   return found

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from eqflow import files
 from eqflow.models import embed
 from eqflow.training import sharding
 
@@ -31,7 +32,8 @@ def table(params: PyTree) -> str:
 
 def describe(params: PyTree, mesh: Mesh, rules: sharding.Rules, path: pathlib.Path) -> str:
   """`table`, totals, and leaves that cannot be sharded by the rules; lists all parameters in `path`."""
-  path.write_text(parameter_overview.get_parameter_overview(params, include_stats=False) + '\n')
+  files.write_text(
+      path, parameter_overview.get_parameter_overview(params, include_stats=False) + '\n')
   total, trainable = embed.count(params)
   axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
   lines = [table(params), f'{total:,} parameters, {trainable:,} of them trainable, on '

@@ -252,3 +252,19 @@ def test_the_uncertainty_has_a_gradient(tmp_path):
   loss = lambda params: recipe.objective.loss(keys, params, batch, recipe.objective.histogram)[0].mean()
   grads = jax.jit(jax.grad(loss))(params)
   assert np.abs(grads['uncertainty']['linear']['weight']).max() > 0
+
+
+def test_a_reconstruction_that_fails_keeps_the_one_before(copied, monkeypatch):
+  found, workdir = copied
+  posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12])
+  before = {path.name: path.read_bytes() for path in (workdir / 'reconstructed/0.12').iterdir()}
+
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(snapshots, 'write', full)
+  with pytest.raises(OSError, match='28'):
+    posthoc_ema.reconstruct(run_of(found, workdir), std=[0.12], examples=192)
+  assert [path.name for path in (workdir / 'reconstructed').iterdir()] == ['0.12']
+  after = {path.name: path.read_bytes() for path in (workdir / 'reconstructed/0.12').iterdir()}
+  assert after == before

@@ -126,7 +126,7 @@ def other_classes(config):
 @pytest.mark.parametrize('guide, change, match', [
     (dict(workdir='/nowhere', params='params'), nothing, 'guide.workdir=.*/nowhere'),
     (dict(params=''), nothing, "guide.params=''"),
-    (dict(params='0.5'), nothing, "guide.workdir=.*'0.5'"),
+    (dict(params='0.5'), nothing, "config.sample.guide.params='0.5'"),
     ({}, other_process, 'guide.workdir=.*config.process=.*cosine'),
     ({}, other_classes, 'guide.workdir=.*10 classes.* 5'),
 ])
