@@ -183,16 +183,24 @@ def example_keys(seed: Any, index: Num[Array | np.ndarray, 'b']) -> Keys:
 
 
 def fold(keys: Keys, stream: Stream) -> Keys:
-  """The keys of one stream: fold_in(keys[j], stream) for every example j."""
+  """The keys of one stream: fold_in(keys[j], stream) for every example j. Raises for one key."""
+  _check_keys(keys)
   return jax.vmap(lambda key: jax.random.fold_in(key, np.uint32(stream)))(keys)
 
 
 def fold_number(keys: Keys, number: Any) -> Keys:
   """fold_in(keys[j], number), the keys of one step, probe or block; number is one for all, or [b].
 
-  Only for keys that belong to a stream: a number and a stream may be equal.
+  Only for keys that belong to a stream: a number and a stream may be equal. Raises for one key.
   """
+  _check_keys(keys)
   return jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(number) else None))(keys, number)
+
+
+def _check_keys(keys):
+  if jnp.ndim(keys) != 1:
+    raise ValueError(f'keys has shape {jnp.shape(keys)}: give one key for each example, such as '
+                     'jax.random.split(key, 8)')
 
 
 def square_norm(z: Data) -> Float[Array, 'b']:

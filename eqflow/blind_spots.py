@@ -26,7 +26,9 @@ BLIND = 1e-6
 
 
 def any_grid(times: Grid) -> None:
-  """Accepts every grid: the check of a solver without requirements."""
+  """Raises ValueError unless `times` are two or more finite numbers: a solver without requirements."""
+  if not arrays.is_traced(times):
+    _check_times(np.asarray(times, np.float64))
 
 
 def check_grid(times: Grid, *, process: Process, output: Output, last: bool = False) -> None:
@@ -125,10 +127,14 @@ def _thawed(frozen):
   return np.frombuffer(content, kind).reshape(shape)
 
 
-def _check_grid(times, process, output, *, last):
+def _check_times(times):
   if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
     raise ValueError(f'times={times} of shape {times.shape}: a grid has two or more finite times, as '
                      'grids.uniform(10) has')
+
+
+def _check_grid(times, process, output, *, last):
+  _check_times(times)
   steps = np.diff(times)
   if (steps > 0).any() and (steps < 0).any():
     falls, rises = int(np.argmax(steps < 0)), int(np.argmax(steps > 0))

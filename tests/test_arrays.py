@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import subprocess
+import sys
 
 import jax
 from jax import numpy as jnp
@@ -116,3 +118,20 @@ def test_functions_bound_at_any_depth_are_arguments_of_compiled_functions(bind):
   assert len(traced) == 1, 'another number compiled again'
   assert apply(arrays.pytree((jnp.sin,))[0], jnp.array(0.0)) == 0
   assert arrays.pytree({'a': None, 'b': jnp.float32}) == {'a': None, 'b': jnp.float32}
+
+
+@pytest.mark.parametrize('call', [
+    'arrays.fold(key, arrays.Stream.NOISE)', 'arrays.fold_number(key, 3)',
+    'losses.matching_loss(key, field, z, process=linear, output=outputs.u, density=uniform)',
+    'samplers.sample(samplers.ddim(linear, outputs.u, churn=0.5), field, z, [1.0, 0.0], key)'])
+def test_a_single_key_is_rejected_with_its_shape(call):
+  # In a process of its own, where types are not checked.
+  program = f"""
+import jax
+from eqflow import arrays, densities, losses, outputs, processes, samplers
+key, linear, uniform = jax.random.key(0), processes.linear, densities.uniform
+z, field = jax.numpy.ones((8, 2)), lambda z, t: z
+{call}
+"""
+  done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True)
+  assert 'ValueError: keys has shape (): give one key for each example' in done.stderr

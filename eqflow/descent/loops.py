@@ -12,7 +12,7 @@ import numpy as np
 
 from eqflow import arrays
 from eqflow.arrays import Data, Keys, where
-from eqflow.descent.base import Descent
+from eqflow.descent.base import Descent, State
 from eqflow.fields import Network, Predict, at_rest, bind
 
 
@@ -45,8 +45,16 @@ def _descend(init, step, field, z, keys, *, num_steps, path):
     z, state = _iterated(step, field, *carry, keys)
     return (z, state), z if path else None
 
-  (end, _), states = jax.lax.scan(body, (z, init(z)), length=num_steps)
+  (end, _), states = jax.lax.scan(body, (z, _started(init, z)), length=num_steps)
   return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), z, states) if path else end
+
+
+def _started(init, z):
+  state = init(z)
+  if not isinstance(state, State):
+    raise TypeError(f'init of the Descent returned a {type(state).__name__}: return a descent.State, '
+                    'such as descent.at_start(z), with its own numbers in `inner`')
+  return state
 
 
 def _iterated(step, field, z, state, keys):
@@ -141,7 +149,7 @@ def _refilled(init, step, network, z, condition, keys, max_steps, threshold, *, 
 
   def started(index, z):
     norm = jnp.full(slots, jnp.inf, arrays.square_norm(z).dtype)
-    return _Slots(index, z, init(z), norm, index >= n)
+    return _Slots(index, z, _started(init, z), norm, index >= n)
 
   def iterated(at, condition, keys):
     ahead, state = _iterated(step, bind(network, condition), at.z, at.state, keys)

@@ -54,7 +54,8 @@ def fit(state: TrainState, step: Callable, batches: Iterator[dict[str, Any]], un
     pending = n, health
     due, stopping = cadence.at(n, last=n == until), stop.agreed()
     if any(due) or stopping:
-      pending = actions.check(pending)  # Now: the state may be written.
+      actions.check(pending)            # Now: the state may be written.
+      pending = None
     if due.log:
       actions.log(n, state, metrics)
       metrics = actions.metrics()

@@ -363,3 +363,12 @@ def test_zero_slots_are_rejected():
   with pytest.raises(ValueError, match='slots=0'):
     descent.descend_refilled(descent.gradient_descent(0.1), _toward, STARTS, ENDS, slots=0,
                              max_steps=6, threshold=0.4)
+
+
+@pytest.mark.parametrize('run', [
+    lambda *given: descent.descend(*given, num_steps=2),
+    lambda *given: descent.descend_until(*given, max_steps=2, threshold=0.1)])
+def test_a_descent_whose_init_returns_no_state_is_rejected(run):
+  own = descent.Descent(lambda z: (), lambda field, z, state, keys: (z, state))
+  with pytest.raises(TypeError, match='tuple.*descent.State'):
+    run(own, _field, jnp.ones((3, 2)))

@@ -125,3 +125,11 @@ def test_every_solver_is_an_argument_of_compiled_functions(make):
   for beta in (20.0, 15.0):
     assert jnp.isfinite(end(make(process(beta), outputs.v), jnp.asarray(Z))).all()
   assert len(traces) == 1, f'compiled {len(traces)} times for two values of beta_max'
+
+
+@pytest.mark.parametrize('times', [[1.0, float('nan'), 0.0], [1.0], [[1.0, 0.0]], [float('inf'), 0.0]],
+                         ids=['nan', 'one', 'two axes', 'inf'])
+def test_the_default_check_of_a_solver_needs_two_finite_times(times):
+  with pytest.raises(ValueError, match='two or more finite times'):
+    blind_spots.any_grid(times)
+  blind_spots.any_grid([0.0, 1.0, 0.5])
