@@ -256,6 +256,7 @@ def test_devices_do_not_change_a_coupled_step():
   np.testing.assert_allclose(states[0][2], states[1][2], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_coupled_run_resumes_bit_for_bit(
     tmp_path, monkeypatch):
   config = coupled()

@@ -52,6 +52,7 @@ def bytes_of(tree):
              if shard.device == jax.devices()[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('sections', [
     dict(model=dict(width=192, depth=2)), dict(mesh=dict(data=1, fsdp=8))], ids=['wide', 'fsdp'])
 def test_the_compilers_count_is_close_to_the_formula(sections):

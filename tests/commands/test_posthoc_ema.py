@@ -130,6 +130,7 @@ def test_the_folder_identifies_a_data_set_of_images_only(tmp_path):
   assert len(names) == 3, 'digits are the same in every folder'
 
 
+@pytest.mark.long
 def test_a_sweep_evaluates_every_width_and_plots_it(copied, monkeypatch):
   found, workdir = copied
   monkeypatch.setattr(report, 'compare_baselines', lambda *args: [])

@@ -287,6 +287,7 @@ def test_the_learning_rate_follows_the_examples_seen(tmp_path, kind):
     np.testing.assert_allclose(ramp, (40 + batch) / 100, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_a_converged_sample_does_not_depend_on_its_slot_or_device(tmp_path):
   config = tiny(tmp_path)
   with config.unlocked():

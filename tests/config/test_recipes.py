@@ -159,6 +159,7 @@ def test_a_grid_at_a_blind_spot_of_the_output_is_rejected():
     recipes.recipe(_changed('model.label_noise.name', 'logsnr', variant='flow'))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('variant', ['eqm', 'flow'])
 def test_a_bfloat16_network_trains_and_samples_in_float32(variant):
   config = _changed('model.dtype', 'bfloat16', variant=variant)

@@ -20,6 +20,7 @@ from eqflow.training.runtime import preemption
 from tests.faults import disk, kills, nans, reader, records, results, states, tables, victim
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('count', [9, pytest.param(99, marks=pytest.mark.long)])
 @pytest.mark.parametrize('most', [0, pytest.param(3, marks=pytest.mark.long)])
 def test_nan_and_infinity_never_reach_a_checkpoint(tmp_path, most, count):

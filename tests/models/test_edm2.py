@@ -261,6 +261,7 @@ def test_remat_gives_the_same_gradients(tiny):
   chex.assert_trees_all_close(loss(TINY.clone(remat=True)), loss(TINY), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('dtype', [np.float16, jnp.bfloat16])
 def test_a_checkpoint_in_half_precision_computes_in_float32(tmp_path, dtype):
   path, arrays = _golden()

@@ -235,6 +235,7 @@ def test_the_first_step_and_the_step_to_data_are_ddims(x64):
   np.testing.assert_allclose(path[4], last, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_multistep_solvers_take_trees_float32_and_gradients():
   z = {'a': jnp.ones((2, 3)), 'b': jnp.ones((2, 1, 1))}
   for make in (samplers.adams_bashforth, samplers.dpmpp_2m, samplers.dpmpp_3m, samplers.unipc):

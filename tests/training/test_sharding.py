@@ -61,6 +61,7 @@ def test_the_value_of_a_process_is_on_each_of_its_devices_and_is_not_replicated(
     ('imagenet64', 'xs', dict(data=2, fsdp=4), 1.02 / 4),
     ('digits', 'flow', dict(data=1, fsdp=8), 1.4 / 8),
 ])
+@pytest.mark.long
 def test_moments_and_averages_are_sharded_like_the_parameters(
     file, variant, sizes, share):
   config, mesh = load(file).get_config(variant), sharding.device_mesh(**sizes)
