@@ -87,5 +87,5 @@ def optional(kind: Kind) -> Kind:
 def section(value: Any, key: str) -> ConfigDict:
   """A section; its keys have their own kinds."""
   if not isinstance(value, ConfigDict):
-    raise ConfigError(key, value, 'must be a section', 'see eqflow/config/defaults.py')
+    raise ConfigError(key, value, 'must be a section', 'see eqflow/config/schema.py')
   return value

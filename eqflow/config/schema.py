@@ -1,6 +1,11 @@
-"""The keys of a config, each with the kind of its value. Rules about two sections: consistency.py."""
+"""The keys of a config: kind, default, and whether a run continues with another value.
+
+Rules about two sections are in consistency.py.
+"""
 
 from collections.abc import Mapping
+import functools
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -34,40 +39,87 @@ def _scale(value, key):
     number()(value, key)
 
 
+class Key(NamedTuple):
+  """A key of a config: the kind of its value, and its default, unless a config file must give it.
+
+  free: it does not change the trained numbers, so that a run may continue with another value.
+  """
+  kind: Kind
+  default: Any = ABSENT
+  free: bool = False
+
+
+_free = functools.partial(Key, free=True)
 # uint32 counts examples.
 _EXAMPLES = whole(1, 2**32 - 2)
-KEYS: dict[str, dict[str, Kind]] = {
-    '': dict(
-        seed=whole(0, 2**32 - 1), data=section, model=_model, process=_row(PROCESSES),
-        output=_row(OUTPUTS), loss=section, energy=_row(ENERGIES), mesh=section, train=section,
-        optimizer=section, ema=section, sample=section, evaluate=section),
-    'data': dict(
-        name=text, split=text, dir=text, shape=several(COUNT, least=1), num_classes=whole(0), flip=flag,
-        workers=whole(0, 1024)),
-    'loss': dict(
-        space=one_of({'': None, **SPACES}), weight=_row(WEIGHTS), density=_row(DENSITIES),
-        stratified=flag, coupling=_row(COUPLINGS), at_data=BELOW_ONE, dispersive=NOT_NEGATIVE,
-        uncertainty=whole(0, 2**20)),
-    # -1: as many devices as are left.
-    'mesh': dict.fromkeys(('data', 'fsdp', 'tensor'), whole(-1)),
-    'train': dict(
-        batch=COUNT, accumulate=COUNT, num_examples=_EXAMPLES, drop_label=FRACTION,
-        log_examples=COUNT, sample_examples=COUNT, checkpoint_examples=COUNT, keep_checkpoints=COUNT,
-        max_skipped=whole(0), stuck_seconds=NOT_NEGATIVE),
-    'optimizer': dict(
-        rate=NOT_NEGATIVE, b1=BELOW_ONE, b2=BELOW_ONE, eps=NOT_NEGATIVE, weight_decay=NOT_NEGATIVE,
-        clip=NOT_NEGATIVE, warmup_examples=NOT_NEGATIVE, schedule=_row(SCHEDULES)),
-    'ema': dict(
-        decays=several(number(above=0, below=1)), stds=several(POSITIVE), snapshot_examples=whole(0),
-        snapshot_dtype=one_of(dict.fromkeys(snapshots.DTYPES))),
-    'sample': dict(
-        params=text, batch=COUNT, threshold=NOT_NEGATIVE, scale=_scale, rescale=FRACTION,
-        interval=_row(INTERVALS), guide=section, solver=_row({**SOLVERS, **DESCENTS}), num_steps=COUNT,
-        grid=_row(GRIDS)),
-    'sample.guide': dict(workdir=text, params=text),
+KEYS = {
+    'seed': Key(whole(0, 2**32 - 1), 0),
+    'data.name': Key(text),
+    'data.split': Key(text),
+    # Where the data are. It decides what they are if they are a folder of images: runs/identity.py.
+    'data.dir': _free(text),
+    'data.shape': Key(several(COUNT, least=1)),
+    'data.num_classes': Key(whole(0)),
+    'data.flip': Key(flag, False),
+    'data.workers': _free(whole(0, 1024), 0),
+    'model': Key(_model),
+    'model.scale_input': Key(section_of(SCALES), dict(name='unit')),
+    'model.label_noise': Key(section_of(LABELS)),
+    'process': Key(_row(PROCESSES), dict(name='linear')),
+    'output': Key(_row(OUTPUTS)),
+    'loss.space': Key(one_of({'': None, **SPACES}), ''),
+    'loss.weight': Key(_row(WEIGHTS), dict(name='ones')),
+    'loss.density': Key(_row(DENSITIES), dict(name='uniform')),
+    'loss.stratified': Key(flag, True),
+    'loss.coupling': Key(_row(COUPLINGS), dict(name='independent')),
+    'loss.at_data': Key(BELOW_ONE, 0.0),
+    'loss.dispersive': Key(NOT_NEGATIVE, 0.0),
+    'loss.uncertainty': Key(whole(0, 2**20), 0),
+    'energy': Key(_row(ENERGIES), dict(name='none')),
+    # Devices by what they shard: examples; parameters too; layers. -1: the rest.
+    'mesh.data': _free(whole(-1), -1),
+    'mesh.fsdp': _free(whole(-1), 1),
+    'mesh.tensor': _free(whole(-1), 1),
+    'train.batch': Key(COUNT),
+    'train.accumulate': Key(COUNT, 1),
+    'train.num_examples': Key(_EXAMPLES),
+    'train.drop_label': Key(FRACTION, 0.0),
+    'train.log_examples': _free(COUNT),
+    'train.sample_examples': _free(COUNT),
+    'train.checkpoint_examples': _free(COUNT),
+    'train.keep_checkpoints': _free(COUNT, 2),
+    'train.max_skipped': _free(whole(0), 0),
+    'train.stuck_seconds': _free(NOT_NEGATIVE, 600.0),
+    'optimizer.rate': Key(NOT_NEGATIVE),
+    'optimizer.b1': Key(BELOW_ONE, 0.9),
+    'optimizer.b2': Key(BELOW_ONE, 0.999),
+    'optimizer.eps': Key(NOT_NEGATIVE, 1e-8),
+    'optimizer.weight_decay': Key(NOT_NEGATIVE, 0.0),
+    'optimizer.clip': Key(NOT_NEGATIVE, 0.0),
+    'optimizer.warmup_examples': Key(NOT_NEGATIVE),
+    'optimizer.schedule': Key(_row(SCHEDULES), dict(name='cosine')),
+    'ema.decays': Key(several(number(above=0, below=1)), (0.999,)),
+    'ema.stds': Key(several(POSITIVE), ()),
+    'ema.snapshot_examples': _free(whole(0), 0),
+    'ema.snapshot_dtype': _free(one_of(dict.fromkeys(snapshots.DTYPES)), 'float32'),
+    'sample.params': _free(text, '0.999'),
+    'sample.batch': _free(COUNT),
+    # A descent ignores the grid, and stops a sample where the norm of the field is below the
+    # threshold; 0 never stops one.
+    'sample.grid': _free(_row(GRIDS), dict(name='uniform', start=1.0, end=0.0)),
+    'sample.threshold': _free(NOT_NEGATIVE, 0.0),
+    'sample.solver': _free(_row({**SOLVERS, **DESCENTS})),
+    'sample.num_steps': _free(COUNT),
+    # Guidance, off at scale 1: away from the null class, which needs train.drop_label above 0, or from
+    # a weaker run, the params of guide.workdir.
+    'sample.scale': _free(_scale, 1.0),
+    'sample.rescale': _free(FRACTION, 0.0),
+    'sample.interval': _free(_row(INTERVALS), dict(name='always')),
+    'sample.guide.workdir': _free(text, ''),
+    'sample.guide.params': _free(text, ''),
+    'evaluate.split': _free(text),
     # Precision and recall look at third neighbours.
-    'evaluate': dict(split=text, num_samples=whole(4)),
-    'model': dict(scale_input=section_of(SCALES), label_noise=section_of(LABELS)),
+    'evaluate.num_samples': _free(whole(4)),
 }
 # Sections in which other keys are numbers of the row.
 OPEN = 'model',
@@ -75,11 +127,27 @@ OPEN = 'model',
 
 def check(config: ConfigDict) -> None:
   """Raises ConfigError for a key that is missing or unknown, or has a value of another kind."""
-  for path, keys in KEYS.items():
+  for path, keys in SECTIONS.items():
     found = config
     for name in path.split('.') if path else ():
       found = found[name]
     _check_section(found, path, keys)
+
+
+def _sections(keys: Mapping[str, Key]) -> dict[str, dict[str, Kind]]:
+  """{'': {'seed': kind, 'data': section, ...}, 'data': {'name': kind, ...}, ...}."""
+  found = {'': {}}
+  for key, (kind, *_) in keys.items():
+    path = ''
+    for name in key.split('.')[:-1]:
+      found[path].setdefault(name, section)
+      path = f'{path}.{name}'.lstrip('.')
+      found.setdefault(path, {})
+    found[path][key.rpartition('.')[2]] = kind
+  return found
+
+
+SECTIONS = _sections(KEYS)
 
 
 def _check_section(found: ConfigDict, path: str, keys: Mapping[str, Kind]) -> None:
@@ -92,4 +160,4 @@ def _check_section(found: ConfigDict, path: str, keys: Mapping[str, Kind]) -> No
     if key in found:
       check_value(found[key], dotted(key))
     else:
-      raise ConfigError(dotted(key), ABSENT, 'is missing', 'see eqflow/config/defaults.py')
+      raise ConfigError(dotted(key), ABSENT, 'is missing', 'see eqflow/config/schema.py')

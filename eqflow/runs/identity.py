@@ -7,10 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Sections and keys that do not change the trained numbers: sampling, evaluation, logging, placement.
-FREE = ('sample', 'evaluate', 'mesh', 'data.dir', 'data.workers', 'train.log_examples',
-        'train.sample_examples', 'train.checkpoint_examples', 'train.keep_checkpoints',
-        'train.max_skipped', 'train.stuck_seconds', 'ema.snapshot_examples', 'ema.snapshot_dtype')
+from eqflow.config.schema import KEYS
+
+# Keys that do not change the trained numbers: sampling, evaluation, logging, placement.
+FREE = tuple(key for key, each in KEYS.items() if each.free)
 
 
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
