@@ -313,10 +313,11 @@ def _remedy(process, output, blind, times):
   if _sight(process, output, np.array([middle]))[0] < BLIND:
     return 'choose a grid of other times'
   limit = blind
-  for _ in range(60):
-    half = (limit + middle) / 2
-    seen = _sight(process, output, np.array([half]))[0] >= BLIND
-    limit, middle = (limit, half) if seen else (half, middle)
+  # 129 sections at a time, since each call traces the output.
+  for _ in range(9):
+    between = np.linspace(limit, middle, 130)
+    first = np.argmax(_sight(process, output, between) >= BLIND)
+    limit, middle = between[first - 1], between[first]
   # Rounded away from the blind spot, so that the number printed is accepted.
   falling = times[0] >= times[-1]
   if middle < blind:

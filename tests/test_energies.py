@@ -99,7 +99,8 @@ def test_descending_a_closed_form_energy_reaches_the_zero_of_its_field(kind, x64
   np.testing.assert_allclose(there, np.broadcast_to(zero, (5, 2)), atol=1e-8)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [
+    'dot', *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS if kind != 'dot')])
 def test_only_the_right_sign_of_the_energy_reaches_the_minimum_loss(kind):
   n = 4096
   keys = jax.random.split(jax.random.key(0), n)
@@ -200,7 +201,8 @@ def _config(kind, **changes):
   return config
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [
+    'dot', *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS if kind != 'dot')])
 def test_a_config_samples_by_the_gradient_of_its_energy(kind):
   config = _config(kind)
   recipe, plain = recipes.recipe(config), recipes.recipe(_config('none'))

@@ -34,9 +34,10 @@ def _found(process, output, x=X, **more):
 
 
 @pytest.mark.parametrize('name,output,times', [
-    ('linear', 'u', (1e-5, 1.0)), ('variance_preserving', 'eps', (1e-5, 1.0)),
-    ('edm', 'edm', (1e-4, 80.0)), ('cosine', 'x', FINE), ('scaled', 'v', FINE),
-    ('linear', 'score', FINE * 0.999)])
+    ('linear', 'u', (1e-5, 1.0)), ('edm', 'edm', (1e-4, 80.0)), ('cosine', 'x', FINE),
+    *(pytest.param(*row, marks=pytest.mark.long) for row in [
+        ('variance_preserving', 'eps', (1e-5, 1.0)), ('scaled', 'v', FINE),
+        ('linear', 'score', FINE * 0.999)])])
 def test_the_density_of_a_mixture_is_exact_to_a_ten_thousandth_of_a_nat(name, output, times, x64):
   found = _found(rows.PROCESSES[name], rows.OUTPUTS[output], times=times)
   np.testing.assert_allclose(found, _log_p(X), atol=1e-4)
@@ -48,6 +49,7 @@ def test_float32_is_exact_to_a_thousandth_of_a_nat():
   np.testing.assert_allclose(found, _log_p(X), atol=1e-3)
 
 
+@pytest.mark.long
 def test_a_discrete_table_is_transported_to_a_smooth_process(x64):
   table, smooth = rows.PROCESSES['discrete'], processes.cosine
   transport = processes.transport(table, smooth)

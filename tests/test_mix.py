@@ -16,6 +16,17 @@ from tests import rows
 PAIRS = list(itertools.product(rows.OUTPUTS, rows.OUTPUTS))
 
 
+def _pairs(coordinates, t):
+  """(source, target) of PAIRS, one pair after the other along [b]: a call converts all of them."""
+  whole = lambda number: jnp.broadcast_to(jnp.asarray(number, t.dtype), t.shape)
+  return tuple(Mix(*(jnp.concatenate([whole(number) for number in numbers]) for numbers in zip(*(
+      coordinates[name] for name in names)))) for names in zip(*PAIRS))
+
+
+def _repeated(tree):
+  return jax.tree.map(lambda leaf: jnp.tile(leaf, len(PAIRS)), tree)
+
+
 def _exact(coordinates, x, eps):
   """a x + b eps in rational arithmetic, element by element."""
   return [Fraction(float(a)) * Fraction(float(p)) + Fraction(float(b)) * Fraction(float(q))
@@ -27,64 +38,52 @@ def _exact(coordinates, x, eps):
 def test_any_output_gives_any_other_within_four_units_in_the_last_place(name, dtype, x64):
   process, t = rows.PROCESSES[name], rows.times(name, 16, dtype)
   rng = np.random.default_rng(0)
-  x, eps = (jnp.asarray(rng.normal(size=t.shape), dtype) for _ in range(2))
-  state = process(t)
-  coordinates = {key: output(process, t) for key, output in rows.OUTPUTS.items()}
-  z = mix(state, x, eps)
-  worst = {}
-  for source, target in PAIRS:
-    out, to = coordinates[source], coordinates[target]
-    found = remix(to, state=state, out=out, z=z, y=mix(out, x, eps))
-    area = det(state, out)
-    a, b = det(to, out) / area, det(state, to) / area
-    spread = lambda m: abs(m.x * x) + abs(m.eps * eps)
-    scale = abs(a) * spread(state) + abs(b) * spread(out) + spread(to)
-    error = [abs(Fraction(float(f)) - e) / Fraction(float(s))
-             for f, e, s in zip(found, _exact(to, x, eps), scale)]
-    worst[source, target] = float(max(error)) / np.finfo(dtype).eps
-  pair = max(worst, key=worst.get)
-  assert worst[pair] <= 4, f'{pair} on {name} is {worst[pair]:.2f} units in the last place off'
+  x, eps = (_repeated(jnp.asarray(rng.normal(size=t.shape), dtype)) for _ in range(2))
+  out, to = _pairs({key: output(process, t) for key, output in rows.OUTPUTS.items()}, t)
+  state = _repeated(process(t))
+  found = remix(to, state=state, out=out, z=mix(state, x, eps), y=mix(out, x, eps))
+  area = det(state, out)
+  a, b = det(to, out) / area, det(state, to) / area
+  spread = lambda m: abs(m.x * x) + abs(m.eps * eps)
+  scale = abs(a) * spread(state) + abs(b) * spread(out) + spread(to)
+  error = [float(abs(Fraction(float(f)) - e) / Fraction(float(s)))
+           for f, e, s in zip(found, _exact(to, x, eps), scale)]
+  worst = np.reshape(error, (len(PAIRS), -1)).max(1) / np.finfo(dtype).eps
+  pair = PAIRS[worst.argmax()]
+  assert worst.max() <= 4, f'{pair} on {name} is {worst.max():.2f} units in the last place off'
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_an_output_converted_to_itself_is_untouched(name):
   process, t = rows.PROCESSES[name], rows.times(name, 64, 'float32')
   z, y = jax.random.normal(jax.random.key(0), (2, 64, 3))
-  for key, output in rows.OUTPUTS.items():
-    out = output(process, t)
-    same = remix(out, state=process(t), out=out, z=z, y=y)
-    assert jnp.array_equal(same, y), f'{key} on {name} changed when converted to itself'
 
-  @jax.jit
-  def under_jit(output):
-    out = output(process, t)
-    return remix(out, state=process(t), out=out, z=z, y=y)
-  for key, output in rows.OUTPUTS.items():
-    assert jnp.array_equal(under_jit(arrays.pytree(output)), y), f'{key} on {name} changed under jit'
+  def converted(outputs):
+    found = {key: output(process, t) for key, output in outputs.items()}
+    return {key: remix(out, state=process(t), out=out, z=z, y=y) for key, out in found.items()}
+
+  for how, convert in (('eagerly', converted), ('under jit', jax.jit(converted))):
+    for key, same in convert(arrays.pytree(rows.OUTPUTS)).items():
+      assert jnp.array_equal(same, y), f'{key} on {name} changed {how} when converted to itself'
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_gains_there_and_back_cancel(name, x64):
   process, t = rows.PROCESSES[name], rows.times(name, 64, 'float64')
-  state = process(t)
-  coordinates = {key: output(process, t) for key, output in rows.OUTPUTS.items()}
-  for first, second in PAIRS:
-    p, q = coordinates[first], coordinates[second]
-    product = gain(p, state=state, out=q) * gain(q, state=state, out=p)
-    np.testing.assert_allclose(product, 1, rtol=1e-12, err_msg=f'{first}, {second} on {name}')
+  out, to = _pairs({key: output(process, t) for key, output in rows.OUTPUTS.items()}, t)
+  state = _repeated(process(t))
+  product = gain(to, state=state, out=out) * gain(out, state=state, out=to)
+  np.testing.assert_allclose(product, 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_an_error_in_the_output_is_stretched_by_the_gain(name, x64):
   process, t = rows.PROCESSES[name], rows.times(name, 16, 'float64')
-  z, y, error = jax.random.normal(jax.random.key(1), (3, 16))
-  state = process(t)
-  coordinates = {key: output(process, t) for key, output in rows.OUTPUTS.items()}
-  for source, target in PAIRS:
-    out, to = coordinates[source], coordinates[target]
-    convert = lambda y: remix(to, state=state, out=out, z=z, y=y)
-    _, moved = jax.jvp(convert, (y,), (error,))
-    np.testing.assert_allclose(moved, gain(to, state=state, out=out) * error, rtol=1e-12)
+  z, y, error = map(_repeated, jax.random.normal(jax.random.key(1), (3, 16)))
+  out, to = _pairs({key: output(process, t) for key, output in rows.OUTPUTS.items()}, t)
+  state = _repeated(process(t))
+  _, moved = jax.jvp(lambda y: remix(to, state=state, out=out, z=z, y=y), (y,), (error,))
+  np.testing.assert_allclose(moved, gain(to, state=state, out=out) * error, rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)

@@ -184,7 +184,8 @@ def _expected_loss(process, output, density, w):
 LOW, HIGH = -7.0, 5.0
 
 
-@pytest.mark.parametrize('w', ['elbo', 'sigmoid', 'sd3'])
+@pytest.mark.parametrize('w', [
+    'sigmoid', *(pytest.param(name, marks=pytest.mark.long) for name in ('elbo', 'sd3'))])
 def test_the_loss_depends_on_process_density_and_output_only_by_the_ends_of_log_snr(w, x64):
   w, found = SPECTRA[w][0], {}
   for name, output in (('linear', 'u'), ('cosine', 'v'), ('variance_preserving', 'x'),

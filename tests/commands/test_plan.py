@@ -33,6 +33,7 @@ def planned():
   return config, plan.compiled(config, topologies.of('cpu:8'))
 
 
+@pytest.mark.long
 def test_bytes_of_a_plan_equal_the_bytes_of_live_arrays(planned):
   config, found = planned
   mesh = run.mesh_of(config, jax.devices()[:8])

@@ -49,6 +49,7 @@ def test_a_snapshot_is_written_every_64_examples_and_never_deleted(trained):
   chex.assert_trees_all_equal(last, state.emas['0.05'])
 
 
+@pytest.mark.long
 def test_a_run_that_is_interrupted_before_a_snapshot_ends_with_the_same_snapshots(
     trained, tmp_path, monkeypatch):
   found, workdir, whole = trained

@@ -160,7 +160,7 @@ def test_a_folder_of_images_trains_with_no_preparation(tmp_path):
   assert len(dataset.open_source(config)) == 19, 'the damaged image must be skipped'
 
 
-@pytest.mark.parametrize('rate', [1e30, 1e39])
+@pytest.mark.parametrize('rate', [pytest.param(1e30, marks=pytest.mark.long), 1e39])
 def test_a_step_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, rate):
   config = tiny(tmp_path)
   config.optimizer.update(dict(rate=rate, warmup_examples=0))
@@ -240,7 +240,8 @@ def one_device(tmp_path_factory):
   return config, *_updated(config, sharding.device_mesh(jax.devices()[:1]))
 
 
-@pytest.mark.parametrize('devices,accumulate', [(8, 1), (1, 4), (8, 2)])
+@pytest.mark.parametrize('devices,accumulate', [
+    pytest.param(8, 1, marks=pytest.mark.long), pytest.param(1, 4, marks=pytest.mark.long), (8, 2)])
 def test_devices_and_accumulation_do_not_change_the_update(one_device, devices, accumulate):
   config, expected, health = one_device
   state, found = _updated(config, sharding.device_mesh(jax.devices()[:devices]),

@@ -15,9 +15,13 @@ from tests import config_file as load
 from tests import rows
 from tests.rejected import rejected
 
-# ImageNet's networks take seconds each to trace.
-ALL = [pytest.param(path.stem, variant, marks=[pytest.mark.long] * ('imagenet' in path.stem))
-       for path in sorted((ROOT / 'configs').glob('*.py')) for variant in load(path.stem).VARIANTS]
+# Each file's first variant, and those that add a part of the step; the others, and ImageNet's
+# networks, which take seconds each to trace, are long.
+SHORT = 'digits-edm2', 'toy-adaptive'
+ALL = [pytest.param(path.stem, variant, marks=[pytest.mark.long] * (
+           'imagenet' in path.stem or i > 0 and f'{path.stem}-{variant}' not in SHORT))
+       for path in sorted((ROOT / 'configs').glob('*.py'))
+       for i, variant in enumerate(load(path.stem).VARIANTS)]
 
 
 @pytest.mark.parametrize('name,variant', ALL)

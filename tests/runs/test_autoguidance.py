@@ -1,5 +1,7 @@
 """A run that is guided by a weaker one: its samples, and the guides that are rejected."""
 
+import functools
+
 import jax
 from jax import numpy as jnp
 import numpy as np
@@ -18,29 +20,33 @@ from tests.rejected import rejected
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """{name: (config, folder)} of a run, a shorter one of its kind, and one without classes."""
-  tmp_path, found = tmp_path_factory.mktemp('guided'), {}
-  for name, classes, steps in (('self', 10, 24), ('worse', 10, 4), ('classless', 0, 6)):
+  """name -> (config, folder) of a run, a shorter one of its kind, or one without classes."""
+  tmp_path = tmp_path_factory.mktemp('guided')
+
+  @functools.cache
+  def run(name):
+    classes, steps = {'self': (10, 24), 'worse': (10, 4), 'classless': (0, 6)}[name]
     config = tiny(tmp_path)
     config.data.num_classes = classes
     config.train.num_examples = steps * config.train.batch
-    found[name] = config, tmp_path / name
-    train.train(run_of(*found[name]))
-  return found
+    train.train(run_of(config, tmp_path / name))
+    return config, tmp_path / name
+
+  return run
 
 
 def guided(trained, name, **changes):
   """(the run's config with the run of that name as its guide, its folder)."""
-  config, workdir = trained['self']
+  config, workdir = trained('self')
   config = config.copy_and_resolve_references()
-  guide = dict(workdir=str(trained[name][1]), params='params')
+  guide = dict(workdir=str(trained(name)[1]), params='params')
   config.sample.update(dict(scale=3.0, guide=guide) | changes)
   return config, workdir
 
 
 def alone(trained, name, params):
   """(z, t, label) -> y of a run's own parameters, without guidance."""
-  config, workdir = trained[name]
+  config, workdir = trained(name)
   config = config.copy_and_resolve_references()
   config.sample.params = params
   _, model = restore.restore(run_of(config, workdir))
@@ -76,7 +82,7 @@ def test_evaluation_is_guided_and_previews_are_not(trained):
 
   np.testing.assert_allclose(x, drawn(restore.models(run_of(config, workdir))[1]), atol=1e-5)
   # In training there is one model, and no guide.
-  own, _ = trained['self']
+  own, _ = trained('self')
   plain = recipes.recipe(own)
   models = restore.models(run_of(own, workdir))[1]
   unguided, *_ = generate.samples(plain.sampling, models, labels, seed=config.seed, batch=16)
@@ -87,7 +93,7 @@ def test_evaluation_is_guided_and_previews_are_not(trained):
 @pytest.mark.long
 def test_ood_scores_ignore_the_guide(trained, tmp_path):
   np.save(tmp_path / 'inputs.npy', np.zeros((4, 8, 8, 1), np.float32))
-  (own, workdir), (config, _) = trained['self'], guided(trained, 'worse')
+  (own, workdir), (config, _) = trained('self'), guided(trained, 'worse')
   assert ood.detect(run_of(config, workdir), inputs=tmp_path / 'inputs.npy') == ood.detect(
       run_of(own, workdir), inputs=tmp_path / 'inputs.npy')
 

@@ -81,7 +81,12 @@ def observed_orders(solver, output, process=LINEAR):
   return np.log2(np.array(errors[:-1]) / errors[1:]), errors
 
 
-@pytest.mark.parametrize('name,order,output,make', ORDERS, ids=[row[0] for row in ORDERS])
+# Alike enough to another row for the long tests alone; a new row runs in all.
+ALIKE = ('heun along x', 'heun along v', 'dpmpp_2m heun', 'dpmpp_3m as published', 'unipc 1', 'edm')
+
+
+@pytest.mark.parametrize('name,order,output,make', [
+    pytest.param(*row, id=row[0], marks=[pytest.mark.long] * (row[0] in ALIKE)) for row in ORDERS])
 def test_every_solver_has_its_order(name, order, output, make, x64):
   solver = make(LINEAR, output)
   orders, errors = observed_orders(solver, output)
@@ -131,7 +136,8 @@ def orders_with_the_past(solver):
   return np.log2(np.array(errors[:-1]) / errors[1:]), errors[-1]
 
 
-@pytest.mark.parametrize('name', STARTED)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in STARTED])
 def test_every_multistep_solver_has_its_order_from_an_exact_start(name, x64):
   # UniPC-3 has order 4 by its correction.
   solver, order = STARTED[name]

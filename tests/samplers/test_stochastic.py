@@ -78,8 +78,8 @@ NOISY = {
        for name in ('constant', 'sigma', 'linear', 'decreasing', 'increasing_decreasing', 'sbdm')},
 }
 # Alike enough to another row for the long tests alone; a new row runs in all.
-ALIKE = ('ddim churn 0.3', 'ancestral, forward variance', 'dpmpp_3m churn 0.5', 'sde constant',
-         'sde linear', 'sde decreasing', 'sde increasing_decreasing', 'sde sbdm')
+ALIKE = ('ddim churn 0.3', 'ancestral, forward variance', 'dpmpp_2m churn 0.5', 'dpmpp_3m churn 0.5',
+         'sde constant', 'sde linear', 'sde decreasing', 'sde increasing_decreasing', 'sde sbdm')
 
 
 def weak_order(name, process, given_noise, data=LINE):

@@ -215,6 +215,7 @@ def test_float16_needs_max_skipped():
   assert recipes.recipe(config).objective.scale == 2.0**16
 
 
+@pytest.mark.long
 def test_float16_and_float32_agree_on_the_gradient():
   mesh, found = sharding.device_mesh(jax.devices()[:1]), {}
   rng = np.random.default_rng(0)
