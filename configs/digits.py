@@ -41,8 +41,8 @@ TO_NOISE = dict(name='uniform', start=1.0, end=0.0)
 SHORT = dict(name='uniform', start=0.999, end=0.0)
 
 
-def _variant(output, label_noise, sample):
-  return dict(output=output, model=dict(label_noise=dict(name=label_noise)), sample=sample)
+def _variant(output, c_noise, sample):
+  return dict(output=output, model=dict(c_noise=dict(name=c_noise)), sample=sample)
 
 
 VARIANTS = {
@@ -57,7 +57,7 @@ VARIANTS = {
     'edm': dict(
         process=dict(name='edm'), output=dict(name='edm', sigma_data=0.75),
         model=dict(scale_input=dict(name='unit_variance', sigma_data=0.75),
-                   label_noise=dict(name='quarter_log_sigma')),
+                   c_noise=dict(name='quarter_log_sigma')),
         loss=dict(density=dict(name='lognormal', mean=-0.4, std=1.2)),
         sample=dict(solver=dict(name='heun'), num_steps=18,
                     grid=dict(name='karras', sigma_min=0.002, sigma_max=80.0, rho=7.0))),
@@ -69,7 +69,7 @@ VARIANTS = {
         model=dict(name='edm2', width=16, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32,
                    dropout=0.1, dtype='float32', remat=False, remat_policy='nothing',
                    scale_input=dict(name='unit_variance', sigma_data=0.75),
-                   label_noise=dict(name='quarter_log_sigma')),
+                   c_noise=dict(name='quarter_log_sigma')),
         loss=dict(density=dict(name='lognormal', mean=-0.4, std=1.2), uncertainty=128),
         # Its loss is a sum over the 64 pixels, ours a mean.
         optimizer=dict(rate=1e-2, b1=0.9, b2=0.99, eps=1e-8 / 64, warmup_examples=0, schedule=dict(

@@ -36,8 +36,8 @@ ODE = dict(solver=dict(name='ddim'), num_steps=50,
            grid=dict(name='uniform', start=1.0, end=0.0))
 
 
-def _variant(output, label_noise, sample):
-  return dict(output=output, model=dict(label_noise=dict(name=label_noise)), sample=sample)
+def _variant(output, c_noise, sample):
+  return dict(output=output, model=dict(c_noise=dict(name=c_noise)), sample=sample)
 
 
 VARIANTS = {

@@ -39,7 +39,7 @@ BASE = dict(
     # Attention, widths of levels and balances are the network's own defaults, dropout the preset's.
     model=dict(dtype='bfloat16', remat=False, remat_policy='nothing',
                scale_input=dict(name='unit_variance', sigma_data=0.5),
-               label_noise=dict(name='quarter_log_sigma')),
+               c_noise=dict(name='quarter_log_sigma')),
     process=dict(name='edm'),
     output=dict(name='edm', sigma_data=0.5),
     loss=dict(density=dict(name='lognormal', mean=RECIPE['mean'], std=RECIPE['std']), stratified=False,

@@ -39,10 +39,10 @@ BASE = dict(
 # The published code counts its start as a step: 249 updates.
 EQM = dict(
     output=dict(name='equilibrium', decay=dict(name='truncated', start=0.8, gain=4.0)),
-    model=dict(label_noise=dict(name='none')),
+    model=dict(c_noise=dict(name='none')),
     sample=dict(solver=dict(name='nesterov', step_size=0.0017, momentum=0.3), num_steps=249))
 FLOW = dict(
-    output=dict(name='u'), model=dict(label_noise=dict(name='time')),
+    output=dict(name='u'), model=dict(c_noise=dict(name='time')),
     sample=dict(solver=dict(name='heun'), num_steps=125,
                 grid=dict(name='uniform', start=1.0, end=0.0)))
 AT_512 = dict(data=dict(shape=(64, 64, 4)), train=dict(num_examples=3_000_000 * 256))

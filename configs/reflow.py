@@ -37,7 +37,7 @@ VARIANTS = {
     'moons': dict(
         data=dict(dir='runs/moons_pairs', shape=(2,), num_classes=0),
         model=dict(name='mlp', width=128, depth=3, dtype='float32', final_scale=0.0,
-                   label_noise=dict(name='time')),
+                   c_noise=dict(name='time')),
         train=dict(batch=256, num_examples=768_000, log_examples=25_600, sample_examples=256_000,
                    checkpoint_examples=256_000),
         optimizer=dict(rate=2e-3, warmup_examples=25_600),
@@ -46,7 +46,7 @@ VARIANTS = {
     'digits': dict(
         data=dict(dir='runs/digits_pairs', shape=(8, 8, 1), num_classes=10),
         model=dict(name='dit', patch=2, width=64, depth=3, heads=4, dtype='float32', remat=False,
-                   remat_policy='nothing', final_scale=0.0, label_noise=dict(name='time')),
+                   remat_policy='nothing', final_scale=0.0, c_noise=dict(name='time')),
         train=dict(batch=64, num_examples=384_000, log_examples=6_400, sample_examples=64_000,
                    checkpoint_examples=64_000),
         optimizer=dict(rate=3e-3, warmup_examples=6_400),

@@ -32,16 +32,16 @@ BASE = dict(
 ODE = dict(solver=dict(name='ddim'), num_steps=50, grid=dict(name='uniform', start=1.0, end=0.0))
 
 VARIANTS = {
-    'flow': dict(output=dict(name='u'), model=dict(label_noise=dict(name='time')), sample=ODE),
-    'v':    dict(output=dict(name='v'), model=dict(label_noise=dict(name='time')), sample=ODE),
+    'flow': dict(output=dict(name='u'), model=dict(c_noise=dict(name='time')), sample=ODE),
+    'v':    dict(output=dict(name='v'), model=dict(c_noise=dict(name='time')), sample=ODE),
     # v, weighed by a sigmoid of log-SNR, where the loss is.
     'adaptive': dict(
-        output=dict(name='v'), model=dict(label_noise=dict(name='time')), sample=ODE,
+        output=dict(name='v'), model=dict(c_noise=dict(name='time')), sample=ODE,
         loss=dict(
             space='eps', weight=dict(name='on_logsnr', w=dict(name='sigmoid', bias=2.0)),
             density=dict(name='adaptive', low=-10.0, high=12.0, bins=100, keep=0.999))),
     'eqm':  dict(
         output=dict(name='equilibrium', decay=dict(name='truncated', start=0.8, gain=4.0)),
-        model=dict(label_noise=dict(name='none')),
+        model=dict(c_noise=dict(name='none')),
         sample=dict(solver=dict(name='gradient_descent', step_size=0.003), num_steps=100)),
 }

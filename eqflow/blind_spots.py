@@ -68,9 +68,9 @@ def needs_diffusion(times: Grid, *, process: Process, diffusion: Callable) -> No
   _on_host(_check_diffusion, times, process, diffusion)
 
 
-def needs_conditioning(times: Grid, *, process: Process, label_noise: Callable) -> None:
+def needs_conditioning(times: Grid, *, process: Process, c_noise: Callable) -> None:
   """Raises ValueError where the noise conditioning is not finite at a time of evaluation."""
-  _on_host(_check_conditioning, times, process, label_noise)
+  _on_host(_check_conditioning, times, process, c_noise)
 
 
 def needs_num_steps(times: Grid, *, num_steps: Any, name: str, exact: bool = False) -> None:
@@ -194,10 +194,10 @@ def _check_diffusion(times, process, diffusion):
     raise ValueError(f'{name} is negative at t={evaluated[negative][0]:.6g}: give norm >= 0')
 
 
-def _check_conditioning(times, process, label_noise):
+def _check_conditioning(times, process, c_noise):
   evaluated = _evaluated(times)
-  _check_values(_host(lambda t: label_noise(process, t), evaluated), evaluated,
-                f'noise conditioning {arrays.name_of(label_noise)!r}',
+  _check_values(_host(lambda t: c_noise(process, t), evaluated), evaluated,
+                f'noise conditioning {arrays.name_of(c_noise)!r}',
                 "keep the grid off that time or condition on 'time'")
 
 
@@ -254,13 +254,13 @@ def _host(function, times):
 
 
 def check_training(density: Density, *, process: Process, output: Output, space: Output | None = None,
-                   weight: Callable | None = None, label_noise: Callable | None = None) -> None:
+                   weight: Callable | None = None, c_noise: Callable | None = None) -> None:
   """Raises ValueError where a loss in `space` is unbounded at an end of the density's range.
 
   That is where `output` is blind (its gain into `space` is infinite), where `output` or `space` itself
-  exceeds 1e6, or where `weight` or `label_noise` is not finite, at the outermost times of the density.
+  exceeds 1e6, or where `weight` or `c_noise` is not finite, at the outermost times of the density.
   """
-  if arrays.is_traced(density, process, output, space, weight, label_noise):
+  if arrays.is_traced(density, process, output, space, weight, c_noise):
     return
   _check_finite(process, output)
   ends = _host(density.quantile, np.array([2.0**-24, 1 - 2.0**-24]))[0]
@@ -283,7 +283,7 @@ def check_training(density: Density, *, process: Process, output: Output, space:
     raise ValueError(f'output {arrays.name_of(output)!r} has no bounded loss at t={ends[blind][0]:.3g},'
                      " which the density samples: keep training off it with the density 'uniform_on', "
                      "such as (0.001, 0.999), or train 'v'")
-  for kind, function in (('weight', weight), ('noise conditioning', label_noise)):
+  for kind, function in (('weight', weight), ('noise conditioning', c_noise)):
     if function is not None:
       value = _host(lambda t: function(process, t), ends)
       _check_values(value, ends, f'{kind} {arrays.name_of(function)!r}',

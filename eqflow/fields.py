@@ -66,17 +66,17 @@ def table_index(process: Process, t: Coef) -> Coef:
 
 
 def conditioned(network: Network, process: Process, *, scale_input: Callable,
-                label_noise: Callable) -> Network:
-  """network(scale_input z, label_noise, condition), of (z, t, condition).
+                c_noise: Callable) -> Network:
+  """network(scale_input z, c_noise, condition), of (z, t, condition).
 
   Loss and samplers share it, so both scale the input and encode the noise level alike.
   """
   return arrays.pytree(Partial(_conditioned, network=network, process=process, scale_input=scale_input,
-                               label_noise=label_noise))
+                               c_noise=c_noise))
 
 
-def _conditioned(z, t, condition, *, network, process, scale_input, label_noise):
-  return network(arrays.combine((scale_input(process, t), z)), label_noise(process, t), condition)
+def _conditioned(z, t, condition, *, network, process, scale_input, c_noise):
+  return network(arrays.combine((scale_input(process, t), z)), c_noise(process, t), condition)
 
 
 def bind(network: Network, condition: Any) -> Predict:

@@ -153,9 +153,9 @@ def test_outputs_that_are_not_blind_at_pure_noise_may_start_there(output):
 
 def test_noise_conditioning_that_is_not_finite_is_rejected():
   grid = grids.uniform(10)
-  blind_spots.needs_conditioning(grid, process=processes.linear, label_noise=fields.time)
+  blind_spots.needs_conditioning(grid, process=processes.linear, c_noise=fields.time)
   with pytest.raises(ValueError, match="'logsnr' is not finite at t=1: "):
-    blind_spots.needs_conditioning(grid, process=processes.linear, label_noise=fields.logsnr)
+    blind_spots.needs_conditioning(grid, process=processes.linear, c_noise=fields.logsnr)
 
 
 def test_a_check_that_passed_is_not_reused_for_another_table():

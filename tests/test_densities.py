@@ -273,7 +273,7 @@ def test_with_data_gives_a_share_at_zero_and_the_rest_by_the_density():
 def test_only_outputs_that_are_bounded_at_data_train_with_data():
   density, field = densities.with_data(densities.uniform, 0.5), rows.OUTPUTS['equilibrium_truncated']
   check = functools.partial(blind_spots.check_training, density, process=processes.linear)
-  check(output=field, label_noise=fields.none, weight=weights.ones)
+  check(output=field, c_noise=fields.none, weight=weights.ones)
   x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
   keys = jax.random.split(jax.random.key(0), 64)
   loss, aux = losses.matching_loss(keys, lambda z, t: z, x, process=processes.linear, output=field,
@@ -285,7 +285,7 @@ def test_only_outputs_that_are_bounded_at_data_train_with_data():
   for message, given in (
       ("output 'score' has no bounded loss at t=0", dict(output=outputs.score)),
       ("output 'equilibrium' has no bounded loss at t=0", dict(output=field, space=outputs.x)),
-      ("'logsnr' is not finite at t=0", dict(output=field, label_noise=fields.logsnr)),
+      ("'logsnr' is not finite at t=0", dict(output=field, c_noise=fields.logsnr)),
       ("weight 'on_logsnr' is not finite at t=0", dict(
           output=outputs.eps, weight=Partial(weights.on_logsnr, w=weights.flow_matching,
                                              density=density)))):

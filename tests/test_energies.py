@@ -278,7 +278,7 @@ def test_guiding_the_gradients_is_the_gradient_of_the_guided_energy(x64):
     (dict(kind='dot', model__final_scale=-1.0), 'model.final_scale', '-1.0'),
     (dict(kind='dot', loss__dispersive=0.5), 'loss.dispersive', 'dot'),
     (dict(kind='dot', energy__scale=2.0), 'energy.scale', 'no numbers'),
-    (dict(kind='dot', model__label_noise=dict(name='time')), 'sample.solver.name', 'time')])
+    (dict(kind='dot', model__c_noise=dict(name='time')), 'sample.solver.name', 'time')])
 def test_an_energy_that_cannot_be_trained_is_rejected_by_key(changes, key, named):
   with rejected(key, named):
     recipes.recipe(_config(**changes))

@@ -13,23 +13,23 @@ from tests import rows
 def test_noise_conditioning_matches_the_papers():
   t = jnp.array([0.25, 0.5])
   ratio = np.array([0.25, 0.5]) / np.array([0.75, 0.5])
-  for label, expected in ((fields.time, t), (fields.none, [0, 0]),
+  for c_noise, expected in ((fields.time, t), (fields.none, [0, 0]),
                           (fields.logsnr, -2 * np.log(ratio)),
                           (fields.quarter_log_sigma, np.log(ratio) / 4),
                           (fields.table_index, 1000 * t - 1)):
-    np.testing.assert_allclose(label(processes.linear, t), expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(c_noise(processes.linear, t), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_edms_preconditioning_is_conditioned_plus_the_edm_output(x64):
   # D(z; s) = c_skip z + c_out F(c_in z, ln(s)/4) [Karras+ 2206.00364, table 1].
   s, sd = jnp.array([0.1, 2.0]), 0.5
   z = jnp.array([[1.0, -2.0], [0.5, 3.0]])
-  def network(z, label, condition):
-    return jnp.sin(z) + label[:, None]
+  def network(z, c_noise, condition):
+    return jnp.sin(z) + c_noise[:, None]
   edm = Partial(outputs.edm, sigma_data=sd)
   wrapped = fields.conditioned(Partial(network), processes.edm,
                                scale_input=Partial(fields.unit_variance, sigma_data=sd),
-                               label_noise=fields.quarter_log_sigma)
+                               c_noise=fields.quarter_log_sigma)
   denoise = fields.as_output(fields.bind(wrapped, None), process=processes.edm, output=edm,
                              to=outputs.x)
   n = np.sqrt(s**2 + sd**2)[:, None]

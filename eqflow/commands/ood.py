@@ -62,8 +62,8 @@ def detect(run: Run, *, inputs: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def _check(config):
-  if config.model.label_noise.name != 'none':
-    raise ConfigError('model.label_noise.name', config.model.label_noise.name,
+  if config.model.c_noise.name != 'none':
+    raise ConfigError('model.c_noise.name', config.model.c_noise.name,
                       'needs the time of an input, which --mode=ood does not know',
                       "use a model trained with 'none', such as configs/digits.py:eqm")
   if config.output.name not in tables.DESCENDED:

@@ -156,13 +156,13 @@ def _averages(config: ConfigDict) -> Iterator[Rule]:
 
 def _sampling(config: ConfigDict) -> Iterator[Rule]:
   sample, classes, shape = config.sample, config.data.num_classes, tuple(config.data.shape)
-  solver, label_noise, output = sample.solver.name, config.model.label_noise.name, config.output.name
+  solver, c_noise, output = sample.solver.name, config.model.c_noise.name, config.output.name
   descends, guide, scale = solver in DESCENTS, sample.guide.workdir, scale_of(sample)
   yield (solver == 'adaptive' and not _installed('diffrax'), 'sample.solver.name',
          'needs the package diffrax', "run pip install -e '.[ode]'")
-  yield (descends and label_noise != 'none', 'sample.solver.name',
-         f'descends a field without time, but config.model.label_noise.name={label_noise!r}',
-         f'train with --config.model.label_noise.name=none, or use one of {sorted(SOLVERS)}')
+  yield (descends and c_noise != 'none', 'sample.solver.name',
+         f'descends a field without time, but config.model.c_noise.name={c_noise!r}',
+         f'train with --config.model.c_noise.name=none, or use one of {sorted(SOLVERS)}')
   yield (descends and output not in DESCENDED, 'sample.solver.name',
          f'needs a field that vanishes at data, but config.output.name={output!r}',
          f'train one of {list(DESCENDED)}, or use one of {sorted(SOLVERS)}')
@@ -209,11 +209,11 @@ def _training(config: ConfigDict, model: Architecture, averages: Averages,
 
 def _check_blind_spots(config, model, sampling, output):
   """Raises ConfigError if a time of training or sampling is a blind spot."""
-  process, label_noise = sampling.process, model.label_noise
+  process, c_noise = sampling.process, model.c_noise
   if sampling.grid is not None:
     with naming('sample.grid'):
       blind_spots.check_grid(sampling.grid, process=process, output=output)
-      blind_spots.needs_conditioning(sampling.grid, process=process, label_noise=label_noise)
+      blind_spots.needs_conditioning(sampling.grid, process=process, c_noise=c_noise)
       _check_ends(sampling.grid, process)
     with naming('sample.solver'):
       sampling.solver.check(sampling.grid)
@@ -221,7 +221,7 @@ def _check_blind_spots(config, model, sampling, output):
   density = adaptive.density(adaptive.start)
   with naming('loss'):
     blind_spots.check_training(
-        density, process=process, output=output, label_noise=label_noise,
+        density, process=process, output=output, c_noise=c_noise,
         space=objective.space_of(config), weight=objective.weight_of(config, density))
 
 

@@ -11,12 +11,12 @@ from eqflow import arrays, energies, fields
 from eqflow.arrays import Data, Stream
 from eqflow.config.errors import ConfigError
 from eqflow.config.rows import bind
-from eqflow.config.tables import ENERGIES, LABELS, MODELS, SCALES
+from eqflow.config.tables import C_NOISE, ENERGIES, MODELS, SCALES
 from eqflow.models import dit, edm2, magnitude
 from eqflow.processes import Process
 
 # Sections of config.model that are not numbers of the network.
-APART = 'scale_input', 'label_noise'
+APART = 'scale_input', 'c_noise'
 
 
 class Architecture(NamedTuple):
@@ -28,7 +28,7 @@ class Architecture(NamedTuple):
   prepare: Callable | None        # params -> params at the start of every training step, or None
   trained: Callable               # (params, keys) -> Network in the loss: with dropout, or activations
   log_variance: Callable | None   # params -> t [b] -> the log variance of the loss [b], or None
-  label_noise: Callable           # (process, t) -> the noise label that the network receives
+  c_noise: Callable               # (process, t) -> the noise conditioning of the network
 
 
 def build(config: ConfigDict, process: Process) -> Architecture:
@@ -36,7 +36,7 @@ def build(config: ConfigDict, process: Process) -> Architecture:
   classes, dropout = config.data.num_classes, config.model.get('dropout', 0.0)
   module = flax_module(config.model, classes)
   scale_input = bind(SCALES, config.model.scale_input, 'model.scale_input')
-  label_noise = bind(LABELS, config.model.label_noise, 'model.label_noise')
+  c_noise = bind(C_NOISE, config.model.c_noise, 'model.c_noise')
   uncertainty = magnitude.LogVariance(config.loss.uncertainty) if config.loss.uncertainty else None
 
   def init(key):
@@ -51,11 +51,11 @@ def build(config: ConfigDict, process: Process) -> Architecture:
 
   def field(params, apply=module.apply, **options):
     network = fields.conditioned(Partial(apply, {'params': params}, **options), process,
-                                 scale_input=scale_input, label_noise=label_noise)
+                                 scale_input=scale_input, c_noise=c_noise)
     return network if classes else Partial(classless, network=network)
 
-  def with_activations(variables, z, label, condition):
-    y, kept = module.apply(variables, z, label, condition, mutable=['intermediates'])
+  def with_activations(variables, z, c_noise, condition):
+    y, kept = module.apply(variables, z, c_noise, condition, mutable=['intermediates'])
     return y, kept['intermediates']['activations'][0]
 
   of_field = bind(ENERGIES, config.energy, 'energy')
@@ -68,12 +68,12 @@ def build(config: ConfigDict, process: Process) -> Architecture:
     return field(params, keys=arrays.fold(keys, Stream.DROPOUT)) if dropout else network(params)
 
   def log_variance(params):
-    return lambda t: uncertainty.apply({'params': params['uncertainty']}, label_noise(process, t))
+    return lambda t: uncertainty.apply({'params': params['uncertainty']}, c_noise(process, t))
 
   return Architecture(
       init, module.RULES, Partial(network), energy,
       magnitude.normalized if isinstance(module, edm2.EDM2) else None, trained,
-      log_variance if uncertainty else None, label_noise)
+      log_variance if uncertainty else None, c_noise)
 
 
 def classless(z: Data, t: Any, condition: Any, *, network: Callable) -> Data:

@@ -14,7 +14,7 @@ from eqflow.config.kinds import Kind, flag, number, one_of, section, several, te
 from eqflow.config.networks import APART
 from eqflow.config.rows import checked, section_of
 from eqflow.config.tables import (
-    BELOW_ONE, COUNT, COUPLINGS, DENSITIES, DESCENTS, ENERGIES, FRACTION, GRIDS, INTERVALS, LABELS,
+    BELOW_ONE, C_NOISE, COUNT, COUPLINGS, DENSITIES, DESCENTS, ENERGIES, FRACTION, GRIDS, INTERVALS,
     MODELS, NOT_NEGATIVE, OUTPUTS, POSITIVE, PROCESSES, SCALES, SCHEDULES, SOLVERS, SPACES, WEIGHTS)
 from eqflow.training import snapshots
 
@@ -64,7 +64,7 @@ KEYS = {
     'data.workers': _free(whole(0, 1024), 0),
     'model': Key(_model),
     'model.scale_input': Key(section_of(SCALES), dict(name='unit')),
-    'model.label_noise': Key(section_of(LABELS)),
+    'model.c_noise': Key(section_of(C_NOISE)),
     'process': Key(_row(PROCESSES), dict(name='linear')),
     'output': Key(_row(OUTPUTS)),
     'loss.space': Key(one_of({'': None, **SPACES}), ''),

@@ -11,7 +11,6 @@ from eqflow import (
 from eqflow.config.kinds import flag, number, one_of, optional, several, whole
 from eqflow.config.rows import Needed, made, row, section_of
 from eqflow.models import dit, edm2, mlp
-from eqflow.processes import tables
 from eqflow.samplers import diffusions
 from eqflow.training import optimizers
 
@@ -29,17 +28,17 @@ _COSINE = dict(num=whole(2), offset=ANY, max_beta=FRACTION)
 def _zero_snr(table):
   @functools.wraps(table)
   def rescaled(*args, **numbers):
-    return tables.zero_terminal_snr(table(*args, **numbers))
+    return processes.tables.zero_terminal_snr(table(*args, **numbers))
   return rescaled
 
 
 ANGLES = {
-    'linear': made(tables.linear, **_BETAS),
-    'scaled_linear': made(tables.scaled_linear, **_BETAS),
-    'cosine': made(tables.cosine, **_COSINE),
-    'linear_zero_snr': made(_zero_snr(tables.linear), **_BETAS),
-    'scaled_linear_zero_snr': made(_zero_snr(tables.scaled_linear), **_BETAS),
-    'cosine_zero_snr': made(_zero_snr(tables.cosine), **_COSINE),
+    'linear': made(processes.tables.linear, **_BETAS),
+    'scaled_linear': made(processes.tables.scaled_linear, **_BETAS),
+    'cosine': made(processes.tables.cosine, **_COSINE),
+    'linear_zero_snr': made(_zero_snr(processes.tables.linear), **_BETAS),
+    'scaled_linear_zero_snr': made(_zero_snr(processes.tables.scaled_linear), **_BETAS),
+    'cosine_zero_snr': made(_zero_snr(processes.tables.cosine), **_COSINE),
 }
 
 
@@ -126,7 +125,7 @@ SCALES = {
     'unit': row(fields.unit),
     'unit_variance': row(fields.unit_variance, sigma_data=_SIGMA_DATA),
 }
-LABELS = {
+C_NOISE = {
     'time': row(fields.time),
     'logsnr': row(fields.logsnr),
     'quarter_log_sigma': row(fields.quarter_log_sigma),

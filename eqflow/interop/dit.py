@@ -32,7 +32,7 @@ Apply = Callable[[PyTree, Array, Array, Array | None], Array]
 class Field(NamedTuple):
   """Our output over theirs (+1 or -1), and the noise conditioning at our t."""
   sign: int
-  label_noise: Callable
+  c_noise: Callable
 
 
 def _reversed(process, t):
@@ -61,7 +61,7 @@ def load(path: files.Path, *, input_size: int, num_heads: int, field: str = 'eqm
   missing, unknown and misshapen tensors, and if an argument does not fit.
   """
   files.one_of('field', field, FIELDS)
-  sign, label_noise = FIELDS[field]
+  sign, c_noise = FIELDS[field]
   sizes = _described(path, num_classes)
   _check(sizes, input_size, num_heads)
   params = {ours: jnp.asarray(_signed(_to_ours(files.read(path, key), ours), ours, sign))
@@ -70,7 +70,7 @@ def load(path: files.Path, *, input_size: int, num_heads: int, field: str = 'eqm
                 mlp_ratio=sizes.hidden / sizes.width, num_classes=sizes.rows - 1,
                 doubled=sizes.made == 2 * sizes.patch**2 * sizes.channels)
   apply = arrays.pytree(Partial(
-      _apply, network=arrays.Static(network), label_noise=label_noise,
+      _apply, network=arrays.Static(network), c_noise=c_noise,
       shape=arrays.Static((input_size, input_size, sizes.channels)),
       null=arrays.Static(num_classes is None or num_classes < sizes.rows)))
   return apply, traverse_util.unflatten_dict(params)
@@ -79,7 +79,7 @@ def load(path: files.Path, *, input_size: int, num_heads: int, field: str = 'eqm
 # Shapes of t and label are checked inside, so that the message can say what to do.
 def _apply(params: PyTree, z: Float[Array, 'b h w c'], t: Float[ArrayLike, '...'],
            label: Int[ArrayLike, '...'] | None = None, *, network: arrays.Static,
-           label_noise: Callable, shape: arrays.Static, null: arrays.Static) -> Float[Array, 'b h w c']:
+           c_noise: Callable, shape: arrays.Static, null: arrays.Static) -> Float[Array, 'b h w c']:
   if z.shape[1:] != shape.value:
     raise ValueError(f'z has shape {z.shape}, but the checkpoint takes [b, h, w, c] with (h, w, c)='
                      f'{shape.value}: load it with another input_size, or transpose z')
@@ -88,7 +88,7 @@ def _apply(params: PyTree, z: Float[Array, 'b h w c'], t: Float[ArrayLike, '...'
   _check_examples(len(z), t, label, network.value.num_classes + 1)
   bound = Partial(network.value.apply, {'params': params})
   return fields.conditioned(bound, processes.linear, scale_input=fields.unit,
-                            label_noise=label_noise)(z, t, label)
+                            c_noise=c_noise)(z, t, label)
 
 
 def _check_examples(b, t, label, rows):

@@ -1,1 +1,1 @@
-"""Networks (z, noise conditioning, condition) -> y, which do not depend on the process."""
+"""Networks (z, c_noise, condition) -> y, which do not depend on the process."""

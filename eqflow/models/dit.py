@@ -114,7 +114,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-  """A transformer on patches: (z [b, h, w, c], noise conditioning [b], condition [b]) -> y like z.
+  """A transformer on patches: (z [b, h, w, c], c_noise [b], condition [b]) -> y like z.
 
   patch: side of a patch. depth: number of blocks.
   width: channels of a token, divisible by heads, and by 4 unless learned_positions.
@@ -152,7 +152,7 @@ class DiT(nn.Module):
   )
 
   @nn.compact
-  def __call__(self, z: Float[Array, 'b h w c'], label: Float[Array, 'b'],
+  def __call__(self, z: Float[Array, 'b h w c'], c_noise: Float[Array, 'b'],
                condition: Int[Array, 'b'] | None = None) -> Float[Array, 'b h w c']:
     """y [b, h, w, c], in `dtype`.
 
@@ -168,7 +168,7 @@ class DiT(nn.Module):
     dense = _dense(self.dtype, self.param_dtype)
     x = dense(self.width, name='patch_embed')(patchify(z, self.patch))
     x = x + self._positions(height // self.patch, width // self.patch)
-    c = nn.silu(self._condition(label, condition))[:, None]
+    c = nn.silu(self._condition(c_noise, condition))[:, None]
 
     block = nn.remat(Block, policy=self.remat_policy) if self.remat else Block
     for i in range(self.depth):
@@ -193,10 +193,10 @@ class DiT(nn.Module):
       table = jax.lax.stop_gradient(table)
     return table.astype(self.dtype)
 
-  def _condition(self, label, condition):
+  def _condition(self, c_noise, condition):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    rows = embed.class_rows(condition, self.num_classes, len(label))
-    c = embed.NoiseEmbed(self.width, name='noise', **dtypes)(label)
+    rows = embed.class_rows(condition, self.num_classes, len(c_noise))
+    c = embed.NoiseEmbed(self.width, name='noise', **dtypes)(c_noise)
     if self.num_classes:
       c = c + embed.ClassEmbed(self.num_classes, self.width, name='classes', **dtypes)(rows)
     return c

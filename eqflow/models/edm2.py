@@ -100,7 +100,7 @@ class Block(nn.Module):
 
 
 class EDM2(nn.Module):
-  """The U-Net: (z [b, h, w, c], noise conditioning [b], condition) -> F like z; starts as exactly 0.
+  """The U-Net: (z [b, h, w, c], c_noise [b], condition) -> F like z; starts as exactly 0.
 
   width: base width; a level has width * multiplier channels, and each level halves the image.
   blocks: number of blocks of a level in the encoder; the decoder has one more.
@@ -144,7 +144,7 @@ class EDM2(nn.Module):
   )
 
   @nn.compact
-  def __call__(self, z: Float[Array, 'b h w c'], label: Float[Array, 'b'],
+  def __call__(self, z: Float[Array, 'b h w c'], c_noise: Float[Array, 'b'],
                condition: Num[Array, 'b ...'] | None = None,
                keys: Array | None = None) -> Float[Array, 'b h w c']:
     """F [b, h, w, c]; keys [b] sample the dropout of training, None is evaluation.
@@ -154,7 +154,7 @@ class EDM2(nn.Module):
     """
     if z.shape[1] != z.shape[2]:
       raise ValueError(f'an image of {z.shape[1]}x{z.shape[2]} is not square: EDM2 needs square images')
-    embedding = self._embedding(label, condition)
+    embedding = self._embedding(c_noise, condition)
     block = self._blocks(embedding, keys)
     # A constant channel replaces all biases.
     x = jnp.concatenate([z, jnp.ones_like(z[..., :1])], -1).astype(self.dtype)
@@ -210,15 +210,15 @@ class EDM2(nn.Module):
 
     return block
 
-  def _embedding(self, label, condition):
+  def _embedding(self, c_noise, condition):
     first = self.multipliers[0] if self.noise_multiplier is None else self.noise_multiplier
     last = (max(self.multipliers) if self.embedding_multiplier is None
             else self.embedding_multiplier)
     width = int(self.width * last)
     linear = functools.partial(magnitude.Linear, width, param_dtype=self.param_dtype)
-    features = magnitude.Fourier(int(self.width * first), name='emb_fourier')(label)
+    features = magnitude.Fourier(int(self.width * first), name='emb_fourier')(c_noise)
     x = self._seen('emb_noise', linear(name='emb_noise')(self._seen('emb_fourier', features)))
-    vectors = self._vectors(condition, len(label))
+    vectors = self._vectors(condition, len(c_noise))
     if self.num_classes:
       # sqrt(num_classes) scales a one-hot vector to unit RMS.
       made = linear(name='emb_label')(vectors * self.num_classes**0.5)

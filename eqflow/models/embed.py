@@ -15,18 +15,18 @@ from jaxtyping import Array, Float, Int, PyTree
 import numpy as np
 
 
-def sinusoids(label: Float[Array, 'b'], dim: int = 256,
+def sinusoids(c_noise: Float[Array, 'b'], dim: int = 256,
               max_period: float = 10000.0) -> Float[Array, 'b {dim}']:
-  """[cos(w_k label), sin(w_k label)], w_k = max_period^(-k/(dim/2)): [b] -> [b, dim], cos first.
+  """[cos(w_k c_noise), sin(w_k c_noise)], w_k = max_period^(-k/(dim/2)): [b] -> [b, dim], cos first.
 
-  In float32 or wider for every dtype of label, since bfloat16 rounds 998 and 999 to one number.
+  In float32 or wider for every dtype of c_noise, since bfloat16 rounds 998 and 999 to one number.
   Raises ValueError if dim is odd.
   """
   if dim % 2:
     raise ValueError(f'dim={dim} is odd: give an even number, half for cosines and half for sines')
-  label = label.astype(jnp.promote_types(label.dtype, jnp.float32))
+  c_noise = c_noise.astype(jnp.promote_types(c_noise.dtype, jnp.float32))
   omega = max_period ** (-np.arange(dim // 2) / (dim // 2))
-  angle = jnp.outer(label, jnp.asarray(omega, label.dtype))
+  angle = jnp.outer(c_noise, jnp.asarray(omega, c_noise.dtype))
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -47,17 +47,17 @@ def sincos_positions(height: int, width: int, dim: int) -> Float[np.ndarray, 'n 
 
 
 class NoiseEmbed(nn.Module):
-  """W2 silu(W1 sinusoids(label)): noise conditioning [b] -> [b, width], in `dtype`."""
+  """W2 silu(W1 sinusoids(c_noise)): noise conditioning [b] -> [b, width], in `dtype`."""
   width: int
   dtype: DTypeLike = jnp.float32
   param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, label: Float[Array, 'b']) -> Float[Array, 'b w']:
-    """The embedding [b, width] of label [b]."""
+  def __call__(self, c_noise: Float[Array, 'b']) -> Float[Array, 'b w']:
+    """The embedding [b, width] of c_noise [b]."""
     dense = functools.partial(nn.Dense, self.width, kernel_init=nn.initializers.normal(0.02),
                               dtype=self.dtype, param_dtype=self.param_dtype)
-    return dense(name='out')(nn.silu(dense(name='up')(sinusoids(label))))
+    return dense(name='out')(nn.silu(dense(name='up')(sinusoids(c_noise))))
 
 
 class ClassEmbed(nn.Module):

@@ -129,18 +129,18 @@ class Linear(nn.Module):
 
 
 class Fourier(nn.Module):
-  """sqrt(2) cos(2 pi (f label + p)), f ~ N(0, 1), p ~ U(0, 1), fixed: [b] -> [b, features], float32."""
+  """sqrt(2) cos(2 pi (f c_noise + p)), f ~ N(0, 1), p ~ U(0, 1), fixed: [b] -> [b, features]."""
   features: int
 
   @nn.compact
-  def __call__(self, label: Float[Array, 'b']) -> Float[Array, 'b f']:
-    """Features [b, features] of the noise conditioning [b], each with unit RMS over its phases."""
-    shape, wide = (self.features,), jnp.promote_types(label.dtype, jnp.float32)
+  def __call__(self, c_noise: Float[Array, 'b']) -> Float[Array, 'b f']:
+    """Float32 features [b, features] of c_noise [b], each with unit RMS over its phases."""
+    shape, wide = (self.features,), jnp.promote_types(c_noise.dtype, jnp.float32)
     table = lambda name, draw: jax.lax.stop_gradient(
         self.param(name, lambda key: 2 * math.pi * draw(key, shape))).astype(wide)
     freqs = table('fixed_freqs', jax.random.normal)
     phases = table('fixed_phases', jax.random.uniform)
-    return math.sqrt(2) * jnp.cos(jnp.outer(label.astype(wide), freqs) + phases)
+    return math.sqrt(2) * jnp.cos(jnp.outer(c_noise.astype(wide), freqs) + phases)
 
 
 class LogVariance(nn.Module):
@@ -151,6 +151,6 @@ class LogVariance(nn.Module):
   features: int = 128
 
   @nn.compact
-  def __call__(self, label: Float[Array, 'b']) -> Float[Array, 'b']:
-    """u [b] from the noise conditioning [b]."""
-    return Linear(1, name='linear')(Fourier(self.features, name='fourier')(label))[:, 0]
+  def __call__(self, c_noise: Float[Array, 'b']) -> Float[Array, 'b']:
+    """u [b] from c_noise [b]."""
+    return Linear(1, name='linear')(Fourier(self.features, name='fourier')(c_noise))[:, 0]

@@ -13,7 +13,7 @@ from eqflow.models.partitioning import EXAMPLES, FSDP, constrain
 
 
 class MLP(nn.Module):
-  """h = W z + noise + class; h += W_i gelu(h); y = W gelu(h): (z [b, d], label, condition) -> y.
+  """h = W z + noise + class; h += W_i gelu(h); y = W gelu(h): (z [b, d], c_noise, condition) -> y.
 
   width, depth: of the hidden layers.
   num_classes: 0 for a network without classes. Otherwise condition [b] is in [0, num_classes], and
@@ -32,9 +32,9 @@ class MLP(nn.Module):
   RULES = (('kernel', P(None, FSDP)),)
 
   @nn.compact
-  def __call__(self, z: Float[Array, 'b d'], label: Float[Array, 'b'],
+  def __call__(self, z: Float[Array, 'b d'], c_noise: Float[Array, 'b'],
                condition: Int[Array, 'b'] | None = None) -> Float[Array, 'b d']:
-    """y [b, d], in `dtype`, from z [b, d], noise conditioning [b] and condition [b] or None.
+    """y [b, d], in `dtype`, from z [b, d], c_noise [b] and condition [b] or None.
 
     Raises ValueError for a condition if the network has no classes.
     """
@@ -42,7 +42,7 @@ class MLP(nn.Module):
     dense = functools.partial(nn.Dense, **dtypes)
     rows = embed.class_rows(condition, self.num_classes, len(z))
     # Frequencies from 10 down to 0.1 resolve times in [0, 1] as well as log-SNRs.
-    noise = embed.sinusoids(10 * label, 32, max_period=100.0)
+    noise = embed.sinusoids(10 * c_noise, 32, max_period=100.0)
     h = dense(self.width, name='z')(z) + dense(self.width, name='noise')(noise)
     if self.num_classes:
       h = h + embed.ClassEmbed(self.num_classes, self.width, name='classes', **dtypes)(rows)

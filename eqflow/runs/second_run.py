@@ -33,7 +33,7 @@ def run_like(run: Run, other: ConfigDict, folder: pathlib.Path) -> Run:
   """
   # A solver along times uses the numbers of the output, such as its decay; a descent does not.
   output = 'output' if run.recipe.sampling.grid is not None else 'output.name'
-  for key in ('data.shape', 'process', 'model.label_noise', output):
+  for key in ('data.shape', 'process', 'model.c_noise', output):
     ours, theirs = (json.dumps(_at(each, key), sort_keys=True) for each in (run.config, other))
     if ours != theirs:
       raise ValueError(f'its config.{key}={theirs} differs from {ours} of --workdir; use a run with '

@@ -39,7 +39,7 @@ ROWS = {
     'heldout':    ('eqm', _HELDOUT),
     'heldout_twice': ('eqm', _HELDOUT | {'train.num_examples': 384_000}),
     'heldout_gain_1': ('eqm', _HELDOUT | _decay('truncated', start=0.8, gain=1.0)),
-    'eqm_time':   ('eqm', {'model.label_noise': dict(name='time'), 'sample': _FLOW}),
+    'eqm_time':   ('eqm', {'model.c_noise': dict(name='time'), 'sample': _FLOW}),
     'linear':     ('eqm', _decay('linear', gain=4.0)),
     'dot':        ('eqm', _energy('dot')),
     'constant':   ('eqm', _decay('constant', gain=4.0)),

@@ -38,8 +38,8 @@ def primitives() -> dict[str, jax.Array]:
 
 def blocks() -> dict[str, jax.Array]:
   """{layer of an untrained network: RMS of its output for N(0, 1) images}."""
-  z, label = jax.random.normal(jax.random.key(0), (16, 32, 32, 3)), jnp.linspace(-1.5, 1, 16)
-  given = z, label, jnp.arange(16) % 10
+  z, c_noise = jax.random.normal(jax.random.key(0), (16, 32, 32, 3)), jnp.linspace(-1.5, 1, 16)
+  given = z, c_noise, jnp.arange(16) % 10
   params = jax.jit(NETWORK.init)(jax.random.key(1), *given)['params']
   apply = jax.jit(lambda params: NETWORK.apply({'params': params}, *given, mutable=['intermediates']))
   _, kept = apply(params)

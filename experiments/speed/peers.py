@@ -49,8 +49,8 @@ SOLVERS = {
 def networks(width, depth):
   """The network (z, t, condition) -> y here and in torch, with the same random weights."""
   module = dit.DiT(patch=2, width=width, depth=depth, heads=4, num_classes=CLASSES)
-  z, label = jnp.zeros((1, SIDE, SIDE, CHANNELS)), jnp.zeros(1)
-  params = module.init(jax.random.key(0), z, label, jnp.zeros(1, jnp.int32))['params']
+  z, c_noise = jnp.zeros((1, SIDE, SIDE, CHANNELS)), jnp.zeros(1)
+  params = module.init(jax.random.key(0), z, c_noise, jnp.zeros(1, jnp.int32))['params']
   # Layers that start at zero would hide the layers that they multiply.
   keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
   keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
@@ -69,7 +69,7 @@ def runs(ours, theirs, solver, batch):
   noise = np.random.RandomState(0).standard_normal((batch, SIDE, SIDE, CHANNELS)).astype(np.float32)
   condition = np.arange(batch) % CLASSES
   predict = fields.bind(fields.conditioned(ours, process, scale_input=fields.unit,
-                                           label_noise=fields.table_index), jnp.asarray(condition))
+                                           c_noise=fields.table_index), jnp.asarray(condition))
   made, grid, z = make(process), grids.trailing(STEPS), jnp.asarray(noise)
   z_torch = torch.from_numpy(noise).permute(0, 3, 1, 2).contiguous()
   condition = torch.from_numpy(condition)

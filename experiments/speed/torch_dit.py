@@ -48,11 +48,11 @@ class DiT(nn.Module):
     self.modulation = nn.Linear(width, 2 * width)
     self.final = nn.Linear(width, patch * patch * channels)
 
-  def forward(self, z, label, condition):
+  def forward(self, z, c_noise, condition):
     b, _, h, w = z.shape
     p, rows, columns = self.patch, h // self.patch, w // self.patch
     x = self.patch_embed(z).flatten(2).transpose(1, 2) + self.positions
-    angle = label[:, None].float() * self.omega
+    angle = c_noise[:, None].float() * self.omega
     embedded = self.noise(torch.cat([angle.cos(), angle.sin()], dim=-1))
     c = F.silu(embedded + self.classes(condition))
     for block in self.blocks:

@@ -66,7 +66,7 @@ def test_only_steps_along_the_field_have_a_descent_drop(eqm, tmp_path, solver, d
 
 def test_a_field_with_time_or_not_small_at_data_is_rejected(flow, place, tmp_path):
   path = saved(tmp_path / 'x.npz', x=noisy(3))
-  with pytest.raises(ValueError, match="label_noise.name='time'"):
+  with pytest.raises(ValueError, match="c_noise.name='time'"):
     detect(run_of(flow.config, flow.workdir), inputs=path)
   config = tiny(place, 'blind_flow').copy_and_resolve_references().unlock()
   config.output.name = 'v'

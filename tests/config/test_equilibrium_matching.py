@@ -57,14 +57,14 @@ def test_every_decay_and_its_gain_is_a_row(section, written):
   np.testing.assert_allclose(found, written(1 - np.asarray(aux['t'])) ** 2 * plain, rtol=1e-4)
 
 
-@pytest.mark.parametrize('label', ['none', 'time'])
+@pytest.mark.parametrize('c_noise', ['none', 'time'])
 @pytest.mark.parametrize('decay', [
     dict(name='constant', gain=1.0), dict(name='truncated', start=0.8, gain=4.0)], ids=str)
-def test_each_combination_of_decay_and_time_conditioning_trains_and_samples(decay, label):
+def test_each_combination_of_decay_and_time_conditioning_trains_and_samples(decay, c_noise):
   # Two points: noise goes to the one that it is nearer to.
-  descends = label == 'none' and decay['name'] == 'truncated'
+  descends = c_noise == 'none' and decay['name'] == 'truncated'
   how = dict(solver=dict(name='gradient_descent', step_size=0.01), num_steps=80) if descends else ODE
-  recipe = recipes.recipe(_config(output__decay=decay, model__label_noise=dict(name=label),
+  recipe = recipes.recipe(_config(output__decay=decay, model__c_noise=dict(name=c_noise),
                                 model__width=64, model__depth=1, sample=how))
   adam, batch = optax.adam(5e-3), _batch(POINTS.repeat(64, 0))
 
@@ -109,7 +109,7 @@ def test_a_fraction_of_the_batch_is_clean_data():
     (dict(loss__at_data=1.0), 'loss.at_data', '1.0'),
     (dict(loss__at_data=0.1, loss__space='x'), 'loss', 'equilibrium'),
     (dict(loss__at_data=0.1, output=dict(name='u'), sample=LATE,
-          model__label_noise=dict(name='logsnr')), 'loss', 'logsnr'),
+          model__c_noise=dict(name='logsnr')), 'loss', 'logsnr'),
     (dict(loss__at_data=0.1, output=dict(name='eps'), sample=LATE, loss__space='eps',
         loss__weight=dict(name='on_logsnr', w=dict(name='sigmoid', bias=0.0)),
         loss__density=dict(name='adaptive', low=-5.0, high=5.0, bins=10, keep=0.9)),

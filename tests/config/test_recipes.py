@@ -96,8 +96,8 @@ REJECTED = [
     ('model.name', 'unet', 'model.name', 'DiT-B/2', 'mlp'),
     ('model.widht', 3, 'model.widht', 'width'),
     ('model.dtype', 'half', 'model.dtype', 'float16'),
-    ('model.label_noise.name', 'tiem', 'model.label_noise.name', 'time'),
-    ('model.label_noise.name', 'time', 'sample.solver.name', 'time', 'none'),
+    ('model.c_noise.name', 'tiem', 'model.c_noise.name', 'time'),
+    ('model.c_noise.name', 'time', 'sample.solver.name', 'time', 'none'),
     ('sample.solver.name', 'dimm', 'sample.solver.name', 'ddim'),
     ('sample.solver.momentum', 0.3, 'sample.solver.momentum', 'gradient_descent', 'step_size'),
     ('sample.num_steps', 0, 'sample.num_steps', 1, 2147483647),
@@ -160,7 +160,7 @@ def test_a_grid_at_a_blind_spot_of_the_output_is_rejected():
   with rejected('sample.grid', 'eps', 't=1'):
     recipes.recipe(_changed('sample.grid', grid, variant='eps'))
   with rejected('sample.grid', 'logsnr', 't=1'):
-    recipes.recipe(_changed('model.label_noise.name', 'logsnr', variant='flow'))
+    recipes.recipe(_changed('model.c_noise.name', 'logsnr', variant='flow'))
 
 
 @pytest.mark.long

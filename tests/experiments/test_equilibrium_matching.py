@@ -38,7 +38,7 @@ def test_rows_change_the_config_as_their_names_say():
   assert decay('gain_8') == dict(name='truncated', start=0.8, gain=8.0)
   assert decay('height_1.4') == dict(name='piecewise', start=0.8, height=1.4, gain=4.0)
   assert decay('linear') == dict(name='linear', gain=4.0)
-  assert models.config_of('digits', 'eqm_time', 0).model.label_noise.name == 'time'
+  assert models.config_of('digits', 'eqm_time', 0).model.c_noise.name == 'time'
   assert models.config_of('digits', 'heldout', 0).data.split == 'train'
   # A step moves z by step_size gain (eps - x) c: the products agree, except for a linear decay.
   assert [descents.step_of(row) for row in ('eqm', 'gain_1', 'gain_8', 'blind_flow', 'linear')] == (

@@ -186,15 +186,15 @@ def _wrong(path, value):
 
 # Pairs of keys that are valid alone and inconsistent together.
 PAIRS = [
-    ('digits', 'eqm', {'model.label_noise': dict(name='time')}, ('model.label_noise',)),
-    ('digits', 'eqm', {'model.label_noise': dict(name='logsnr')}, ('model.label_noise',)),
+    ('digits', 'eqm', {'model.c_noise': dict(name='time')}, ('model.c_noise',)),
+    ('digits', 'eqm', {'model.c_noise': dict(name='logsnr')}, ('model.c_noise',)),
     ('digits', 'eqm', {'output': dict(name='score')}, ('output.name',)),
     ('digits', 'eqm', {'output': dict(name='eps')}, ('output',)),
     ('digits', 'eqm', {'output': dict(name='equilibrium')}, ('output',)),
     ('digits', 'eps', {'sample.grid': dict(name='uniform', start=1.0, end=0.0)}, ('sample.grid',)),
     ('digits', 'eps', {'process': dict(name='discrete', angles=dict(name='linear_zero_snr')),
                        'sample.grid': dict(name='trailing')}, ('sample.grid', 'loss')),
-    ('digits', 'flow', {'model.label_noise': dict(name='logsnr')}, ('sample.grid', 'loss')),
+    ('digits', 'flow', {'model.c_noise': dict(name='logsnr')}, ('sample.grid', 'loss')),
     ('digits', 'flow', {'sample.threshold': 0.5}, ('sample.threshold',)),
     ('digits', 'flow', {'sample.scale': 2.0}, ('sample.scale',)),
     ('digits', 'eqm', {'sample.scale': 2.0}, ('sample.scale',)),

@@ -79,7 +79,7 @@ def test_golden_denoiser_is_the_output_edm_converted_to_x(case, sigma, labels):
   apply, params = interop.load(path, 'edm2', **GOLDEN)
   sigma = jnp.asarray(arrays['sigma'] if sigma is None else np.full(4, sigma, np.float32))
   network = fields.conditioned(
-      Partial(apply, params), processes.edm, label_noise=fields.quarter_log_sigma,
+      Partial(apply, params), processes.edm, c_noise=fields.quarter_log_sigma,
       scale_input=Partial(fields.unit_variance, sigma_data=0.5))
   denoise = fields.as_output(
       fields.bind(network, None if labels is None else jnp.asarray(arrays[labels])),
@@ -113,7 +113,7 @@ def test_golden_classes_are_one_hot_vectors_and_export_returns_the_file(tmp_path
 def test_the_network_starts_as_zero_and_its_denoiser_as_c_skip_times_z():
   params = _params(TINY, Z, LABEL)
   predict = fields.bind(fields.conditioned(
-      Partial(TINY.apply, {'params': params}), processes.edm, label_noise=fields.quarter_log_sigma,
+      Partial(TINY.apply, {'params': params}), processes.edm, c_noise=fields.quarter_log_sigma,
       scale_input=Partial(fields.unit_variance, sigma_data=0.5)), jnp.array([0, 2]))
   sigma = jnp.array([0.4, 3.0])
   assert not np.asarray(_call(predict, Z, sigma)).any(), 'gains start at zero, so does the network'
@@ -232,7 +232,7 @@ def _count(network, side, channels):
 
 def test_dropout_of_an_example_depends_on_its_key_only(tiny):
   network = TINY.clone(dropout=0.5)
-  run = lambda z, label, keys: _run(network, tiny, z, label, None, keys)
+  run = lambda z, c_noise, keys: _run(network, tiny, z, c_noise, None, keys)
   keys = jax.random.split(jax.random.key(3), 2)
   both = run(Z, LABEL, keys)
   alone = run(Z[::-1], LABEL[::-1], keys[::-1])[::-1]

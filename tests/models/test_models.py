@@ -127,25 +127,25 @@ def test_an_energy_can_be_differentiated_twice(name):
 
 @each
 def test_noise_conditioning_and_class_change_only_their_example(name):
-  network, params, (z, label, condition) = _trained_alike(name)
-  y = _apply(network, params, z, label, condition)
-  for other in (_apply(network, params, z, label.at[1].add(0.3), condition),
-                _apply(network, params, z, label, condition.at[1].set(3))):
+  network, params, (z, c_noise, condition) = _trained_alike(name)
+  y = _apply(network, params, z, c_noise, condition)
+  for other in (_apply(network, params, z, c_noise.at[1].add(0.3), condition),
+                _apply(network, params, z, c_noise, condition.at[1].set(3))):
     changed = np.abs(other - y).reshape(len(y), -1).max(1) > 1e-3
     np.testing.assert_array_equal(changed, [False, True, False, False])
 
 
 @each
 def test_no_condition_is_the_null_label(name):
-  network, params, (z, label, condition) = _trained_alike(name)
-  np.testing.assert_array_equal(_apply(network, params, z, label, None),
-                                _apply(network, params, z, label, jnp.full_like(condition, 3)))
+  network, params, (z, c_noise, condition) = _trained_alike(name)
+  np.testing.assert_array_equal(_apply(network, params, z, c_noise, None),
+                                _apply(network, params, z, c_noise, jnp.full_like(condition, 3)))
 
 
 @each
 def test_a_class_beyond_the_table_gives_nan(name):
-  network, params, (z, label, condition) = _trained_alike(name)
-  assert np.all(np.isnan(_apply(network, params, z, label, condition.at[0].set(4))[0]))
+  network, params, (z, c_noise, condition) = _trained_alike(name)
+  assert np.all(np.isnan(_apply(network, params, z, c_noise, condition.at[0].set(4))[0]))
 
 
 @each
@@ -156,8 +156,8 @@ def test_a_network_without_classes_rejects_a_condition(name):
 
 
 def test_a_network_without_classes_has_no_class_table():
-  network, _, (z, label, _) = _start('dit')
-  params = jax.eval_shape(network.clone(num_classes=0).init, jax.random.key(0), z, label)['params']
+  network, _, (z, c_noise, _) = _start('dit')
+  params = jax.eval_shape(network.clone(num_classes=0).init, jax.random.key(0), z, c_noise)['params']
   assert 'classes' not in params
 
 
@@ -254,12 +254,12 @@ def test_positions_distinguish_rows_from_columns():
 
 
 def test_sinusoids():
-  label = jnp.array([0.0, 0.37, 999.0])
+  c_noise = jnp.array([0.0, 0.37, 999.0])
   expected = np.array([[f(t * w) for f in (np.cos, np.sin) for w in (1, 0.1, 0.01, 0.001)]
-                       for t in np.asarray(label, np.float64)])
-  np.testing.assert_allclose(embed.sinusoids(label, 8), expected, atol=2e-5)
-  assert embed.sinusoids(label.astype(jnp.bfloat16)).dtype == jnp.float32
-  assert embed.sinusoids(label).shape == (3, 256)
+                       for t in np.asarray(c_noise, np.float64)])
+  np.testing.assert_allclose(embed.sinusoids(c_noise, 8), expected, atol=2e-5)
+  assert embed.sinusoids(c_noise.astype(jnp.bfloat16)).dtype == jnp.float32
+  assert embed.sinusoids(c_noise).shape == (3, 256)
 
 
 def test_embeddings_reject_sizes_that_do_not_divide():

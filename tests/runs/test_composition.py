@@ -108,7 +108,7 @@ def test_a_bad_composition_is_rejected(eqm, given, message):
 
 
 def test_models_with_different_vectors_are_not_added(eqm, other, flow):
-  with pytest.raises(ValueError, match='--others=.*config.model.label_noise=.*"time".*"none"'):
+  with pytest.raises(ValueError, match='--others=.*config.model.c_noise=.*"time".*"none"'):
     compose(eqm, ['3'], others=[str(flow.workdir)])
   with pytest.raises(ValueError, match=r'--labels=1\+2\+3 .*2 models'):
     compose(eqm, ['1+2+3'], others=[str(other.workdir)])
