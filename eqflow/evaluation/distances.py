@@ -26,13 +26,18 @@ class Manifold(NamedTuple):
 def moments(features: Features) -> Moments:
   """m = mean_i f_i and R with R^T R = sum_i (f_i - m)(f_i - m)^T / (n - 1), of [n, d], in float64.
 
-  R comes from QR factors of blocks: C is never formed, so its small eigenvalues keep their digits.
-  Raises ValueError for fewer than two records, or for a feature that is NaN or infinite.
+  R has min(n, d) rows: the rows f_i - m themselves if n <= d, else QR factors of blocks. C is never
+  formed, so its small eigenvalues keep their digits. Raises ValueError for fewer than two records, or
+  for a feature that is NaN or infinite.
   """
   features = np.asarray(features)
   n, d = features.shape
   if n < 2:
     raise ValueError(f'{n} record(s) have no covariance: give at least 2')
+  if n <= d:
+    features = _finite(features)
+    mean = features.mean(0)
+    return Moments(mean, (features - mean) / math.sqrt(n - 1))
   step = max(_rows(d), d)
   blocks = [slice(i, i + step) for i in range(0, n, step)]
   mean = sum(_finite(features[rows]).sum(0) for rows in blocks) / n
@@ -135,15 +140,16 @@ def _check_dimensions(name, a, other_name, b):
 
 def _squared_blocks(a, b):
   """Slices of rows with |a_i - b_j|^2 through one matrix product, and bounds on their errors."""
-  centre = b.mean(0)
+  centre, same = b.mean(0), a is b
   b = b - centre
   norm_b = np.square(b).sum(1)
   unit = 4 * (a.shape[1] + 2) * np.finfo(np.float64).eps
   for start in range(0, len(a), _rows(len(b))):
     rows = slice(start, start + _rows(len(b)))
-    block = a[rows] - centre
+    # Of b b^T, which is symmetric, BLAS computes half.
+    block = b[rows] if same else a[rows] - centre
     sizes = np.square(block).sum(1)[:, None] + norm_b
-    yield rows, sizes - 2 * block @ b.T, unit * sizes
+    yield rows, sizes - 2 * (block @ b.T), unit * sizes
 
 
 def _between(a, b):

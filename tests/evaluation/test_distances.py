@@ -80,6 +80,29 @@ def test_frechet_distance_of_singular_covariances():
   assert abs(moved - 300 * 1e-4) < 1e-9, f'moving all by .01 costs 300 * .01^2, not {moved}'
 
 
+@pytest.mark.parametrize('n', [6, 39, 40, 41, 200])
+def test_frechet_distance_of_few_and_of_many_records(n):
+  rng = np.random.default_rng(n)
+  x, y = rng.standard_normal((2, n, 40)) * np.geomspace(1, 1e-3, 40)
+  a, b = (np.cov(each, rowvar=False) for each in (x, y))
+  # Square roots of the eigenvalues of A B, whose smallest are rounding errors for few records.
+  cross = np.sqrt(np.maximum(np.real(scipy.linalg.eigvals(a @ b)), 0)).sum()
+  want = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(a + b) - 2 * cross
+  got = distances.frechet_distance(distances.moments(x), distances.moments(y))
+  assert abs(got - want) < 1e-6 * want, f'{n} records: {got} differs from {want}'
+
+
+def test_frechet_distance_of_singular_sets_of_32x32x3_has_all_its_digits():
+  rng = np.random.default_rng(7)
+  deviation = np.geomspace(100, .1, 3072)
+  x, y = (np.rint(rng.standard_normal((n, 3072)) * deviation + mean) / 8
+          for n, mean in ((9, 0), (11, 3)))
+  y[4] = y[3]
+  found = distances.frechet_distance(*(distances.moments(each.astype(np.float32)) for each in (x, y)))
+  # The number is from mpmath, with 40 digits.
+  assert abs(found - 67870.165316396218517) < 1e-12 * found, f'{found!r}'
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_moments_and_distances_reject_other_dimensions_and_nan(bad):
   x = np.zeros((4, 3))
