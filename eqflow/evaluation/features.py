@@ -21,13 +21,13 @@ def pixels(x: Shaped[Array | np.ndarray, 'n ...']) -> Float[np.ndarray, 'n _']:
   """x as vectors, [n, ...] -> [n, d], float32.
 
   Images [n, h, w, c] of more than 3,072 elements are average-pooled by the smallest power of two that
-  leaves at most 3,072: 256x256x3 becomes 32x32x3, which loses finer detail. Raises TypeError unless x
-  is floating, and ValueError if this power of two does not divide the sides.
+  leaves at most 3,072: 256x256x3 becomes 32x32x3, which loses finer detail. Where it does not divide a
+  side, some cells are one pixel longer. Raises TypeError unless x is floating.
   """
   x = np.asarray(x)
   arrays.check_floating('x', x)
   if x.ndim == 4:
-    x = _pool(x, _pooling(*x.shape[1:]))
+    x = _pool(x)
   return x.reshape(len(x), -1).astype(np.float32, copy=False)
 
 
@@ -58,23 +58,20 @@ def random_features(x: Shaped[Array | np.ndarray, 'n ...'], *, dim: int = 256,
   return out
 
 
-def _pooling(height, width, channels):
+def _pool(x):
+  """Means over cells: as few powers of two smaller as leave at most MAX_PIXELS elements."""
+  height, width, channels = x.shape[1:]
   factor = 1
-  while height * width * channels > MAX_PIXELS * factor ** 2 and factor < max(height, width):
+  while channels * (height // factor or 1) * (width // factor or 1) > MAX_PIXELS and (
+      factor < max(height, width)):
     factor *= 2
-  if height % factor or width % factor:
-    raise ValueError(f'images of {height}x{width}x{channels} have more than {MAX_PIXELS} elements '
-                     f'and cannot be pooled by {factor}: crop or resize them to sides that '
-                     f'are divisible by {factor}')
-  return factor
-
-
-def _pool(x, factor):
-  if factor == 1:
-    return x
-  n, height, width, channels = x.shape
-  cells = x.reshape(n, height // factor, factor, width // factor, factor, channels)
-  return cells.mean((2, 4), dtype=np.float32)
+  for axis, side in ((1, height), (2, width)):
+    cells = side // factor or 1
+    # Where the cells do not divide the side, some have one element more.
+    starts = -(-np.arange(cells + 1) * side // cells)
+    counts = np.diff(starts).astype(np.float32).reshape(-1, *[1] * (3 - axis))
+    x = x if cells == side else np.add.reduceat(x, starts[:-1], axis, dtype=np.float32) / counts
+  return x
 
 
 def _uniform(rng, *shape):
