@@ -48,9 +48,12 @@ def denoise(run: Run, *, inputs: pathlib.Path, seed: int = 0, noise: float | Non
   start, found, evaluations, norms = (np.concatenate(part) for part in zip(*parts))
   generate.check_finite(found)
   out = workdir / f'denoised-seed{seed}'
-  rows = [x, found] if noise is None else [x, start, found]
-  images.save_png(out.with_suffix('.png'), generate.picture(found, composed.columns['labels'])
-                  if x.ndim != 4 else images.stacked(*(row[:100] for row in rows), columns=20))
+  rows = {'input': x, **({} if noise is None else {f't={noise:g}': start}), 'denoised': found}
+  title, names = f'inputs, denoised at step {composed.step:,}', composed.names
+  picture = generate.picture(found, composed.labels, title=title, names=names) if x.ndim != 4 else (
+      images.stacked(rows, columns=20, title=title,
+                     captions={'input': generate.captions(composed.labels, names)} if names else {}))
+  images.save_png(out.with_suffix('.png'), picture)
   generate.save(out.with_suffix('.npz'), inputs=x, started=start, samples=found,
               evaluations=evaluations, norms=norms, **composed.columns)
   mixed = '' if noise is None else f', mixed with noise at t={noise:g},'

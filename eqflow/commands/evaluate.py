@@ -6,15 +6,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from eqflow import files
-from eqflow.commands import neighbours
+from eqflow.commands import nearest
 from eqflow.data import pipeline
 from eqflow.evaluation import report
 from eqflow.runs import dataset, generate, restore
 from eqflow.runs.run import Run
-from eqflow.training import checkpoint, train_state
+from eqflow.training import checkpoint, progress, train_state
 from eqflow.training.runtime import ledger, watchdog
 
 
@@ -34,15 +33,17 @@ def evaluate(run: Run, *, neighbours: bool = False, restored: tuple[int, Any] | 
     return _evaluate(run, neighbours, restored, book)
 
 
-def _evaluate(run, near, restored, book):
+def _evaluate(run, neighbours, restored, book):
   config, workdir, recipe, _ = run
   source = dataset.evaluation_source(run)
+  progress.say(f'reading {len(source):,} records of {source.name}')
   real, label = pipeline.arrays(source)
   with book.on('restore'):
     step, models = restored or restore.models(run)
   book.step = step
 
   wanted = np.resize(label, config.evaluate.num_samples)
+  progress.say(f'sampling {len(wanted):,} samples; the first batch compiles the sampler')
   clock = time.perf_counter()
   # The watchdog covers the samples only: the distances are one host's work, and no device waits.
   with watchdog.watching(workdir, config.train.stuck_seconds, book.pulse, process=jax.process_index(),
@@ -54,22 +55,33 @@ def _evaluate(run, near, restored, book):
   seconds = time.perf_counter() - clock
   fake = np.clip(fake, -1, 1) if fake.ndim == 4 else fake
   generate.check_finite(fake)
-  generate.write(workdir / 'samples', fake, wanted, evaluations=evaluations, norms=norms)
+  sampled = f'samples of {train_state.called(config.sample.params)}, step {step:,}'
+  names = generate.class_names(run)
+  generate.write(workdir / 'samples', fake, wanted, title=sampled, names=names,
+                 evaluations=evaluations, norms=norms)
+  print(f'\n{len(fake):,} {sampled}, by {config.sample.solver.name}, {evaluations.mean():.0f} network '
+        f'evaluations each, in {seconds:.1f} s, against {len(real):,} records of {source.name}\n'
+        f'{generate.steps_taken(config, evaluations)}{generate.unsettled(config, norms)}'
+        f'{report.LEGEND}\n{_unequal(fake, real)}', flush=True)
+  if neighbours:
+    nearest.report(config, workdir, fake, generate.captions(wanted, names))
 
-  name = f'{workdir.name}, step {step:,}'
-  described = report.summary(real)
-  rows = {name: report.compare(described, report.summary(fake))}
-  baselines = report.compare_baselines(described, real, label if config.data.num_classes > 1 else None)
-  rows |= dict(tqdm.tqdm(baselines, unit='baseline', leave=False, disable=None))
+  rows, ours = {}, f'{workdir.name}, step {step:,}'
+  label = label if config.data.num_classes > 1 else None
+  progress.say('computing the distances of samples, and of baselines that need no model')
+  for name, row in report.compare_all({ours: fake}, real, label):
+    rows[name] = row
+    print(report.table({name: row}, head=len(rows) == 1, least=max(len(ours), 22)), flush=True)
   found = dict(step=step, params=config.sample.params, num_samples=len(fake),
                evaluations_per_sample=float(evaluations.mean()), seconds=seconds, rows=rows)
   files.write_text(workdir / 'evaluation.json', json.dumps(found, indent=2) + '\n')
-  print(f'\n{len(fake):,} samples of {train_state.called(config.sample.params)} by '
-        f'{config.sample.solver.name}, {evaluations.mean():.0f} network evaluations each, in '
-        f'{seconds:.1f} s, against {len(real):,} records of {source.name}\n'
-        f'{generate.steps_taken(config, evaluations)}{generate.unsettled(config, norms)}', end='')
-  if near:
-    neighbours.report(config, workdir, fake)
-  print(f'\n{report.table(rows)}\n\n{workdir / "samples.png"}', flush=True)
+  print(f'\n{workdir / "samples.png"}', flush=True)
   book.saved(step)
   return rows
+
+
+def _unequal(fake, real):
+  """A line to print if there are more or fewer samples than records; ''  if they are equally many."""
+  return '' if len(fake) == len(real) else (
+      f'a distance falls with the number of samples, and baselines have {len(real):,}: to compare with '
+      f'them, use --config.evaluate.num_samples={len(real)}\n')

@@ -1,5 +1,6 @@
 """--neighbours: a run's samples next to the nearest training records. Does the model memorize?"""
 
+from collections.abc import Sequence
 import pathlib
 
 from ml_collections import ConfigDict
@@ -7,17 +8,20 @@ import numpy as np
 
 from eqflow.evaluation import images, memorization
 from eqflow.runs import dataset, generate
+from eqflow.training import progress
 
 
-def report(config: ConfigDict, workdir: pathlib.Path, x: np.ndarray) -> None:
+def report(config: ConfigDict, workdir: pathlib.Path, x: np.ndarray,
+           captions: Sequence[str] = ()) -> None:
   """Prints how near samples x [n, ...] are to the training records; writes workdir/neighbours.npz.
 
   neighbours.npz has the `index` [n] of each sample's nearest record, whether it is `mirrored` [n], and
   its `squared` distance [n] in pixels; images are clipped to [-1, 1] first. neighbours.png shows the
-  pairs. With config.data.flip, mirrored records are training records too.
+  pairs, with the `captions` of the samples. With config.data.flip, mirrored records count too.
   """
   train, flip = dataset.training_records(config), config.data.flip
   count = len(train) // 2 if flip else len(train)
+  progress.say(f'searching {len(train):,} training records for the nearest of each sample')
   x = np.clip(x, -1, 1) if x.ndim == 4 else x
   found = memorization.nearest(x, train, flip=flip)
   print(f'squared distance to the nearest of {len(train):,} training records'
@@ -28,5 +32,9 @@ def report(config: ConfigDict, workdir: pathlib.Path, x: np.ndarray) -> None:
                 squared=found.squared)
   if x.ndim == 4:
     path = workdir / 'neighbours.png'
-    images.save_png(path, images.stacked(x[:100], train[found.index[:100]], columns=20))
-    print(f'each sample above its nearest training record: {path}')
+    far = [f'{squared:.3g}' for squared in found.squared]
+    images.save_png(path, images.stacked(
+        {'sample': x, 'nearest': train[found.index]}, columns=20,
+        title='samples, and below each the nearest training record, at this squared distance in pixels',
+        captions={'nearest': far} | ({'sample': captions} if captions else {})))
+    print(f'each sample above its nearest training record, with their squared distance: {path}')

@@ -7,13 +7,13 @@ from jax.tree_util import Partial
 import numpy as np
 
 from eqflow import files, ood
-from eqflow.config import tables
-from eqflow.config.errors import ConfigError
+from eqflow.config import consistency
 from eqflow.data import pipeline
 from eqflow.data.inputs import read
-from eqflow.evaluation import detection, distances, features, memorization, report
+from eqflow.evaluation import detection, distances, features, images, memorization, report
 from eqflow.runs import dataset, generate, restore
 from eqflow.runs.run import Run
+from eqflow.training import progress
 
 # Steps of the descent drop, which costs one evaluation more, for each class.
 _STEPS = 10
@@ -30,7 +30,7 @@ def detect(run: Run, *, inputs: pathlib.Path) -> dict[str, dict[str, float]]:
   Raises ValueError for a model that is conditioned on time, FileNotFoundError without a checkpoint.
   """
   config, workdir, recipe, _ = run
-  _check(config)
+  consistency.check_detection(config)
   shape = tuple(config.data.shape)
   outside, _ = read(inputs, shape)
   inside = pipeline.arrays(dataset.evaluation_source(run))[0][:config.evaluate.num_samples]
@@ -38,7 +38,9 @@ def detect(run: Run, *, inputs: pathlib.Path) -> dict[str, dict[str, float]]:
   step, model = restore.restore(run)
 
   both, n = np.concatenate([inside, outside]), len(inside)
+  progress.say(f'scoring {len(both):,} records by the field of {config.data.num_classes or 1} classes')
   found = _model_scores(config, recipe, model.params, both)
+  progress.say(f'searching {len(train):,} training records for the nearest of each')
   nearest, near = distances.nearest(features.pixels(both), features.pixels(train))
   # Splits may overlap. A record that was trained on has distance 0 to itself; its score is the
   # distance to the nearest other record.
@@ -51,24 +53,15 @@ def detect(run: Run, *, inputs: pathlib.Path) -> dict[str, dict[str, float]]:
   out = workdir / f'ood-{inputs.stem}'
   generate.save(out.with_suffix('.npz'), **{name: values[n:] for name, values in found.items()},
               **{f'inside_{name}': values[:n] for name, values in found.items()})
+  pictures = _draw(out, outside, found['gradient_norm'][n:]) if outside.ndim == 4 else ''
   summary = dict(inputs=str(inputs), step=step, num_inputs=len(outside), num_inside=n, rows=rows)
   files.write_text(out.with_suffix('.json'), json.dumps(summary, indent=2) + '\n')
   some = 'all of them ' if len(trained) == n else f'{len(trained):,} of them '
   known = f', {some}training records' if len(trained) else ''
   print(f'{len(outside):,} inputs of {inputs} against {n:,} records of {config.data.name!r}, split '
         f'{config.evaluate.split!r}{known}, at step {step:,}; a higher score is further from the '
-        f'data\n\n{report.table(rows)}\n\n{out}.npz, {out}.json')
+        f'data\n\n{report.table(rows)}\n\n{pictures}{out}.npz, {out}.json')
   return rows
-
-
-def _check(config):
-  if config.model.c_noise.name != 'none':
-    raise ConfigError('model.c_noise.name', config.model.c_noise.name,
-                      'needs the time of an input, which --mode=ood does not know',
-                      "use a model trained with 'none', such as configs/digits.py:eqm")
-  if config.output.name not in tables.DESCENDED:
-    raise ConfigError('output.name', config.output.name, 'is not small at data, as --mode=ood needs',
-                      f'use a model of one of {list(tables.DESCENDED)}')
 
 
 def _model_scores(config, recipe, params, x):
@@ -89,6 +82,17 @@ def _model_scores(config, recipe, params, x):
   parts = generate.in_batches(all_scores, params, x, seed=0, batch=config.sample.batch)
   names = ['class', *kinds, *(['energy'] if energy is not None else [])]
   return dict(zip(names, (np.concatenate(part) for part in zip(*parts))))
+
+
+def _draw(out, x, scores):
+  """Writes <out>.png, the inputs in the order of their scores; a line that says so."""
+  # At equal distances in this order: the first is the nearest to the data, and the last the farthest.
+  shown = np.linspace(0, len(x) - 1, images.fitting(x.shape[1:], most=min(len(x), 100))).round()
+  order = np.argsort(scores)[shown.astype(int)]
+  images.save_png(out.with_suffix('.png'), images.grid(
+      x[order], title='inputs by the norm of the field, from near the data to far',
+      captions=[f'{score:.3g}' for score in scores[order]]))
+  return f'{len(order):,} inputs in the order of their gradient_norm: {out}.png\n'
 
 
 def _row(inside, outside):

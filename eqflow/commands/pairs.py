@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from eqflow.config import consistency
 from eqflow.runs import claim, generate, restore
 from eqflow.runs.run import Run
 from eqflow.training import train_state
@@ -16,7 +17,7 @@ def draw_pairs(run: Run, *, out: pathlib.Path, num_samples: int, seed: int = 0) 
   """
   config, workdir, recipe, _ = run
   classes = config.data.num_classes
-  generate.check_pairs(recipe.sampling, recipe.model)
+  consistency.check_pairs(config, recipe.sampling)
   step, models = restore.models(run)
   labels = generate.labels_of(seed, num_samples, classes)
   made = {'config': json.loads(config.to_json_best_effort()), 'step': step, 'num_classes': classes,

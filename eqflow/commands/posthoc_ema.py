@@ -103,7 +103,7 @@ def sweep(run: Run, *, std: Sequence[float], **options: Any) -> None:
     found = evaluate(at_width, restored=restore.models(at_width, reconstructed=True))
     rows[repr(width)] = {'expected error': f'{error:.1e}', **next(iter(found.values()))}
   files.write_text(workdir / 'sweep.json', json.dumps(rows, indent=2) + '\n')
-  print(report.table(rows))
+  print(f'{report.LEGEND}\n\n{report.table(rows)}')
   _draw(rows, workdir / 'sweep.png')
   print(workdir / 'sweep.png', flush=True)
 

@@ -1,9 +1,9 @@
 """--mode=sample: samples of a trained model, or of several models and classes composed."""
 
-from eqflow.commands.neighbours import report
+from eqflow.commands import nearest
 from eqflow.runs import composition, generate
 from eqflow.runs.run import Run
-from eqflow.training import train_state
+from eqflow.training import progress, train_state
 
 
 def sample(run: Run, *, num_samples: int = 100, seed: int = 0, labels: list[str] | None = None,
@@ -17,13 +17,16 @@ def sample(run: Run, *, num_samples: int = 100, seed: int = 0, labels: list[str]
   config, workdir = run.config, run.workdir
   default = generate.labels_of(seed, num_samples, config.data.num_classes)
   found = composition.composed(run, labels, default, weights=weights, others=others)
+  progress.say(f'sampling {num_samples:,} samples; the first batch compiles the sampler')
   x, evaluations, norms = generate.samples(found.sampling, found.models, found.labels, seed=seed,
                                            batch=config.sample.batch)
   path = workdir / f'samples-seed{seed}'
   generate.check_finite(x)
-  generate.write(path, x, **found.columns, evaluations=evaluations, norms=norms)
-  print(f'{len(x):,} samples of {train_state.called(config.sample.params)} at step {found.step:,}\n'
+  sampled = f'samples of {train_state.called(config.sample.params)}, step {found.step:,}'
+  generate.write(path, x, **found.columns, title=sampled, names=found.names,
+                 evaluations=evaluations, norms=norms)
+  print(f'{len(x):,} {sampled}\n'
         f'{generate.steps_taken(config, evaluations)}{generate.unsettled(config, norms)}', end='')
   if neighbours:
-    report(config, workdir, x)
+    nearest.report(config, workdir, x, generate.captions(found.labels, found.names))
   print(f'{path}.png\n{path}.npz')

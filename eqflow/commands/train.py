@@ -12,10 +12,10 @@ from eqflow.config import consistency
 from eqflow.data import pipeline, sources
 from eqflow.fields import Model
 from eqflow.evaluation import images
-from eqflow.runs import blueprint, claim, dataset, generate, identity, restore
+from eqflow.runs import blueprint, claim, dataset, generate, identity, second_run
 from eqflow.runs.run import Run
 from eqflow.training import (
-    checkpoint, logging, loop, nonfinite, overview, sharding, snapshots, train_state)
+    checkpoint, logging, loop, nonfinite, overview, progress, sharding, snapshots, train_state)
 from eqflow.training.runtime import ledger, multihost, preemption, watchdog
 
 
@@ -31,7 +31,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
   """
   config, workdir = run.config, run.workdir
   # Evaluation follows: what it would reject must not be found after hours of training.
-  restore.guide_of(run)
+  second_run.guide_of(run)
   consistency.check_training(config, run.recipe.model, run.recipe.averages, run.mesh)
   source = dataset.evaluation_source(run)
   if config.evaluate.split != config.data.split or config.data.name == 'pairs':
@@ -51,6 +51,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
     if int(state.step) >= until:
       return state
     # Outside `stop.busy`: a signal exits immediately, since the state is saved.
+    progress.say('compiling the training step: seconds for a small network, minutes for a large one')
     with book.on('compile'):
       step = blueprint.compiled(config, run.recipe, run.mesh)
     return trained(run, source, state, step, until, checkpoints, stop or preemption.Stop(), book)
@@ -167,16 +168,18 @@ def preview(run: Run, state: train_state.TrainState, log: logging.Log,
   """Draws a few samples while training, to samples-<step>.png and TensorBoard."""
   config, workdir, recipe, _ = run
   at, classes = int(state.step), config.data.num_classes
-  count = 1_000 if len(config.data.shape) == 1 else 100
+  count = 1_000 if len(config.data.shape) == 1 else images.fitting(tuple(config.data.shape))
   label = np.arange(count, dtype=np.int32) % max(classes, 1)
+  progress.say(f'drawing {count:,} samples at step {at:,}; the first time compiles the sampler')
   params = train_state.parameters(state, config.sample.params)
   models = [Model(recipe.model.network, params)]
   x, *_ = generate.samples(recipe.sampling, models, label, seed=config.seed,
                            batch=config.sample.batch, beat=beat)
   if jax.process_index():
     return   # All processes draw, the first one writes.
-  picture = generate.picture(x, label)
+  sampled = f'samples of {train_state.called(config.sample.params)}, step {at:,}'
+  picture = generate.picture(x, label, title=sampled, names=generate.class_names(run))
   path = workdir / f'samples-{at:07d}.png'
   images.save_png(path, picture)
   log.writer.picture(at, 'samples', picture)
-  log.progress.say(f'samples of {train_state.called(config.sample.params)} at step {at:,}: {path}')
+  log.progress.say(f'{sampled}: {path}')

@@ -64,6 +64,23 @@ def check_evaluation(config: ConfigDict, source: sources.Source, mesh: Mesh) -> 
       (count < 8, 'evaluate.split', f'has {count} records, but evaluation needs 8 or more', '')])
 
 
+def check_pairs(config: ConfigDict, sampling: Sampling) -> None:
+  """Raises ConfigError for a stochastic solver: a pair needs a sample that its noise determines."""
+  _hold(config, [(sampling.solver.traits.stochastic, 'sample.solver.name',
+                  'is stochastic, but the sample of a pair is a function of its noise',
+                  'use --config.sample.solver="{\'name\': \'ddim\'}"')])
+
+
+def check_detection(config: ConfigDict) -> None:
+  """Raises ConfigError for a field that is no OOD score: it needs a time, or is not small at data."""
+  _hold(config, [
+      (config.model.c_noise.name != 'none', 'model.c_noise.name',
+       'needs the time of an input, which --mode=ood does not know',
+       "use a model trained with 'none', such as configs/digits.py:eqm"),
+      (config.output.name not in DESCENDED, 'output.name', 'is not small at data, as --mode=ood needs',
+       f'use a model of one of {list(DESCENDED)}')])
+
+
 def _undivided(key, batch, devices):
   return key, f'is not divisible by {devices} devices', f'use {-(-batch // devices) * devices}'
 
@@ -171,6 +188,8 @@ def _sampling(config: ConfigDict) -> Iterator[Rule]:
          'use --config.sample.threshold=0.0')
   yield (isinstance(sample.scale, (tuple, list)) and len(sample.scale) != shape[-1], 'sample.scale',
          f'must be one number, or one for each channel of config.data.shape={shape}', '')
+  yield (guide and not sample.guide.params, 'sample.guide.params', 'must name parameters of the guide',
+         "use 'params', one of its EMAs, or a std made by --mode=reconstruct")
   yield (guide and scale == 1, 'sample.guide.workdir', 'has no effect at config.sample.scale=1',
          "use a scale above 1, or --config.sample.guide.workdir=''")
   yield (scale != 1 and not classes and not guide, 'sample.scale',

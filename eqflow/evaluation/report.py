@@ -1,14 +1,22 @@
 """Rows of numbers: one set of samples against the data, and the baselines to read them by."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+import functools
+import os
 from typing import NamedTuple
 
 from jaxtyping import Array, Float, Integer
 import numpy as np
+import threadpoolctl
 
 from eqflow.evaluation import baselines, distances, features
 
 Records = Float[Array | np.ndarray, '_ ...']
+# What `compare` measures, for those who read its numbers.
+LEGEND = ('frechet: the squared distance of Gaussians fitted to samples and data, 0 at best; precision,'
+          ' recall: fractions of samples near data and of data near samples, in pixels, 1 at best')
+_WORKERS = 4   # The most rows that are computed at a time: each holds a set of records.
 
 
 class Summary(NamedTuple):
@@ -37,36 +45,49 @@ def compare(real: Summary, fake: Summary) -> dict[str, float]:
           'precision': precision, 'recall': recall}
 
 
-def compare_baselines(real: Summary, x: Records, label: Integer[Array | np.ndarray, '_'] | None = None,
-                      *, seed: int = 0) -> Iterator[tuple[str, dict[str, float]]]:
-  """(name, compare(real, its samples)) of each baseline of the data x [n, ...]; real is summary(x).
+def compare_all(samples: Mapping[str, Records], x: Records,
+                label: Integer[Array | np.ndarray, '_'] | None = None, *,
+                seed: int = 0) -> Iterator[tuple[str, dict[str, float]]]:
+  """(name, numbers) of each set of samples and of each baseline, against the data x [n, ...].
 
-  Two halves are compared with each other, with half the records, so their distances are about four
-  times the distances of the bootstrap. Gaussians are clipped to [-1, 1] if x is images. A Gaussian per
-  class needs labels [n].
+  Each is yielded when it is computed, in this order. Two halves are compared with each other, with half
+  the records, so their distances are about four times the distances of the bootstrap. Gaussians are
+  clipped to [-1, 1] if x is images. A Gaussian per class needs labels [n].
   """
-  x = np.asarray(x)
-  clip = x.ndim == 4
-  yield 'two halves of the data', compare(*map(summary, baselines.halves(x, seed)))
-  yield 'bootstrap of the data', compare(real, summary(baselines.bootstrap(x, seed)))
+  x, cores = np.asarray(x), os.cpu_count() or 1
+  clip, compared = x.ndim == 4, lambda fake: compare(real, summary(fake))
+  made = {name: functools.partial(compared, fake) for name, fake in samples.items()}
+  made['two halves of the data'] = lambda: compare(*map(summary, baselines.halves(x, seed)))
+  made['bootstrap of the data'] = lambda: compared(baselines.bootstrap(x, seed))
   if label is not None:
-    fake = baselines.gaussian_per_class(x, label, seed, clip=clip)
-    yield 'a Gaussian per class', compare(real, summary(fake))
-  yield 'one Gaussian', compare(real, summary(baselines.gaussian(x, seed, clip=clip)))
+    made['a Gaussian per class'] = lambda: compared(
+        baselines.gaussian_per_class(x, label, seed, clip=clip))
+  made['one Gaussian'] = lambda: compared(baselines.gaussian(x, seed, clip=clip))
+  workers = min(_WORKERS, cores)
+  # The threads of BLAS wait for each other at every product. Rows share nothing but `real`.
+  with threadpoolctl.threadpool_limits(cores // workers, 'blas'), \
+       futures.ThreadPoolExecutor(workers) as pool:
+    real = summary(x)
+    try:
+      yield from zip(made, pool.map(lambda row: row(), made.values()))
+    finally:
+      pool.shutdown(cancel_futures=True)
 
 
-def table(rows: dict[str, dict]) -> str:
+def table(rows: dict[str, dict], *, head: bool = True, least: int = 3) -> str:
   """{row: {column: number}} as an aligned markdown table, three significant digits.
 
-  Columns keep the order in which rows first name them; a row without a column is blank there.
+  Columns keep the order in which rows first name them; a row without a column is blank there. To print
+  rows as they come: all but the first without a head, and all names with `least` characters.
   """
   columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-  head = ['', *(column.replace('_', ' ') for column in columns)]
+  titles = ['', *(column.replace('_', ' ') for column in columns)]
   body = [[name, *(_cell(row.get(column, '')) for column in columns)]
           for name, row in rows.items()]
-  widths = [max(3, *(len(line[i]) for line in (head, *body))) for i in range(len(head))]
+  widths = [max(3, *(len(line[i]) for line in (titles, *body))) for i in range(len(titles))]
+  widths[0] = max(widths[0], least)
   rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-  return '\n'.join(_line(cells, widths) for cells in (head, rule, *body))
+  return '\n'.join(_line(cells, widths) for cells in ((titles, rule, *body) if head else body))
 
 
 def _line(cells, widths):

@@ -15,7 +15,7 @@ import numpy as np
 from eqflow import guidance
 from eqflow.config.sampling import Sampling
 from eqflow.fields import Model
-from eqflow.runs import restore, second_run
+from eqflow.runs import generate, restore, second_run
 from eqflow.runs.run import Run
 
 
@@ -26,6 +26,7 @@ class Composed(NamedTuple):
   step: int
   labels: np.ndarray                # int32 [n], or [n, k] if fields are added: -1 for fewer than k
   columns: dict[str, np.ndarray]    # labels and weights, as the output file has them
+  names: Sequence[str]              # of the classes; () for models without classes
 
 
 def composed(run: Run, labels: list[str] | None, default: np.ndarray, *,
@@ -54,11 +55,13 @@ def composed(run: Run, labels: list[str] | None, default: np.ndarray, *,
     raise ValueError(f'--weights={",".join(weights)} must sum to 1, except for a descent')
   found = [restore.models(each) for each in runs]
   models, step = [model for _, models in found for model in models], found[0][0]
+  # Label 3 may be another class for another model.
+  names = generate.class_names(run) if single else tuple(map(str, range(max(classes))))
   if single and weights is None and terms.shape[1] == 1:
-    return Composed(sampling, models, step, terms[:, 0], dict(labels=terms[:, 0]))
+    return Composed(sampling, models, step, terms[:, 0], dict(labels=terms[:, 0]), names)
   parts = [(each.recipe.sampling, len(models)) for each, (_, models) in zip(runs, found)]
   return Composed(added(parts, scales[0] if weights else None), models, step, terms,
-                  dict(labels=terms, weights=scales))
+                  dict(labels=terms, weights=scales), names)
 
 
 def added(parts: Sequence[tuple[Sampling, int]], weights: np.ndarray | None = None) -> Sampling:

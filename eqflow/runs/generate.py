@@ -13,17 +13,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 from ml_collections import ConfigDict
 import numpy as np
-import tqdm
 
 from eqflow import arrays, files
 from eqflow.arrays import Stream
-from eqflow.config.errors import ABSENT, ConfigError
-from eqflow.config.networks import Architecture
 from eqflow.config.sampling import Sampling
 from eqflow.data import pairs
 from eqflow.evaluation import images
 from eqflow.fields import Model
-from eqflow.training import sharding
+from eqflow.runs.run import Run
+from eqflow.training import progress, sharding
 
 
 def labels_of(seed: int, count: int, num_classes: int) -> Int[np.ndarray, 'n']:
@@ -127,9 +125,7 @@ def in_batches(function: Callable, models: Any, given: Any, *, seed: int, batch:
     return tuple(sharding.fetch(a)[:count - start] for a in found)
 
   starts = range(first, count, batch)
-  hidden = jax.process_index() > 0 or len(starts) <= workers
-  yield from tqdm.tqdm(_in_order(one, starts, workers), total=len(starts), unit='batch', leave=False,
-                       disable=True if hidden else None)
+  yield from progress.counted(_in_order(one, starts, workers), len(starts), f'batches of {batch} done')
 
 
 def _in_order(function, starts, workers):
@@ -142,17 +138,6 @@ def _in_order(function, starts, workers):
         yield pending.popleft().result()
     while pending:
       yield pending.popleft().result()
-
-
-def check_pairs(sampling: Sampling, model: Architecture) -> None:
-  """Raises ConfigError if the solver is stochastic: a sample must be a function of its noise."""
-  models = [Model(model.network, jax.eval_shape(model.init, jax.random.key(0)))]
-  keys, labels = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
-  try:
-    jax.eval_shape(sampling.pair, models, keys, labels)
-  except ValueError as error:
-    raise ConfigError('sample.solver', ABSENT, f'pairs need a solver that is not stochastic ({error})',
-                      "use --config.sample.solver=\"{'name': 'ddim'}\"") from error
 
 
 def write_pairs(pair: Callable, models: Sequence[Model], folder: pathlib.Path,
@@ -178,18 +163,37 @@ def write_pairs(pair: Callable, models: Sequence[Model], folder: pathlib.Path,
   return np.concatenate(norms)
 
 
-def picture(x: np.ndarray, label: np.ndarray, *, most: int = 100) -> np.ndarray:
-  """uint8 [h, w, 3 or 1]: a grid of the first `most` images, or all points in the plane.
+def picture(x: np.ndarray, labels: np.ndarray, *, title: str, names: Sequence[str]) -> np.ndarray:
+  """uint8 [h, w, 3 or 1]: a grid of the first images, at most 100, or all points in the plane.
 
+  The title says what they are. `names` are the names of the classes, or () for data without labels.
   Points have the colour of their label: of the first one if several are joined.
   """
-  label = label[:, 0] if np.ndim(label) == 2 else label
-  return images.scatter(x, label) if x.ndim == 2 else images.grid(x[:most])
+  if x.ndim == 2:
+    label = labels[:, 0] if labels.ndim == 2 else labels
+    return images.scatter(x, label, title=title, names=names)
+  n = images.fitting(x.shape[1:], most=min(len(x), 100))
+  shown = f'{n} of {len(x):,} ' if n < len(x) else ''
+  return images.grid(x[:n], title=shown + title, captions=captions(labels[:n], names))
 
 
-def write(path: pathlib.Path, x: np.ndarray, labels: np.ndarray, **more: Any) -> None:
+def captions(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+  """The classes of each sample by name, joined by '+'; [] for data without labels."""
+  known = [*names, 'no class']
+  return ['+'.join(known[i] for i in row if i >= 0)
+          for row in labels.reshape(len(labels), -1)] if names else []
+
+
+def class_names(run: Run) -> tuple[str, ...]:
+  """The names of the classes: their numbers. () for at most one class."""
+  count = run.config.data.num_classes
+  return tuple(map(str, range(count))) if count > 1 else ()
+
+
+def write(path: pathlib.Path, x: np.ndarray, labels: np.ndarray, *, title: str, names: Sequence[str],
+          **more: Any) -> None:
   """path.png and path.npz (samples, labels and `more`), each written atomically."""
-  images.save_png(path.with_suffix('.png'), picture(x, labels))
+  images.save_png(path.with_suffix('.png'), picture(x, labels, title=title, names=names))
   save(path.with_suffix('.npz'), samples=x, labels=labels, **more)
 
 

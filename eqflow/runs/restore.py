@@ -1,14 +1,11 @@
 """The parameters of a run, from its newest checkpoint or a reconstructed average."""
 
-import pathlib
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from eqflow import ema
 from eqflow.config import recipes
-from eqflow.config.errors import ConfigError
 from eqflow.fields import Model
 from eqflow.runs import blueprint, second_run
 from eqflow.runs.identity import check_config, identity
@@ -32,7 +29,7 @@ def restore(run: Run, *, reconstructed: bool = False) -> tuple[int, Model]:
 
 def models(run: Run, *, reconstructed: bool = False) -> tuple[int, tuple[Model, ...]]:
   """(step, models) that the run's sampling takes: its own model, then its guide, if any."""
-  guide = guide_of(run)
+  guide = second_run.guide_of(run)
   step, own = restore(run, reconstructed=reconstructed)
   return step, (own, restore(guide)[1]) if guide else (own,)
 
@@ -48,36 +45,6 @@ def _tracked(run):
   with checkpoint.open_checkpoints(workdir, keep=None, run=identity(config)) as checkpoints:
     restored = checkpoints.restore(state)
   return int(restored.step), train_state.parameters(restored, config.sample.params)
-
-
-def guide_of(run: Run) -> Run | None:
-  """The run in config.sample.guide.workdir, or None if that is empty. Reads no checkpoint.
-
-  Raises ConfigError if the folder contains no run, or a run that cannot guide this one.
-  """
-  guide, classes = run.config.sample.guide, run.config.data.num_classes
-  if not guide.workdir:
-    return None
-  if not guide.params:
-    raise ConfigError('sample.guide.params', guide.params, 'must name parameters of the guide',
-                      "use 'params', one of its EMAs, or a std made by --mode=reconstruct")
-  folder = pathlib.Path(guide.workdir).expanduser()
-  try:
-    other = second_run.config_of(folder)
-    # The guide itself is not guided.
-    other.sample = ConfigDict(other.sample.to_dict() | dict(
-        guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
-    found = second_run.run_like(run, other, folder)
-    if other.data.num_classes not in (0, classes):
-      raise ValueError(f'it has {other.data.num_classes} classes, but --workdir has {classes}; use a '
-                       f'run with {classes} classes, or without classes')
-  except ValueError as error:
-    if isinstance(error, ConfigError) and error.key == 'sample.params':
-      raise ConfigError(
-          'sample.guide.params', guide.params, error.allowed, error.remedy) from error
-    raise ConfigError(
-        'sample.guide.workdir', guide.workdir, f'cannot guide this run: {error}') from error
-  return found
 
 
 def average_like(recipe: recipes.Recipe) -> Any:

@@ -6,6 +6,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from eqflow.config import recipes, schema
+from eqflow.config.errors import ConfigError
 from eqflow.runs.run import Run
 
 
@@ -39,6 +40,33 @@ def run_like(run: Run, other: ConfigDict, folder: pathlib.Path) -> Run:
       raise ValueError(f'its config.{key}={theirs} differs from {ours} of --workdir; use a run with '
                        f'{ours}')
   return Run(other, folder, recipes.recipe(other), run.mesh)
+
+
+def guide_of(run: Run) -> Run | None:
+  """The run in config.sample.guide.workdir, or None if that is empty. Reads no checkpoint.
+
+  Raises ConfigError if the folder contains no run, or a run that cannot guide this one.
+  """
+  guide, classes = run.config.sample.guide, run.config.data.num_classes
+  if not guide.workdir:
+    return None
+  folder = pathlib.Path(guide.workdir).expanduser()
+  try:
+    other = config_of(folder)
+    # The guide itself is not guided.
+    other.sample = ConfigDict(other.sample.to_dict() | dict(
+        guide=dict(workdir='', params=''), params=guide.params, scale=1.0))
+    found = run_like(run, other, folder)
+    if other.data.num_classes not in (0, classes):
+      raise ValueError(f'it has {other.data.num_classes} classes, but --workdir has {classes}; use a '
+                       f'run with {classes} classes, or without classes')
+  except ValueError as error:
+    if isinstance(error, ConfigError) and error.key == 'sample.params':
+      raise ConfigError(
+          'sample.guide.params', guide.params, error.allowed, error.remedy) from error
+    raise ConfigError(
+        'sample.guide.workdir', guide.workdir, f'cannot guide this run: {error}') from error
+  return found
 
 
 def _at(config, key):

@@ -27,7 +27,9 @@ def test_an_input_is_descended_from_itself(eqm, tmp_path):
   np.testing.assert_array_equal(found['started'], x)
   np.testing.assert_array_equal(found['labels'], label)
   with Image.open(eqm.workdir / 'denoised-seed1.png') as picture:
-    assert picture.size == (4 * 33 + 1, 2 * 33 + 1), 'four inputs above what became of them'
+    # Under a title, with captions, and the names of the rows to the left.
+    assert picture.height == 15 + 2 * (15 + 4 + 48) + 4, 'inputs above what became of them'
+    assert 4 * 52 + 4 < picture.width < 6 * 52, 'four inputs'
 
 
 def test_pure_noise_becomes_the_samples_of_the_seed(eqm, tmp_path, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from eqflow.commands import neighbours
+from eqflow.commands import nearest
 from eqflow.runs import dataset
 from tests import config_file
 
@@ -22,7 +22,7 @@ def config(tmp_path_factory):
 
 def test_copies_of_training_records_are_detected(config, tmp_path, capsys):
   train = dataset.training_records(config)
-  neighbours.report(config, tmp_path, train[[5, 700, 3]])
+  nearest.report(config, tmp_path, train[[5, 700, 3]])
   out = capsys.readouterr().out
   pattern = 'nearest of 1,797 training .* median: 0 for 3 samples, ([0-9.]*) between records'
   found = re.search(pattern, out)
@@ -30,16 +30,19 @@ def test_copies_of_training_records_are_detected(config, tmp_path, capsys):
   assert abs(float(found.group(1)) - 4.06) < 0.02, out
   assert '100% of the samples' in out
   picture = np.asarray(Image.open(tmp_path / 'neighbours.png'))
-  np.testing.assert_array_equal(picture[1:33], picture[34:66], err_msg='a copy must be above itself')
+  # Two rows of 48 pixels, each below a line of text, under a title; all are 4 pixels apart.
+  upper, lower = picture[34:82, 60:200], picture[101:149, 60:200]
+  np.testing.assert_array_equal(upper, lower, err_msg='a copy must be above itself')
+  assert upper.std() > 50, 'the rows show nothing'
   far = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
-  neighbours.report(config, tmp_path, far)
+  nearest.report(config, tmp_path, far)
   assert ' 0% of the samples' in capsys.readouterr().out
 
 
 def test_the_nearest_record_of_each_sample_is_saved(config, tmp_path):
   train = dataset.training_records(config)
   x = train[[5, 700, 3]] + np.float32([0, 0.01, 0]).reshape(3, 1, 1, 1) * (train[[5, 700, 3]] < 0)
-  neighbours.report(config, tmp_path, x)
+  nearest.report(config, tmp_path, x)
   found = np.load(tmp_path / 'neighbours.npz')
   np.testing.assert_array_equal(found['index'], [5, 700, 3])
   np.testing.assert_allclose(found['squared'], np.square(x - train[[5, 700, 3]]).sum((1, 2, 3)))
@@ -50,7 +53,7 @@ def test_mirrored_records_count_if_the_data_are_flipped(config, tmp_path, capsys
   plain = dataset.training_records(config)
   config = config.copy_and_resolve_references().unlock()
   config.data.flip = True
-  neighbours.report(config, tmp_path, plain[[5, 700, 3]][:, :, ::-1])
+  nearest.report(config, tmp_path, plain[[5, 700, 3]][:, :, ::-1])
   found = np.load(tmp_path / 'neighbours.npz')
   np.testing.assert_array_equal(found['squared'], 0)
   np.testing.assert_array_equal(found['index'], [5, 700, 3])

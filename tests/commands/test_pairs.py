@@ -14,7 +14,7 @@ from eqflow import arrays
 from eqflow.commands import train
 from eqflow.commands.evaluate import evaluate
 from eqflow.commands.pairs import draw_pairs
-from eqflow.config import recipes
+from eqflow.config import consistency, recipes
 from eqflow.data import pairs, pipeline, sources
 from eqflow.evaluation import report
 from eqflow.fields import Model
@@ -175,18 +175,17 @@ def test_pairs_need_a_solver_that_is_not_stochastic():
   with config.unlocked():
     config.sample.solver = dict(name='ancestral')
   recipe, other = recipes.recipe(config), recipes.recipe(tiny('toy', 'eqm'))
-  with rejected('sample.solver', 'ancestral', 'ddim'):
-    generate.check_pairs(recipe.sampling, recipe.model)
-  generate.check_pairs(other.sampling, other.model)
+  with rejected('sample.solver.name', 'ancestral', 'ddim'):
+    consistency.check_pairs(config, recipe.sampling)
+  consistency.check_pairs(config, other.sampling)
 
 
 def test_a_reflow_trains_on_pairs_and_is_compared_with_data(
     flow, tmp_path, monkeypatch, capsys):
   config = tiny('reflow', 'moons', dir=str(flow.folder))
   train.train(run_of(config, tmp_path / 'reflow'))
-  monkeypatch.setattr(report, 'compare_baselines', lambda *args: [])
-  monkeypatch.setattr(report, 'summary', len)
-  monkeypatch.setattr(report, 'compare', lambda real, fake: {'records': float(real)})
+  monkeypatch.setattr(report, 'compare_all', lambda samples, x, label: [
+      (name, {'records': float(len(x))}) for name in samples])
   assert evaluate(run_of(config, tmp_path / 'reflow')) == {'reflow, step 10': {'records': 10_000}}
   assert 'against 10,000 records of moons' in capsys.readouterr().out
   assert (dataset.evaluation_source(run_of(config, tmp_path)).records.x == dataset.evaluation_source(

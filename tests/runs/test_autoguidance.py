@@ -11,7 +11,7 @@ from eqflow import ema
 from eqflow.commands import evaluate, ood, train
 from eqflow.config import recipes
 from eqflow.fields import Model
-from eqflow.runs import generate, restore
+from eqflow.runs import generate, restore, second_run
 from eqflow.runs.run import run_of
 from tests import config_file
 from tests.commands.test_train import TINY, tiny
@@ -150,14 +150,14 @@ def test_an_edm2_run_can_be_a_guide(tmp_path):
   config = config_file('digits').get_config('edm2')
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
   config.sample.update(dict(scale=2.0, guide=dict(workdir=str(tmp_path), params='0.05')))
-  other = restore.guide_of(run_of(config, tmp_path))
+  other = second_run.guide_of(run_of(config, tmp_path))
   assert other.workdir == tmp_path
   assert (other.config.sample.params, other.config.sample.scale) == ('0.05', 1.0)
   # Also one that is itself sampled with a scale for each channel.
   with config.ignore_type():
     config.sample.scale = (2.0,)
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
-  assert restore.guide_of(run_of(config, tmp_path)).config.sample.scale == 1.0
+  assert second_run.guide_of(run_of(config, tmp_path)).config.sample.scale == 1.0
 
 
 def test_guidance_away_from_the_null_class_needs_label_dropout():
