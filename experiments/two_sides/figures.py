@@ -55,8 +55,9 @@ def scaling(process, data, times, flow, here, *, blend):
     ends = f'samples moved by {moved:.2f}' if moved > 1e-4 else 'same samples'
     axis.set(title=f'{name}: {ends}', xlabel=TIME, xlim=(1.02, -0.06))
   axes[0, 0].set_ylabel('z')
-  figure.suptitle(f'{len(times) - 1} steps at blend {blend:g} of flow matching (0) and variance '
-                  'preserving (1);  ◀ samples at blend 0', fontsize=10)
+  figure.suptitle(
+      f'{len(times) - 1} steps; flow matching, its state multiplied by $((1-t)^2 + t^2)^{{-b/2}}$ '
+      f'with the blend $b = {blend:g}$;  ◀ samples at $b = 0$', fontsize=10)
   return figure
 
 
