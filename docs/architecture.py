@@ -22,17 +22,17 @@ LEVELS = [
         'models/', 'data/', 'training/', 'evaluation/', 'interop/', 'planning/'], '#e6efd3'),
     ('5  config', 'names to functions', ['config/'], '#f7efd0'),
     ('6  runs', 'one folder, one run', ['runs/'], '#fbe4cf'),
-    ('7  program', 'flags, one file a --mode', ['main', 'commands/'], '#f9dcd9'),
+    ('7  program', 'flags, modes', ['main', 'commands/'], '#f9dcd9'),
 ]
 # What travels, and where it stops: {level: name of the stop}, read from the top down.
 LANES = [
     ('config', '#c0392b', {
-        7: 'main\nparses --config', 6: 'Run(config, workdir,\nrecipe, mesh)',
+        7: 'main\nparses --config', 6: 'Run(config,\nworkdir, ...)',
         5: 'recipe(config)\nto pure functions'}),
     ('params', '#8e44ad', {
         7: 'commands/sample', 6: 'restore.models:\na Model, or two',
-        5: 'Sampling.generate(\nmodels, keys, ...)',
-        2: 'bind, guided: from\nnow on predict(z, t)'}),
+        5: 'Sampling\n.generate(models)',
+        2: 'bind, guided: then\npredict(z, t)'}),
     ('z', '#1f618d', {
         6: 'generate: batches\nover the mesh', 5: 'noise at the first\ntime, then integrate',
         3: 'Solver.step, or\nDescent.step', 1: 'remix, combine'}),
@@ -40,11 +40,13 @@ LANES = [
         4: 'pipeline, fit,\ntrain_step', 3: 'matching_loss', 2: 'process(t),\noutput(process, t)',
         1: 'mix, combine'}),
     ('keys', '#7d6608', {
-        6: 'seed, index\nof the sample', 5: 'fold(keys, START),\nSOLVER',
-        4: 'seed, index\nof the example', 3: 'matching_loss:\nNOISE, TIME',
-        1: 'noise_like: one key\nfor each example'}),
+        6: 'sampling:\nseed, index', 5: 'fold: START,\nSOLVER',
+        1: 'noise_like'}),
+    ('keys', '#7d6608', {
+        4: 'training:\nseed, index', 3: 'matching_loss:\nNOISE',
+        1: 'noise_like'}),
 ]
-LEFT, WIDTH = 7.95, 19.75
+LEFT, WIDTH = 8.75, 22.4
 
 
 def draw_level(axis, level, title, what, rooms, colour):
@@ -59,7 +61,7 @@ def draw_level(axis, level, title, what, rooms, colour):
     y = bottom + 0.92 - 0.84 * (i + 0.5) / len(rows)
     for j, room in enumerate(row):
       bold = room.endswith('/')
-      axis.text(2.55 + 1.36 * j, y, room, fontsize=8.7, va='center', family='monospace',
+      axis.text(2.6 + 1.55 * j, y, room, fontsize=8.7, va='center', family='monospace',
                 fontweight='bold' if bold else 'normal')
 
 
@@ -72,20 +74,20 @@ def draw_lane(axis, x, name, colour, stops):
       arrowstyle='-|>,head_width=.25,head_length=.5', color=colour, linewidth=3, shrinkA=0, shrinkB=0))
   for y, level in zip(at, levels):
     axis.plot(x, y, 'o', color='white', markeredgecolor=colour, markersize=9, markeredgewidth=2.5)
-    axis.text(x + 0.13, y, stops[level], fontsize=9.2, va='center', linespacing=1.15)
+    axis.text(x + 0.17, y, stops[level], fontsize=9.2, va='center', linespacing=1.15)
 
 
 def main():
-  figure, axis = plt.subplots(figsize=(16.4, 7.6))
+  figure, axis = plt.subplots(figsize=(17.6, 7.6))
   for level, row in enumerate(LEVELS, 1):
     draw_level(axis, level, *row)
   for i, lane in enumerate(LANES):
-    draw_lane(axis, LEFT + 0.35 + 2.32 * i, *lane)
+    draw_lane(axis, LEFT + 0.4 + 2.26 * i, *lane)
   axis.axvline(LEFT, 0.01, 0.935, color='white', linewidth=4)
-  axis.text(0.15, 7.2, 'A file imports its own level and those below.', fontsize=11.5)
+  axis.text(0.15, 7.2, 'A file imports its own level and lower numbers.', fontsize=11.5)
   axis.set(xlim=(-0.05, WIDTH + 0.05), ylim=(-0.02, 7.5))
   axis.axis('off')
-  figure.savefig(PATH, dpi=100, bbox_inches='tight', pad_inches=0.08)
+  figure.savefig(PATH, dpi=90, bbox_inches='tight', pad_inches=0.08)
   print(PATH)
 
 

@@ -19,7 +19,7 @@ from tests import ROOT
 HOUSE = ROOT / 'eqflow'
 FILES = sorted(HOUSE.rglob('*.py'))
 
-# A file or package of eqflow imports its own level and those above it in this list, never below.
+# A file or package of eqflow imports its own level and lower numbers.
 LEVELS = (
     'arrays mix files',
     'processes outputs densities grids blind_spots weights fields guidance couplings energies oracles',

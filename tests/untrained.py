@@ -20,7 +20,7 @@ def tiny(place, variant='eqm', **changed):
   return config.lock()
 
 
-class Run:
+class Untrained:
   """A folder with a config, and a model that replaces its checkpoint."""
 
   def __init__(self, place, name, seed, variant='eqm'):

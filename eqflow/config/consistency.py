@@ -248,8 +248,8 @@ def _check_ends(grid, process: Process) -> None:
   """Raises ValueError unless a grid falls from noise to data."""
   first, last = (process(jnp.float32(t)) for t in (grid[0], grid[-1]))
   if grid[0] <= grid[-1] or not last.eps <= 0.1 * last.x:
-    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not end at data; end at a time '
-                     'with sigma at most alpha / 10, such as 0')
+    raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not end at data; start above '
+                     'the end, and end at a time with sigma at most alpha / 10, such as 0')
   if not first.eps > first.x:
     raise ValueError(f'times from {grid[0]:.4g} to {grid[-1]:.4g} do not start at noise: at the first, '
                      f'sigma is {float(first.eps):.4g} and alpha {float(first.x):.4g}')

@@ -26,7 +26,7 @@ class Row(NamedTuple):
   numbers: Mapping[str, Kind]
   required: Mapping[str, Any]   # an example of each number without a default
   received: tuple[str, ...]     # arguments that come from other sections
-  called: bool                  # whether the function makes what is used, or is used itself
+  called: bool                  # True: the row's function is called, and its result is used
 
 
 Table = Mapping[str, Row]
@@ -75,7 +75,8 @@ def checked(table: Table, section: Any, key: str,
       continue
     if number not in row.numbers:
       takes = sorted(row.numbers) or 'no numbers'
-      raise ConfigError(f'{key}.{number}', value, f'is unknown: {name!r} takes {takes}', remedy)
+      raise ConfigError(f'{key}.{number}', value, f'is unknown: {name!r} takes {takes}, and '
+                        'a new name keeps the numbers of the old one', remedy)
     found[number] = row.numbers[number](value, f'{key}.{number}')
   missing = sorted(set(row.required) - set(found))
   if missing:

@@ -34,13 +34,15 @@ def quality(x: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 def draw(real: np.ndarray, shown: dict[str, np.ndarray]) -> plt.Figure:
   """The class and samples of it in red, the other class in grey."""
-  figure, axes = plt.subplots(1, 1 + len(shown), figsize=(13, 3), layout='constrained',
+  figure, axes = plt.subplots(1, 1 + len(shown), figsize=(13, 2.9), layout='constrained',
                               sharex=True, sharey=True)
   other = tree.points(1, 4_000, seed=5)
   for axis, (title, x) in zip(axes, {'the class': real, **shown}.items()):
-    axis.scatter(*other.T, s=0.5, color='0.85', linewidths=0)
-    axis.scatter(*x.T, s=1.2, color=colours.RED, linewidths=0)
-    axis.set(title=title, xticks=[], yticks=[], aspect='equal', xlim=(-2.1, 1.5), ylim=(-1.5, 1.4))
+    axis.scatter(*other.T, s=0.8, color='0.75', linewidths=0, label='points of the other class')
+    axis.scatter(*x.T, s=1.2, color=colours.RED, linewidths=0, label='this class, or its samples')
+    axis.set(title=title, xticks=[], yticks=[], aspect='equal', xlim=(-2.1, 2.1), ylim=(-1.6, 1.4))
+  figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=2,
+                frameon=False, markerscale=6)
   return figure
 
 

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 import numpy as np
 
 from eqflow.evaluation import images
-from experiments import colours
+from experiments import colours, strips
 from experiments.equilibrium_matching import abilities, models, results, tables
 
 README = pathlib.Path(__file__).parent / 'README.md'
@@ -24,13 +24,14 @@ def _axes(columns, *, size):
 
 
 def _line(axis, curves, name, colour, **style):
-  """The mean and the range of curves {x: distance} over seeds."""
+  """The mean and the range, from the least to the largest, of curves {x: distance} over seeds."""
   x = sorted((float(key) for key in curves[0]
               if all(curve.get(key) is not None for curve in curves)))
   keys = {float(key): key for key in curves[0]}
   y = np.array([[curve[keys[at]] for at in x] for curve in curves])
-  axis.plot(x, y.mean(0), color=colour, label=name, linewidth=1.7, **style)
-  axis.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.2, linewidth=0)
+  axis.plot(x, y.mean(0), color=colour, label=name, **dict(linewidth=1.7) | style)
+  axis.fill_between(x, y.min(0), y.max(0), facecolor=(colour, 0.12), edgecolor=(colour, 0.6),
+                    linewidth=0.5)
 
 
 def _label(axis, title, xlabel, *, below=False, **limits):
@@ -54,9 +55,11 @@ def decays(data: str):
     for row, colour in zip(rows, colours.CYCLE):
       found = read[row]
       if found:
-        _line(axis, [one['curve'] for one in found], tables.TITLES[row], colour)
-    _label(axis, title, 'steps of size .003 x 4/gain (linear: .006)', yscale='log',
-            ylim=(0.2, 10) if data == 'digits' else None)
+        # On the digits the curve of gain 8 lies on that of gain 4.
+        style = dict(linestyle=(0, (3, 3))) if row == 'gain_8' else {}
+        _line(axis, [one['curve'] for one in found], tables.TITLES[row], colour, **style)
+    steps = 'steps of size .003 (linear: .006)' if 'linear' in rows else 'steps of size .012/gain'
+    _label(axis, title, steps, yscale='log', ylim=(0.2, 10) if data == 'digits' else None)
   return figure
 
 
@@ -70,12 +73,15 @@ def evaluations(data: str):
                       ('EqM, Nesterov .35, .003', 'nesterov 0.003 0.35'),
                       ('EqM, Nesterov .35, .012', 'nesterov 0.012 0.35')):
     lines[title] = [one[name] for one in swept]
-  for title, row in (('flow matching, Euler', 'flow'), ('blind flow matching, Euler', 'blind_flow')):
+  for title, row in (('flow matching, ddim', 'flow'), ('blind flow matching, ddim', 'blind_flow')):
     lines[title] = [{key.split()[1]: value for key, value in one['distances'].items()
                      if key.startswith('ddim')} for one in results.read(data, 'ode', row)]
   for (title, curves), colour in zip(lines.items(), colours.CYCLE):
     if curves:
-      _line(left, curves, title, colour)
+      # Nesterov's steps are gradient descent's here: dashes above a wide line.
+      style = (dict(linewidth=4, alpha=0.6) if 'descent' in title
+               else dict(linestyle=(0, (3, 2))) if 'Nesterov' in title else {})
+      _line(left, curves, title, colour, **style)
   _label(left, 'by evaluations', 'evaluations', xscale='log', yscale='log',
           ylim=(0.2, 40) if data == 'digits' else None)
   for row, colour in (('flow', colours.ORANGE), ('blind_flow', colours.SKY)):
@@ -101,7 +107,7 @@ def evaluations(data: str):
 
 
 def adaptive(data: str):
-  """Steps until the norm is below 3.5 (figure 8); distance by evaluations, stopped by norm or fixed."""
+  """Steps until |f| is small (figure 8); distance by evaluations, stopped by norm or fixed."""
   found = results.read(data, 'adaptive', 'eqm')
   figure, axes = _axes(2, size=(11, 3.8))
   left, right = axes[0]
@@ -113,7 +119,7 @@ def adaptive(data: str):
     right.plot([row['evaluations'] for row in rows], [row['distance'] for row in rows], 'o',
                color=colour, markersize=4, label=f'stopped by norm, seed {found.index(one)}')
   left.axvline(250, color=colours.BLACK, linewidth=0.8, linestyle=':')
-  left.set(title='evaluations until |f| < 3.5, on 64 elements',
+  left.set(title=f'evaluations until |f| < {_threshold(data):g}',
            xlabel='evaluations', ylabel='samples')
   left.legend(frameon=False, fontsize=8)
   left.grid(alpha=0.25)
@@ -129,7 +135,7 @@ def noisy(data: str):
   """Distance by noise level of the input: figure 10."""
   figure, axes = _axes(1, size=(6.5, 4.2))
   axis = axes[0, 0]
-  lines = (('eqm', ('threshold', 'distance'), 'EqM, until |f| < 3.5'),
+  lines = (('eqm', ('threshold', 'distance'), f'EqM, until |f| < {_threshold(data):g}'),
            ('eqm', ('fixed', '250'), 'EqM, 250 steps'), ('flow', ('at_1',), 'flow from t = 1'),
            ('flow', ('at_level',), 'flow from t = t0'),
            ('blind_flow', ('at_1',), 'blind flow from t = 1'),
@@ -144,6 +150,21 @@ def noisy(data: str):
   return figure
 
 
+def _threshold(data):
+  """The norm at which a descent stops: 3.5 on the 64 elements of a digit."""
+  return 3.5 * {'digits': 8, 'fashion_mnist': 28}[data] / 8
+
+
+CLASSES = {'digits': list('0123456789'),
+           'fashion_mnist': ['T-shirt', 'trousers', 'pullover', 'dress', 'coat', 'sandal', 'shirt',
+                             'sneaker', 'bag', 'boot']}
+
+
+def _sheet(data, packed):
+  return strips.pictured({name: abilities.unpack(strip) for name, strip in packed.items()},
+                       scale=2 if data == 'digits' else 1)
+
+
 def pictures(data: str) -> dict[str, np.ndarray]:
   """{name: picture}: partly noised records and their denoised samples; composed classes."""
   found, made = {}, {}
@@ -151,15 +172,21 @@ def pictures(data: str) -> dict[str, np.ndarray]:
     read = results.read(data, 'pictured', row)
     found |= {row: read[0]} if read else {}
   if len(found) == 2:
-    rows = [found['eqm']['clean']]
+    named = {'record': found['eqm']['clean']}
     for level in ('0.25', '0.5', '0.75', '1.0'):
-      rows += [found['eqm'][level]['start'], found['eqm'][level]['threshold'],
-               found['flow'][level]['at_1'], found['flow'][level]['at_level']]
-    made['partial_noise'] = images.grid(np.concatenate([abilities.unpack(row) for row in rows]), 10)
+      eqm, flow = found['eqm'][level], found['flow'][level]
+      named |= {f't0 = {level}:  input': eqm['start'],
+               f'{level}:  EqM, |f| < {_threshold(data):g}': eqm['threshold'],
+               f'{level}:  flow from t = 1': flow['at_1'], f'{level}:  flow from t0': flow['at_level']}
+    made['partial_noise'] = _sheet(data, named)
   read = results.read(data, 'composed', 'eqm')
   if read:
-    strips = [abilities.unpack(strip) for one in read[0].values() for strip in one['pictures'].values()]
-    made['composition'] = images.grid(np.concatenate(strips), 10)
+    named = {}
+    for pair, one in read[0].items():
+      both = ' + '.join(CLASSES[data][int(y)] for y in pair.split('+'))
+      for y, strip in one['pictures'].items():
+        named[both if y == 'both' else CLASSES[data][int(y)]] = strip
+    made['composition'] = _sheet(data, named)
   return made
 
 

@@ -14,7 +14,7 @@ PATH = pathlib.Path(__file__).parent / 'results/landscapes.png'
 def main():
   ends = {radius: figures.descended(figures.ring(radius), 300, 300)
           for radius in (figures.FAR, figures.NEAR)}
-  figures.draw_landscapes(ends).savefig(PATH, dpi=110)
+  figures.draw_landscapes(ends).savefig(PATH, dpi=76)
   print(PATH)
 
 

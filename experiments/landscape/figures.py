@@ -80,23 +80,25 @@ def arrived(z: np.ndarray, data: jax.Array) -> float:
 
 def draw_landscapes(ends: dict[float, np.ndarray]) -> plt.Figure:
   """log |f|, flow lines and the ends of descents for each radius of `ends`; the slope by radius."""
-  figure, axes = plt.subplots(1, len(ends) + 1, figsize=(4.2 * (len(ends) + 1), 4),
+  figure, axes = plt.subplots(1, len(ends) + 1, figsize=(4.4 * (len(ends) + 1), 4.4),
                               layout='constrained')
   for axis, (radius, z) in zip(axes, ends.items()):
     side = np.linspace(-1.6, 1.6, 31) * radius
     grid = np.stack(np.meshgrid(side, side), axis=-1)
     f = np.asarray(exact(ring(radius))(jnp.asarray(grid.reshape(-1, 2), jnp.float32), None))
     f = f.reshape(grid.shape)
-    axis.contourf(side, side, np.log10(np.linalg.norm(f, axis=-1) + 1e-3), 20, cmap='viridis')
+    shade = axis.contourf(side, side, np.log10(np.linalg.norm(f, axis=-1) + 1e-3), 20, cmap='viridis')
+    figure.colorbar(shade, ax=axis, label='log10 |f|', shrink=0.8)
     axis.streamplot(side, side, -f[..., 0], -f[..., 1], color='white', linewidth=0.5, arrowsize=0.7)
-    axis.plot(*z.T, '.', color=colours.RED, markersize=4)
-    axis.plot(*np.asarray(ring(radius)).T, 'o', markerfacecolor='none', color='white')
+    axis.plot(*z.T, '.', color=colours.RED, markersize=4, label='ends of descents')
+    axis.plot(*np.asarray(ring(radius)).T, 'o', markerfacecolor='none', color='white', label='data')
     axis.set(title=f'radius {radius:g}: {arrived(z, ring(radius)):.0%} at a data point', aspect='equal',
-             xlim=side[[0, -1]], ylim=side[[0, -1]])
+             xlim=side[[0, -1]], ylim=side[[0, -1]], xlabel='z1', ylabel='z2')
   radii = np.geomspace(0.2, 4, 12)
   axes[-1].semilogx(radii, [curvature(radius) for radius in radii], color=colours.BLUE)
   axes[-1].axhline(0, color=colours.GREY, linewidth=0.8)
-  axes[-1].set(title='slope of the field at the centre', xlabel='radius',
+  axes[0].legend(fontsize=8, loc='upper left', facecolor='0.6')
+  axes[-1].set(title='slope of the field at the centre', xlabel='radius', ylabel='mean df/dz',
                xticks=[0.2, 0.5, 1, 2, 4], xticklabels=['0.2', '0.5', '1', '2', '4'])
   axes[-1].minorticks_off()
   return figure

@@ -3,6 +3,7 @@
 import json
 
 from eqflow.planning.report import amount, duration, number
+from experiments import colours
 
 HEAD = ('model', 'slice', 'mesh', 'microbatches, remat', 'state', 'activations', 'total', 'fits',
         'FLOP per step', 'compiler', 'sent per device', 'step, at least', 'bound by', 'examples/s',
@@ -69,26 +70,36 @@ def write(folder, figure):
     parts += ['Where a plan does not fit, changes that may make it fit:', found]
   path.write_text(f'{head}{MARK}\n\n' + '\n\n'.join(parts) + '\n')
   if any('seconds' in found for found in plans.values()):
-    draw(plans).savefig(figure, dpi=150)
+    draw(plans).savefig(figure, dpi=140)
 
 
 def draw(plans):
-  """Device days of the whole training against devices; one line a model and chip."""
+  """Device days of the whole training against devices; one line a model, chip and fsdp over all."""
   from matplotlib.figure import Figure
-  figure = Figure(figsize=(6, 4), layout='constrained')
+  figure = Figure(figsize=(7.6, 4.2), layout='constrained')
   axis, lines = figure.subplots(), {}
   for name, found in plans.items():
-    if 'seconds' in found and 'fsdp-256' not in name:
-      key = found['model'], found['topology'].partition(':')[0]
-      lines.setdefault(key, []).append((found['devices'], found['chip_days']))
-  # A colour for each model, a marker for each chip.
+    if 'seconds' in found:
+      key = found['model'], found['topology'].partition(':')[0], name.partition('fsdp-')[2]
+      lines.setdefault(key, []).append((found['devices'], found['chip_days'], found['fits']))
+  # A colour for each model, a marker for each chip, moved a little so that all are visible.
   models, chips = (list(dict.fromkeys(key[i] for key in lines)) for i in (0, 1))
-  for (model, chip), points in lines.items():
-    axis.loglog(*zip(*sorted(points)), f'C{models.index(model)}', marker='osD^'[chips.index(chip)],
-                linestyle=('-', '--', ':', '-.')[chips.index(chip)], label=f'{model}, {chip}')
+  for (model, chip, fsdp), points in lines.items():
+    k, colour = chips.index(chip), colours.CYCLE[models.index(model)]
+    style = dict(color=colour, marker='*' if fsdp else 'osD'[k], markersize=11 if fsdp else 6)
+    dash = '' if fsdp else ('-', '--', ':')[k]
+    points = [(devices * (0.95, 1, 1.05)[k], days, fits) for devices, days, fits in sorted(points)]
+    axis.loglog(*zip(*(point[:2] for point in points)), linestyle=dash, **style,
+                label=f'{model}, {chip}{f", fsdp {fsdp}" if fsdp else ""}')
+    for devices, days, fits in points:
+      if not fits:
+        axis.plot(devices, days, markerfacecolor='white', **style, zorder=3)
+  axis.plot([], [], 'o', color=colours.BLACK, markerfacecolor='white', label='does not fit in memory')
   axis.set(xlabel='devices', ylabel='device days of the training, at least')
-  axis.set_xticks([8, 16, 32, 64, 128, 256], labels=[8, 16, 32, 64, 128, 256], minor=False)
+  for ticks, along in (([8, 16, 32, 64, 128, 256], axis.xaxis),
+                       ([30, 50, 100, 200, 500, 1000], axis.yaxis)):
+    along.set_ticks(ticks, labels=ticks)
   axis.minorticks_off()
-  axis.legend(fontsize=7)
+  figure.legend(fontsize=8, loc='outside right center', frameon=False)
   axis.grid(alpha=0.3)
   return figure

@@ -117,16 +117,18 @@ def draw_profiles(stds: Sequence[float], count: int) -> plt.Figure:
   t = np.linspace(0, 1, 1_001)
   for colour, std in zip(colours.CYCLE, stds):
     left.plot(t, profile(std, t), color=colour, label=f'std {std:g}')
-  left.set(title='weights of power averages', ylabel='weight')
+  left.set(title='power-function EMAs', ylabel='weight of the parameters at that time')
   wanted = 0.15
   x, sum_, error = combined(count, wanted, t)
   for colour, column, std in zip(colours.CYCLE, x.T, KEPT):
     middle.vlines(np.arange(1, count + 1) / count, 0, column, color=colour,
                   label=f'snapshots of {std:g}')
-  middle.set(title=f'coefficients for std {wanted:g}')
-  right.plot(t, profile(wanted, t), color='0.7', linewidth=5, label='target')
-  right.plot(t, sum_, color='black', linewidth=1, label=f'sum: {100 * error:.1f} % error')
-  right.set(title=f'weighted sum of {2 * count} snapshots')
+  middle.set(title=f'a sum of snapshots for std {wanted:g}', ylabel='coefficient of the snapshot')
+  right.plot(t, profile(wanted, t), color='0.7', linewidth=5, label='EMA')
+  right.plot(t, sum_, color='black', linewidth=1,
+             label=f'sum of {2 * count} snapshots: {100 * error:.1f} % error')
+  right.set(title=f'the EMA of std {wanted:g} and that sum',
+            ylabel='weight of the parameters at that time')
   for axis in (left, middle, right):
     axis.set_xlabel('time / length of the run')
     axis.grid(alpha=0.25)

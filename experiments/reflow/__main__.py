@@ -27,7 +27,7 @@ from eqflow.data import pipeline
 from eqflow.evaluation import distances, features, images, report
 from eqflow.runs import dataset, generate, restore
 from eqflow.runs.run import run_of
-from experiments import ROOT, colours
+from experiments import ROOT, colours, strips
 
 STEPS = (1, 2, 5, 50)
 COUNT = {'moons': 50_000, 'digits': 40_000}
@@ -125,20 +125,22 @@ def draw_moons(found, path):
   for column, (name, (run, params)) in zip(axes.T, found.items()):
     states = np.asarray(path_of(run, params, 60)[0])
     column[0].plot(*states.transpose(2, 0, 1), color=colours.BLUE, linewidth=0.8, alpha=0.7)
-    column[0].plot(*states[0].T, '.', color=colours.GREY, markersize=3)
-    column[0].plot(*states[-1].T, '.', color=colours.RED, markersize=3)
-    column[0].set(title=name, aspect='equal', xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[], yticks=[])
+    column[0].plot(*states[0].T, '.', color=colours.GREY, markersize=4, label='noise')
+    column[0].plot(*states[-1].T, '.', color=colours.RED, markersize=4, label='sample, 50 steps')
+    column[0].set(title=name, aspect='equal', xlim=(-3, 3), ylim=(-3.6, 2.4))
     x = samples(run, params, 1, np.zeros(2_000, np.int32), 0)
     column[1].plot(*x.T, ',', color=colours.BLACK)
+    column[1].set(aspect='equal')
   axes[0, 0].set_ylabel('paths from noise to data')
   axes[1, 0].set_ylabel('2,000 samples in one step')
-  figure.savefig(path, dpi=110)
+  axes[0, 0].legend(fontsize=8, loc='lower left', frameon=False)
+  figure.savefig(path, dpi=100)
 
 
 def draw_digits(found, path):
-  strips = [samples(run, params, steps, np.arange(20) % 10, 0)
-            for run, params in found.values() for steps in (1, 50)]
-  images.save_png(path, images.grid(np.concatenate(strips), columns=20))
+  images.save_png(path, strips.pictured({
+      f'{name}, {steps} step{"s" * (steps > 1)}': samples(run, params, steps, np.arange(20) % 10, 0)
+      for name, (run, params) in found.items() for steps in (1, 50)}))
 
 
 def main():

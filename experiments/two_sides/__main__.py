@@ -25,7 +25,7 @@ def main():
       exec(''.join(cell['source']), names)
   for label in filter(None, plt.get_figlabels()):
     path = SHOWN.get(label, FOLDER / f'{label}.png')
-    plt.figure(label).savefig(path, dpi=110)
+    plt.figure(label).savefig(path, dpi=76)
     print(path)
 
 

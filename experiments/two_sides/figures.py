@@ -57,7 +57,8 @@ def scaling(process, data, times, flow, here, *, blend):
   axes[0, 0].set_ylabel('z')
   figure.suptitle(
       f'{len(times) - 1} steps; flow matching, its state multiplied by $((1-t)^2 + t^2)^{{-b/2}}$ '
-      f'with the blend $b = {blend:g}$;  ◀ samples at $b = 0$', fontsize=10)
+      f'with the blend $b = {blend:g}$\n◀ samples at $b = 0$;  grey: density of z, relative to its '
+      'peak at t', fontsize=9.5)
   return figure
 
 
@@ -81,7 +82,8 @@ def gaussian_paths(rows, times, *, label=None):
     axis.text(0.97, 0.03, f'one step: error {miss:.2f} |z|', transform=axis.transAxes, ha='right',
               va='bottom', fontsize=8.5, color=RED)
     if not across or name == names[0]:
-      axis.set_title(f'variance {variance:g}' if across else f'{name}, variance {variance:g}')
+      data = f'data of variance {variance:g}'
+      axis.set_title(data if across else f'{name}, {data}')
   for axis in axes[-1]:
     axis.set(xlabel=TIME, xticks=[1, 0.75, 0.5, 0.25, 0], xticklabels=['1', '', '0.5', '', '0'])
   for axis, name in zip(axes[:, 0], names):
@@ -124,7 +126,8 @@ def contributions(times, weights, chosen):
     axis.plot(times[:-1], -h[:-1], color=matplotlib.colormaps['viridis'](0.9 - 0.85 * churn / most),
               linewidth=3 if front else 1.6, zorder=3 if front else 2,
               label=f'churn {churn:.1f}    {-h.sum():.4f}')
-  axis.set(xlim=(1.01, 0), ylim=(0, None), xlabel=TIME, ylabel='−h(t),  weight of v(t) in the sample')
+  axis.set(title=f'{len(times) - 1} steps of DDIM: sample = Σ h(t) v(t) + a term of the noise',
+           xlim=(1.01, 0), ylim=(0, None), xlabel=TIME, ylabel='−h(t)')
   axis.legend(title='                         sum of −h', fontsize=9, title_fontsize=9,
               frameon=False)
   return figure
@@ -153,4 +156,6 @@ def marginals(process, data, times, paths, at):
       axis.spines['bottom'].set_visible(False)
       axis.tick_params(left=False)
   axes[-1, 0].set_xlabel(TIME)
+  for axis in axes[-1, 1:]:
+    axis.set_xlabel('density')
   return figure

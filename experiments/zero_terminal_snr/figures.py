@@ -111,6 +111,7 @@ def draw_histograms(made: dict[str, Any]) -> plt.Figure:
   for axis, (name, values) in zip(axes, made.items()):
     _histogram(axis, name, values, made['data'])
     axis.set_title(name, color=COLOURS[name], fontweight='bold')
+  axes[0].set_ylabel('density')
   return figure
 
 
@@ -128,6 +129,7 @@ def draw_samples(made: dict[str, Any]) -> plt.Figure:
     above.spines[:].set_visible(False)
     above.set_title(titles[name], color=COLOURS[name], fontweight='bold', fontsize=13)
     _histogram(below, name, brightness(x), brightness(made['data']))
+  axes[1, 0].set_ylabel('density')
   return figure
 
 
@@ -135,7 +137,9 @@ def _histogram(axis, name, values, data):
   bins = np.linspace(-1.125, 1.125, 37)  # 1, the end of the shades, is an edge.
   axis.hist(values, bins, density=True, color=COLOURS[name], alpha=0.85)
   axis.hist(data, bins, density=True, histtype='step', color='0.3', linewidth=1)
-  axis.set(xlabel='mean brightness', yticks=[], xlim=(-1.125, 1.125), ylim=(0, 2.1))
-  axis.spines[['top', 'left', 'right']].set_visible(False)
+  axis.set(xlabel='mean brightness of an image', yticks=[0, 1, 2], xlim=(-1.125, 1.125), ylim=(0, 2.1))
+  axis.spines[['top', 'right']].set_visible(False)
+  if name != 'data':
+    axis.text(0.02, 0.92, 'outline: data', transform=axis.transAxes, va='top', color='0.3')
   axis.text(0.98, 0.92, f'std {np.std(values):.2f}', transform=axis.transAxes, ha='right', va='top',
             color='0.3')

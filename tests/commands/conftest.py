@@ -4,7 +4,7 @@ import pytest
 
 from eqflow.config import recipes
 from eqflow.runs import restore
-from tests.untrained import Run, recipe_of
+from tests.untrained import Untrained, recipe_of
 
 
 @pytest.fixture(scope='module')
@@ -14,12 +14,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def eqm(place):
-  return Run(place, 'eqm', 1)
+  return Untrained(place, 'eqm', 1)
 
 
 @pytest.fixture(scope='module')
 def flow(place):
-  return Run(place, 'flow', 3, 'flow')
+  return Untrained(place, 'flow', 3, 'flow')
 
 
 @pytest.fixture

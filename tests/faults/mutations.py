@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from eqflow.config.tables import DESCENTS
 from tests import config_file
 
 CONFIGS = {'digits': None, 'toy': None, 'fashion_mnist': None, 'imagenet64': ('s', 's_autoguided'),
@@ -135,9 +136,12 @@ def drawn(count: int, seed: int) -> list[Mutation]:
 def _of_config(name, variant) -> Iterator[Mutation]:
   config = _file(name).get_config(variant)
   for path, value in leaves(config):
+    # A descent uses no grid, so every grid is allowed.
+    outside = () if path.startswith('sample.grid.') and config.sample.solver.name in DESCENTS else (
+        OUTSIDE.get(path, ()))
     # As a dict, so that a mutation's repr is Python.
     plain = value.to_dict() if isinstance(value, ConfigDict) else value
-    for wrong in _wrong(path, value):
+    for wrong in (*_wrong(path, value), *outside):
       yield Mutation(name, variant, ((path, wrong),), (path,))
     if path not in OPTIONAL and '.angles.' not in path:
       yield Mutation(name, variant, ((path, MISSING),), (path,))
@@ -176,12 +180,8 @@ def _wrong(path, value):
       yield from (math.inf, -math.inf)
     if isinstance(value, int) and not path.endswith('examples'):
       yield value + 0.5
-    yield from (wrong for wrong in OUTSIDE.get(path, ()))
   else:
     yield from (None, 'abc', 3.5 if path != 'data.shape' else 8, True)
-    yield from OUTSIDE.get(path, ())
-  if isinstance(value, str):
-    yield from OUTSIDE.get(path, ())
 
 
 # Pairs of keys that are valid alone and inconsistent together.

@@ -11,7 +11,7 @@ from eqflow import fields, guidance
 from eqflow.config import recipes
 from eqflow.runs import composition, generate, restore
 from eqflow.runs.run import run_of
-from tests.untrained import SHAPE, Run, recipe_of
+from tests.untrained import SHAPE, Untrained, recipe_of
 
 
 @pytest.fixture(scope='module')
@@ -21,17 +21,17 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def eqm(place):
-  return Run(place, 'eqm', 1)
+  return Untrained(place, 'eqm', 1)
 
 
 @pytest.fixture(scope='module')
 def other(place):
-  return Run(place, 'other', 2)
+  return Untrained(place, 'other', 2)
 
 
 @pytest.fixture(scope='module')
 def flow(place):
-  return Run(place, 'flow', 3, 'flow')
+  return Untrained(place, 'flow', 3, 'flow')
 
 
 @pytest.fixture(autouse=True)
