@@ -8,7 +8,7 @@ import numpy as np
 
 from eqflow.evaluation import images
 
-MARGIN, DPI = 170, 100   # pixels left of the images for the names
+MARGIN, DPI = 190, 100   # pixels left of the images for the names
 
 
 def pictured(rows: Mapping[str, np.ndarray], *, scale: int = 1) -> np.ndarray:
@@ -20,7 +20,7 @@ def pictured(rows: Mapping[str, np.ndarray], *, scale: int = 1) -> np.ndarray:
   axis = figure.add_axes((MARGIN / (width + MARGIN), 0, width / (width + MARGIN), 1))
   axis.imshow(sheet, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
   axis.set_xticks([])
-  axis.set_yticks(len(sheet) / len(rows) * (np.arange(len(rows)) + 0.5), rows)
+  axis.set_yticks(len(sheet) / len(rows) * (np.arange(len(rows)) + 0.5), rows, fontsize=9)
   axis.tick_params(length=0)
   axis.spines[:].set_visible(False)
   canvas = FigureCanvasAgg(figure)
