@@ -33,10 +33,11 @@ def test_printed_table_has_no_nan(name):
   assert run.stdout.count('|') > 20 and 'nan' not in run.stdout
 
 
-def test_every_experiment_is_in_the_status_table():
+def test_every_experiment_is_in_the_status_table_and_has_a_readme():
   table = (ROOT / 'experiments/README.md').read_text()
   folders = {name.split('.')[1] for name in MODULES if name.count('.') > 1}
   assert not folders - set(re.findall(r'experiments\.(\w+)', table))
+  assert not [name for name in folders if not (ROOT / f'experiments/{name}/README.md').exists()]
 
 
 @pytest.mark.parametrize('folder', ['docs', 'experiments'])
