@@ -137,7 +137,7 @@ def _histogram(axis, name, values, data):
   bins = np.linspace(-1.125, 1.125, 37)  # 1, the end of the shades, is an edge.
   axis.hist(values, bins, density=True, color=COLOURS[name], alpha=0.85)
   axis.hist(data, bins, density=True, histtype='step', color='0.3', linewidth=1)
-  axis.set(xlabel='mean brightness of an image', yticks=[0, 1, 2], xlim=(-1.125, 1.125), ylim=(0, 2.1))
+  axis.set(xlabel='mean brightness of an image', yticks=[0, 1, 2], xlim=(-1.125, 1.125), ylim=(0, 2.3))
   axis.spines[['top', 'right']].set_visible(False)
   if name != 'data':
     axis.text(0.02, 0.92, 'outline: data', transform=axis.transAxes, va='top', color='0.3')
