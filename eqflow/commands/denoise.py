@@ -16,6 +16,7 @@ from eqflow.evaluation import images
 from eqflow.mix import mix
 from eqflow.runs import composition, generate
 from eqflow.runs.run import Run
+from eqflow.training import progress
 
 
 def denoise(run: Run, *, inputs: pathlib.Path, seed: int = 0, noise: float | None = None,
@@ -43,6 +44,7 @@ def denoise(run: Run, *, inputs: pathlib.Path, seed: int = 0, noise: float | Non
     predict = sampling.predictor(models, labels)
     return start, *sampling.integrate(predict, start, arrays.fold(keys, Stream.SOLVER), grid)
 
+  progress.say(f'denoising {len(x):,} inputs; the first batch compiles the sampler')
   parts = generate.in_batches(one, composed.models, (x, composed.labels), seed=seed,
                               batch=config.sample.batch)
   start, found, evaluations, norms = (np.concatenate(part) for part in zip(*parts))

@@ -6,7 +6,7 @@ import pathlib
 from eqflow.config import consistency
 from eqflow.runs import claim, generate, restore
 from eqflow.runs.run import Run
-from eqflow.training import train_state
+from eqflow.training import progress, train_state
 
 
 def draw_pairs(run: Run, *, out: pathlib.Path, num_samples: int, seed: int = 0) -> None:
@@ -22,6 +22,7 @@ def draw_pairs(run: Run, *, out: pathlib.Path, num_samples: int, seed: int = 0) 
   labels = generate.labels_of(seed, num_samples, classes)
   made = {'config': json.loads(config.to_json_best_effort()), 'step': step, 'num_classes': classes,
           'shape': config.data.shape}
+  progress.say(f'drawing {num_samples:,} pairs; the first batch compiles the sampler')
   with claim.locked(out, 'writing to', '--out'):
     norms = generate.write_pairs(recipe.sampling.pair, models, out, labels, seed=seed,
                                  batch=config.sample.batch, made=made)

@@ -10,7 +10,7 @@ from eqflow.commands.evaluate import evaluate
 from eqflow.evaluation import report
 from eqflow.runs import identity, restore
 from eqflow.runs.run import Run
-from eqflow.training import snapshots
+from eqflow.training import progress, snapshots
 
 _FAR = 0.05   # A larger relative error makes an EMA useless: --examples is far from every snapshot.
 _MOST = 1000  # The most widths that one '...' expands to.
@@ -77,6 +77,7 @@ def reconstruct(run: Run, *, std: Sequence[float], examples: int | None = None,
     near = sorted(sorted(times, key=lambda time: abs(time - at))[:2])
     print(f'no snapshot at {at:,} examples: these EMAs are inaccurate; use '
           f'--examples={" or ".join(map(str, near))}', flush=True)
+  progress.say(f'reading {len(made.terms)} EMAs from snapshots')
   for width, tree in snapshots.reconstruct(made, like).items():
     error, folder = made.errors[width], workdir / 'reconstructed' / repr(width)
     record = dict(examples=at, std=width, expected_error=error, snapshots=len(made.terms))

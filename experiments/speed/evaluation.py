@@ -13,8 +13,10 @@ import time
 
 import numpy as np
 
-from eqflow.data import pipeline, sources
+from configs import digits
+from eqflow.data import pipeline
 from eqflow.evaluation import report
+from eqflow.runs import dataset
 
 STORED = pathlib.Path(__file__).parent / 'results' / 'evaluation.json'
 COUNT = 1_797
@@ -36,7 +38,7 @@ def photographs(seed: int, modes: int = 32 * 32) -> np.ndarray:
 
 def sets() -> dict[str, tuple]:
   """{name: (samples, data, labels)}."""
-  x, label = pipeline.arrays(sources.load('digits', split='all', data_dir=None))
+  x, label = pipeline.arrays(dataset.open_source(digits.get_config()))
   number = np.arange(COUNT) % 10
   return {'digits, 8x8x1': (x[:, :, ::-1], x, label),
           '32x32x3': (photographs(1), photographs(0), number),

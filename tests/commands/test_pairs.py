@@ -187,7 +187,11 @@ def test_a_reflow_trains_on_pairs_and_is_compared_with_data(
   monkeypatch.setattr(report, 'compare_all', lambda samples, x, label: [
       (name, {'records': float(len(x))}) for name in samples])
   assert evaluate(run_of(config, tmp_path / 'reflow')) == {'reflow, step 10': {'records': 10_000}}
-  assert 'against 10,000 records of moons' in capsys.readouterr().out
+  said = capsys.readouterr()
+  assert 'against 10,000 records of moons' in said.out
+  words = 'compiling the training', 'reading 10,000 records', 'sampling 40 samples', 'computing the'
+  found = [said.err.find(each) for each in words]
+  assert found == sorted(found) and found[0] >= 0, f'a word before each silence, not {said.err}'
   assert (dataset.evaluation_source(run_of(config, tmp_path)).records.x == dataset.evaluation_source(
       run_of(flow.config, flow.workdir)).records.x).all()
   # A run rejects other pairs in the same folder.
