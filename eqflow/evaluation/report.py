@@ -16,7 +16,8 @@ Records = Float[Array | np.ndarray, '_ ...']
 # What `compare` measures, for those who read its numbers.
 LEGEND = ('frechet: the squared distance of Gaussians fitted to samples and data, 0 at best; precision,'
           ' recall: fractions of samples near data and of data near samples, in pixels, 1 at best')
-_WORKERS = 4   # The most rows that are computed at a time: each holds a set of records.
+# The most rows that are computed at a time, and the elements of their records.
+_WORKERS, _ELEMENTS = 4, 2**28
 
 
 class Summary(NamedTuple):
@@ -63,7 +64,7 @@ def compare_all(samples: Mapping[str, Records], x: Records,
     made['a Gaussian per class'] = lambda: compared(
         baselines.gaussian_per_class(x, label, seed, clip=clip))
   made['one Gaussian'] = lambda: compared(baselines.gaussian(x, seed, clip=clip))
-  workers = min(_WORKERS, cores)
+  workers = max(1, min(_WORKERS, cores, _ELEMENTS // x.size))
   # The threads of BLAS wait for each other at every product. Rows share nothing but `real`.
   with threadpoolctl.threadpool_limits(cores // workers, 'blas'), \
        futures.ThreadPoolExecutor(workers) as pool:

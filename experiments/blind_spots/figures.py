@@ -135,7 +135,7 @@ def draw_misses(at: Any, measured: dict[str, Any]) -> plt.Figure:
       axis.plot(at, error[k], label=name, linewidth=2, **STYLES[name])
     axis.set(title=title, yscale='log', xlabel='t   (data to noise)', xlim=(0, 1))
     axis.grid(alpha=0.25)
-  axes[0].set_ylabel('rms error')
+  axes[0].set_ylabel('RMS error, of a pixel')
   figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', frameon=False)
   return figure
 
@@ -159,5 +159,5 @@ def draw_samples(x: Any, z: Any, exact: Any, answers: dict, one: dict, many: dic
   for axis, name in zip(axes[0, 1:], answers):
     axis.set_title(name, fontsize=15, color=STYLES[name]['color'], fontweight='bold')
   for axis, pictures in zip(axes[1, 1:], one.values()):
-    axis.set_title(f'rms {rms(pictures):.2g}', fontsize=11, color='0.35')
+    axis.set_title(f'RMS of pixels: {rms(pictures):.2g}', fontsize=11, color='0.35')
   return figure
