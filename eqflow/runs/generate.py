@@ -163,7 +163,8 @@ def write_pairs(pair: Callable, models: Sequence[Model], folder: pathlib.Path,
   return np.concatenate(norms)
 
 
-def picture(x: np.ndarray, labels: np.ndarray, *, title: str, names: Sequence[str]) -> np.ndarray:
+def picture(x: np.ndarray, labels: np.ndarray, *, title: str = '',
+            names: Sequence[str] = ()) -> np.ndarray:
   """uint8 [h, w, 3 or 1]: a grid of the first images, at most 100, or all points in the plane.
 
   The title says what they are. `names` are the names of the classes, or () for data without labels.
