@@ -1,9 +1,10 @@
 """python -m eqflow.main --config=configs/digits.py --workdir=runs/digits [--mode=train]"""
 
-from eqflow.training.runtime import preemption
+from eqflow.training.runtime import preemption, streams
 
 if __name__ == '__main__':
   # Before the imports below, which take seconds.
+  streams.begin()
   preemption.answer()
 
 import contextlib
@@ -11,6 +12,8 @@ import pathlib
 import re
 import shlex
 import sys
+import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 try:
@@ -33,8 +36,11 @@ COMMANDS = {
 # train and evaluate may be one of several processes; plan has neither folder nor devices.
 MODES = 'train', 'evaluate', *COMMANDS, 'plan'
 
-# What a user can fix: one line, exit code 2. Any other exception is a bug and keeps its traceback.
+# What a user can fix: one line, exit code 2. Another exception has exit code 1, and its traceback is in
+# the log. 74 is os.EX_IOERR: all is done and written, but not all could be printed.
 REJECTIONS = ValueError, OSError, FloatingPointError, ImportError
+UNPRINTED, UNEXPECTED = 74, 1
+_PATIENCE = 10.0   # seconds that a process which fails waits for the others to fail alike
 
 options.define(MODES)
 flags.adopt_module_key_flags(options)
@@ -48,21 +54,20 @@ def main(argv: list[str]) -> None:
       raise ValueError(f'unexpected arguments {argv[1:]}; write flags as --name=value')
     mode = flags.FLAGS.mode
     given, config, workdir = options.given(mode), options.config(), options.workdir(mode)
-    if mode == 'plan':
-      preemption.unanswered()
-      plan.plan(config, workdir, **given)
-    elif mode in COMMANDS:
-      preemption.unanswered()
-      COMMANDS[mode](run_of(config, workdir), **given)
-    else:
+    if mode in ('train', 'evaluate'):
       train_and_evaluate(mode, config, workdir, given)
+      return
+    if workdir and workdir.is_dir():
+      streams.log_to(workdir / f'log-{mode}.txt')
+    with preemption.watched(preemption.AGAIN):
+      if mode == 'plan':
+        plan.plan(config, workdir, **given)
+      else:
+        COMMANDS[mode](run_of(config, workdir), **given)
   except preemption.Stopped as stopped:
-    preemption.end(str(stopped))
+    preemption.end(*stopped.args)
   except REJECTIONS as error:
     reject(error)
-  except KeyboardInterrupt:
-    print('eqflow: stopped; the same command continues from the last checkpoint', file=sys.stderr)
-    sys.exit(130)
 
 
 def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
@@ -78,6 +83,11 @@ def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
     run = run_of(config, workdir)
     if mode == 'train':
       train.train(run, stop, book)
+    elif workdir.is_dir():
+      process = jax.process_index()
+      streams.log_to(workdir / f'log-evaluate{f"-{process}" * (process > 0)}.txt')
+    # What has been drawn and compared is drawn and compared again.
+    stop.remedy = preemption.AGAIN
     evaluate.evaluate(run, book=book, **given)
   if jax.process_index() == 0:
     print(next_commands(config, workdir), flush=True)
@@ -111,11 +121,43 @@ def again(workdir: pathlib.Path, more: str) -> str:
 
 def reject(error: Exception | str) -> NoReturn:
   """One line on stderr, and exit code 2."""
-  print('eqflow:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
-  if jax.distributed.is_initialized():
-    # A regular exit waits for the other processes, which may wait for this one.
-    preemption.exit_now(2)
+  streams.last(str(error))
   sys.exit(2)
+
+
+def end(program: Callable) -> NoReturn:
+  """Runs the program and exits with its code; unless that is 0, the last line says what happened."""
+  try:
+    code = program()
+  except SystemExit as ended:
+    code = ended.code
+  except BaseException as error:
+    traceback.print_exc()
+    streams.last(unexpected(error))
+    code = UNEXPECTED
+  if not code and streams.lost() and flags.FLAGS.is_parsed() and flags.FLAGS.mode != 'train':
+    streams.last(f'all is written, but standard output could not be ({streams.lost()}): what was to be '
+                 'printed is in the log in --workdir')
+    code = UNPRINTED
+  if jax.distributed.is_initialized():
+    streams.end()
+    # The others, which fail alike, must be able to say so: JAX ends them when process 0 has gone.
+    multihost.leave(_PATIENCE)
+  preemption.exit_now(code or 0)
+
+
+def unexpected(error: BaseException) -> str:
+  """The line about an exception that is none of REJECTIONS."""
+  text = (str(error).strip().splitlines() or [''])[0][:300]
+  if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+    return (f'out of memory ({text}): use a smaller config.train.batch or config.sample.batch, or a '
+            'larger config.train.accumulate; --mode=plan shows what a step needs')
+  if jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError):
+    return (f'another process of this run has ended or cannot be reached ({text}): read its last line, '
+            'then start all processes again to resume from the last checkpoint')
+  where = traceback.extract_tb(error.__traceback__)[-1]
+  return (f'{type(error).__name__}: {text}, line {where.lineno} of {where.filename}: a bug of eqflow '
+          'or of a library; please report it')
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -154,4 +196,4 @@ def _wrong_key(argv, error):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse)
+  end(lambda: app.run(main, flags_parser=parse))

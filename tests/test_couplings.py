@@ -252,8 +252,8 @@ def test_devices_do_not_change_a_coupled_step():
     step = train_step.make_step(gradient, recipe.optimizer, recipe.averages.rates, mesh)
     batch = batch_of(32)
     batch['eps'] = recipe.objective.couple(batch)
-    states.append(step(state, train_state.empty_metrics(mesh), sharding.place_batch(batch, mesh)))
-  np.testing.assert_allclose(states[0][2], states[1][2], rtol=1e-5)
+    states.append(step(state, sharding.place_batch(batch, mesh)))
+  np.testing.assert_allclose(states[0][1], states[1][1], rtol=1e-5)
 
 
 @pytest.mark.long

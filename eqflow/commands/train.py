@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import math
+import pathlib
 
 import jax
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from eqflow.runs import blueprint, claim, dataset, generate, identity, second_ru
 from eqflow.runs.run import Run
 from eqflow.training import (
     checkpoint, logging, loop, nonfinite, overview, progress, sharding, snapshots, train_state)
-from eqflow.training.runtime import ledger, multihost, preemption, watchdog
+from eqflow.training.runtime import ledger, multihost, preemption, streams, watchdog
 
 
 def train(run: Run, stop: preemption.Stop | None = None,
@@ -33,16 +34,20 @@ def train(run: Run, stop: preemption.Stop | None = None,
   # Evaluation follows: what it would reject must not be found after hours of training.
   second_run.guide_of(run)
   consistency.check_training(config, run.recipe.model, run.recipe.averages, run.mesh)
-  source = dataset.evaluation_source(run)
-  if config.evaluate.split != config.data.split or config.data.name == 'pairs':
-    source = dataset.open_source(config)
   process = jax.process_index()
-  with (claim.claimed(config, workdir, source),
-        ledger.booked(workdir, book, active=process == 0) as book,
-        watchdog.watching(workdir, config.train.stuck_seconds, book.pulse, process=process,
-                          count=jax.process_count()),
-        checkpoint.open_checkpoints(workdir, keep=config.train.keep_checkpoints,
-                                    run=identity.identity(config)) as checkpoints):
+  with contextlib.ExitStack() as stack:
+    book = book or stack.enter_context(contextlib.closing(ledger.Ledger()))
+    # Before the data are opened: they may be on a disk that does not answer.
+    stack.enter_context(watchdog.watching(
+        workdir, config.train.stuck_seconds, book.pulse, process=process, count=jax.process_count()))
+    source = dataset.evaluation_source(run)
+    if config.evaluate.split != config.data.split or config.data.name == 'pairs':
+      source = dataset.open_source(config)
+    stack.enter_context(claim.claimed(config, workdir, source))
+    streams.log_to(workdir / f'log{f"-{process}" * (process > 0)}.txt')
+    stack.enter_context(ledger.booked(workdir, book, active=process == 0))
+    checkpoints = stack.enter_context(checkpoint.open_checkpoints(
+        workdir, keep=config.train.keep_checkpoints, run=identity.identity(config)))
     if process == 0 and source.damaged:
       print(f'{source.name}: skipping {len(source.damaged)} damaged images, listed in data.json')
     state = started(run, checkpoints, book)
@@ -98,13 +103,16 @@ def trained(run: Run, source: sources.Source, state: train_state.TrainState, ste
       source, seed=config.seed, batch=section.batch, start=start * section.batch, process_index=own,
       process_count=readers, workers=config.data.workers, flip=config.data.flip,
       couple=run.recipe.objective.couple)
-  log = logging.Log(run.workdir, step=start, batch=section.batch, num_examples=section.num_examples,
+  log = logging.Log(run.workdir, step=start, until=until, batch=section.batch,
                     active=jax.process_index() == 0)
   batches, step = book.timed_loop((sharding.place_batch(each, run.mesh) for each in rows), step)
   book.switch('step')
+  do, at = actions(run, log, checkpoints, stop, book), cadence(config)
   with contextlib.closing(rows), contextlib.closing(log), stop.busy():
-    return loop.fit(state, step, batches, until, cadence(config),
-                    actions(run, log, checkpoints, stop, book), multihost.agreeing(stop, run.mesh))
+    if start and at.at(start, last=False).preview and not picture_of(run, start).exists():
+      do.preview(state)   # The run ended before or in it.
+    return loop.fit(state, step, batches, until, at,
+                    do, multihost.agreeing(stop, run.mesh))
 
 
 def cadence(config: ConfigDict) -> loop.Cadence:
@@ -123,12 +131,15 @@ def actions(run: Run, log: logging.Log, checkpoints: checkpoint.Checkpoints, sto
     if pending is not None:
       nonfinite.check(*pending, run.config.train.max_skipped, log.progress.say)
 
-  def write(n, state, metrics):
-    values = {name: float(value) for name, value in metrics.compute().items()}
-    log.write(n, values | skipped(run.config, state))
+  def write(n, state):
+    # Skipped steps are no updates. The rate is the one of the last update.
+    updates = n - int(state.guard.skipped)
+    log.write(n, train_state.means(state) | skipped(run.config, state) | dict(
+        learning_rate=float(run.recipe.rate(np.int32(max(updates - 1, 0))))))
 
   def save(state, *, wait):
     with book.on('save'):
+      log.writer.sync()
       checkpoints.save(state)
       if wait:
         checkpoints.wait()
@@ -144,8 +155,8 @@ def actions(run: Run, log: logging.Log, checkpoints: checkpoint.Checkpoints, sto
         preview(run, state, log, book.beat)
 
   return loop.Actions(
-      metrics=lambda: train_state.empty_metrics(run.mesh), check=check, log=write, save=save,
-      preview=show, snapshot=book.timed('save', lambda state: keep_snapshot(run, state)))
+      check=check, log=write, save=save, preview=show,
+      snapshot=book.timed('save', lambda state: keep_snapshot(run, state)))
 
 
 def keep_snapshot(run: Run, state: train_state.TrainState) -> None:
@@ -161,6 +172,11 @@ def skipped(config: ConfigDict, state: train_state.TrainState) -> dict[str, floa
   if not config.train.max_skipped:
     return {}
   return {'skipped': int(state.guard.skipped), 'scale': float(state.guard.scale)}
+
+
+def picture_of(run: Run, step: int) -> pathlib.Path:
+  """The picture of the preview after a step."""
+  return run.workdir / f'samples-{step:07d}.png'
 
 
 def preview(run: Run, state: train_state.TrainState, log: logging.Log,
@@ -179,7 +195,7 @@ def preview(run: Run, state: train_state.TrainState, log: logging.Log,
     return   # All processes draw, the first one writes.
   sampled = f'samples of {train_state.called(config.sample.params)}, step {at:,}'
   picture = generate.picture(x, label, title=sampled, names=generate.class_names(run))
-  path = workdir / f'samples-{at:07d}.png'
-  images.save_png(path, picture)
+  path = picture_of(run, at)
   log.writer.picture(at, 'samples', picture)
+  images.save_png(path, picture)
   log.progress.say(f'{sampled}: {path}')

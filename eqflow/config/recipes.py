@@ -24,6 +24,7 @@ class Recipe(NamedTuple):
   objective: objective.Objective         # config.loss
   sampling: sampling.Sampling            # config.sample
   optimizer: optax.GradientTransformation
+  rate: optax.Schedule                   # updates made -> learning rate
   averages: averages.Averages            # config.ema
 
 
@@ -35,22 +36,28 @@ def recipe(config: ConfigDict) -> Recipe:
     blind_spots.check_grid([0.9, 0.1], process=process, output=outputs.v)
   output = bind(OUTPUTS, config.output, 'output')
   model = networks.build(config, process)
+  rate = _rate(config)
   made = Recipe(model=model,
                 objective=objective.build(config, process, output, model),
                 sampling=sampling.build(config, process, output),
-                optimizer=_optimizer(config), averages=averages.build(config))
+                optimizer=_optimizer(config, rate), rate=rate,
+                averages=averages.build(config))
   consistency.check(config, made.model, made.sampling, output)
   return made
 
 
-def _optimizer(config):
+def _rate(config):
   section = config.optimizer
   shape = bind(SCHEDULES, section.schedule, 'optimizer.schedule',
                 num_examples=config.train.num_examples)
   with naming('optimizer.schedule'):
     shape(jnp.float32(0))
-  schedule = optimizers.learning_rate(
+  return optimizers.learning_rate(
       rate=section.rate, shape=shape, warmup_examples=section.warmup_examples,
       batch=config.train.batch)
-  return optimizers.adamw(schedule, b1=section.b1, b2=section.b2, eps=section.eps,
+
+
+def _optimizer(config, rate):
+  section = config.optimizer
+  return optimizers.adamw(rate, b1=section.b1, b2=section.b2, eps=section.eps,
                           weight_decay=section.weight_decay, clip=section.clip)

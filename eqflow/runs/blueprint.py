@@ -34,18 +34,15 @@ def make_step(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh,
 
 
 def step_and_shapes(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> tuple[Callable, tuple]:
-  """(step, (state, metrics, batch)): what training compiles, as shapes and shardings."""
+  """(step, (state, batch)): what training compiles, as shapes and shardings."""
   state, b = first_state(config, recipe, mesh, abstract=True), config.train.batch
-  metrics = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh)),
-      jax.eval_shape(train_state.TrainMetrics.empty))
   rows = {'x': ((b, *config.data.shape), np.float32), 'label': ((b,), np.int32),
           'index': ((b,), np.uint32)}
   if recipe.objective.couple or config.data.name == 'pairs':
     rows['eps'] = rows['x']
   batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.by_example(mesh))
            for name, (shape, dtype) in rows.items()}
-  return make_step(config, recipe, mesh, state), (state, metrics, batch)
+  return make_step(config, recipe, mesh, state), (state, batch)
 
 
 def compiled(config: ConfigDict, recipe: recipes.Recipe, mesh: Mesh) -> Callable:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from eqflow.training.runtime import multihost, preemption
-from eqflow.training.train_state import TrainState
+from eqflow.training import train_state
 
 
 class Due(NamedTuple):
@@ -31,25 +31,24 @@ class Cadence(NamedTuple):
 
 class Actions(NamedTuple):
   """What the loop does between steps."""
-  metrics: Callable    # () -> the metrics of no steps
   check: Callable      # ((n, health) or None) -> None; raises for step n, or for a save that failed
-  log: Callable        # (n, state, metrics)
+  log: Callable        # (n, state)
   snapshot: Callable   # (state)
   save: Callable       # (state, wait); with wait it returns when the checkpoint is on disk
   preview: Callable    # (state)
 
 
-def fit(state: TrainState, step: Callable, batches: Iterator[dict[str, Any]], until: int,
+def fit(state: train_state.TrainState, step: Callable, batches: Iterator[dict[str, Any]], until: int,
         cadence: Cadence, actions: Actions,
-        stop: preemption.Stop | multihost.Agreement) -> TrainState:
+        stop: preemption.Stop | multihost.Agreement) -> train_state.TrainState:
   """Trains from state.step to `until` steps; state is donated.
 
   A state is written only if its last update was finite. After the step in which a signal came, saves
   the state and raises Stopped. Raises what `actions.check` does.
   """
-  metrics, pending = actions.metrics(), None
+  pending = None
   for n in range(int(state.step) + 1, until + 1):
-    state, metrics, health = step(state, metrics, next(batches))
+    state, health = step(state, next(batches))
     actions.check(pending)              # One step late: the device never waits for the host.
     pending = n, health
     due, stopping = cadence.at(n, last=n == until), stop.agreed()
@@ -57,8 +56,8 @@ def fit(state: TrainState, step: Callable, batches: Iterator[dict[str, Any]], un
       actions.check(pending)            # Now: the state may be written.
       pending = None
     if due.log:
-      actions.log(n, state, metrics)
-      metrics = actions.metrics()
+      actions.log(n, state)
+      state = train_state.logged(state)
     if due.snapshot:                    # Before the checkpoint: a resumed run would not write it again.
       actions.snapshot(state)
     if due.save or stopping:

@@ -1,11 +1,12 @@
 """What the program does while it is silent, on stderr: a word before, and how far it is."""
 
 from collections.abc import Iterable, Iterator
-import sys
 import time
 
 import jax
 import tqdm
+
+from eqflow.training.runtime import streams
 
 _SECONDS = 10.0   # between two lines of `counted`
 
@@ -13,13 +14,13 @@ _SECONDS = 10.0   # between two lines of `counted`
 def say(what: str) -> None:
   """A line on stderr, above the bars of a terminal; of several processes, the first one writes it."""
   if jax.process_index() == 0:
-    tqdm.tqdm.write(what, file=sys.stderr)
+    tqdm.tqdm.write(what, file=streams.terminal())
 
 
 def counted(steps: Iterable, total: int, what: str) -> Iterator:
   """The steps, counted on stderr: by a bar on a terminal, by a line every ten seconds elsewhere."""
-  if jax.process_index() == 0 and sys.stderr and sys.stderr.isatty():
-    yield from tqdm.tqdm(steps, desc=what, total=total, leave=False)
+  if jax.process_index() == 0 and streams.terminal().isatty():
+    yield from tqdm.tqdm(steps, desc=what, total=total, leave=False, file=streams.terminal())
     return
   clock = time.monotonic()
   for done, step in enumerate(steps, 1):

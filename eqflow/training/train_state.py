@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from clu import metrics as clu_metrics
 import flax
 import jax
 from jax import numpy as jnp
@@ -26,14 +25,24 @@ class TrainState:
   emas: Any        # {name: tree like params}
   histogram: Any = ()   # of losses, for an adaptive density
   guard: Any = ()       # nonfinite.Guard: skipped steps and the loss scale
+  sums: Any = ()        # of the steps since the last line of the log, see `no_sums`
 
 
-@flax.struct.dataclass
-class TrainMetrics(clu_metrics.Collection):
-  """Means over the steps since the last line of the log, without skipped steps."""
-  loss: clu_metrics.Average.from_output('loss')
-  error: clu_metrics.Average.from_output('error')
-  grad_norm: clu_metrics.Average.from_output('grad_norm')
+# What a line of the log has the mean of.
+LOGGED = 'loss', 'error', 'grad_norm'
+
+
+def no_sums() -> dict[str, Any]:
+  """The sums of no steps: how many there are, skipped ones excluded, and the sum of each of LOGGED.
+
+  They are part of the state, so that the log does not depend on restarts.
+  """
+  return {'steps': jnp.int32(0), **{name: jnp.float32(0) for name in LOGGED}}
+
+
+def means(state: TrainState) -> dict[str, float]:
+  """The means of LOGGED over the steps since the last line of the log; NaN if all were skipped."""
+  return {name: float(state.sums[name] / state.sums['steps']) for name in LOGGED}
 
 
 def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, seed: int,
@@ -48,7 +57,8 @@ def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, 
     params = init(jax.random.key(seed))
     return TrainState(seed=seed, step=jnp.int32(0), examples=jnp.uint32(0), params=params,
                       opt_state=optimizer.init(params), emas=ema.init(params, names),
-                      histogram=jax.tree.map(jnp.asarray, histogram), guard=nonfinite.start(scale))
+                      histogram=jax.tree.map(jnp.asarray, histogram), guard=nonfinite.start(scale),
+                      sums=no_sums())
   like = jax.eval_shape(make, jnp.uint32(seed))
   places = sharding.of(like, rules, mesh)
   if abstract:
@@ -57,9 +67,10 @@ def create(init: Callable, optimizer: optax.GradientTransformation, names: Any, 
   return jax.jit(make, out_shardings=places)(jnp.uint32(seed))
 
 
-def empty_metrics(mesh: Mesh) -> TrainMetrics:
-  """Metrics of no steps, sharded like those that a step returns."""
-  return jax.jit(TrainMetrics.empty, out_shardings=sharding.replicated(mesh))()
+def logged(state: TrainState) -> TrainState:
+  """The state after a line of the log: its sums start again."""
+  everywhere = jax.tree.leaves(state.sums)[0].sharding
+  return state.replace(sums=jax.jit(no_sums, out_shardings=everywhere)())
 
 
 def parameters(state: TrainState, name: str) -> Any:

@@ -10,7 +10,6 @@ import optax
 
 from eqflow import arrays, ema
 from eqflow.training import nonfinite, sharding
-from eqflow.training.train_state import TrainMetrics
 
 
 def gradient_of(loss: Callable, *, accumulate: int = 1, scaled: bool = False) -> Callable:
@@ -52,7 +51,7 @@ def gradient_of(loss: Callable, *, accumulate: int = 1, scaled: bool = False) ->
 def make_step(gradient: Callable, optimizer: optax.GradientTransformation, rates: Callable, mesh: Mesh,
               *, places: Any = None, measure: Callable | None = None, prepare: Callable | None = None,
               skip: Callable | None = None) -> Callable:
-  """(state, metrics, batch) -> (state, metrics, Health), compiled; its first two arguments are donated.
+  """(state, batch) -> (state, Health), compiled; the state is donated.
 
   gradient: of `gradient_of`
   rates(step, examples, added) -> {name: EMA rate}; examples includes this step
@@ -64,7 +63,7 @@ def make_step(gradient: Callable, optimizer: optax.GradientTransformation, rates
     any number in Health is not finite, the step only advances the position in the data and the guard.
     None: such a step returns a state that is not finite, and must be discarded
   """
-  def update(state, grads, params, seen, added):
+  def update(state, grads, params, seen, added, measured):
     """The state after one optimizer step from `params`, which saw `added` examples."""
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     params = optax.apply_updates(params, updates)
@@ -74,28 +73,29 @@ def make_step(gradient: Callable, optimizer: optax.GradientTransformation, rates
     return state.replace(
         step=state.step + 1, examples=examples, params=params, opt_state=opt_state,
         emas=ema.update(state.emas, params, rates(state.step, examples, moved)),
-        histogram=measure(state.histogram, *seen) if measure else state.histogram)
+        histogram=measure(state.histogram, *seen) if measure else state.histogram,
+        sums={name: state.sums[name] + value for name, value in measured.items()})
 
-  def step(state, metrics, batch):
+  def step(state, batch):
     keys = arrays.example_keys(state.seed, batch['index'])
     params = prepare(state.params) if prepare else state.params
     (loss, error), grads, seen = gradient(params, state.histogram, state.guard.scale, keys, batch)
     grad_norm = optax.tree.norm(grads)
-    new = update(state, grads, params, seen, jnp.uint32(len(batch['index'])))
-    means = TrainMetrics.single_from_model_output(loss=loss, error=error, grad_norm=grad_norm)
-    new_metrics, numbers = metrics.merge(means), (loss, grad_norm, optax.tree.norm(new.params))
+    measured = dict(steps=1, loss=loss, error=error, grad_norm=grad_norm)
+    new = update(state, grads, params, seen, jnp.uint32(len(batch['index'])), measured)
+    numbers = loss, grad_norm, optax.tree.norm(new.params)
     if skip:
       finite = jnp.isfinite(jnp.stack(numbers)).all()
-      kept, new_metrics = nonfinite.chosen(finite, (new, new_metrics), (state, metrics))
+      kept = nonfinite.chosen(finite, new, state)
       new = kept.replace(step=new.step, examples=new.examples, guard=skip(state.guard, finite))
     row = jnp.float32(new.guard.skipped_in_a_row)
-    return new, new_metrics, nonfinite.Health(*numbers, row)
+    return new, nonfinite.Health(*numbers, row)
 
-  def on_mesh(state, metrics, batch):
+  def on_mesh(state, batch):
     # Layers constrain their activations to this mesh.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return step(state, metrics, batch)
+      return step(state, batch)
 
   everywhere = sharding.replicated(mesh)
-  return jax.jit(on_mesh, donate_argnums=(0, 1),
-                 out_shardings=(everywhere if places is None else places, everywhere, everywhere))
+  return jax.jit(on_mesh, donate_argnums=0,
+                 out_shardings=(everywhere if places is None else places, everywhere))

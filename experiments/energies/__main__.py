@@ -33,11 +33,11 @@ def stepping(kind):
   step = train_step.make_step(train_step.gradient_of(recipe.objective.loss), recipe.optimizer,
                               recipe.averages.rates, mesh)
   at = train_state.create(recipe.model.init, recipe.optimizer, recipe.averages.names, 0, mesh)
-  state = [at, train_state.empty_metrics(mesh)]
+  state = [at]
 
   def take(count=10):
     for _ in range(count):
-      *state[:], health = step(*state, batch)
+      state[0], health = step(state[0], batch)
     jax.block_until_ready(health)
 
   return take

@@ -83,14 +83,14 @@ def trained(parts: str, examples: int) -> dict:
   batches = pipeline.batches(
       dataset.open_source(config), seed=config.seed, batch=config.train.batch, start=0, process_index=0,
       process_count=1, workers=0, flip=False, couple=None)
-  found, losses, metrics = [], [], train_state.empty_metrics(mesh)
+  found, losses = [], []
   for at in range(0, examples + 1, config.train.batch):
     if at % EVERY == 0:
       found.append(jax.device_get(measure(state.params)))
-      losses.append(float(metrics.compute()['loss']) if at else float('nan'))
-      metrics = train_state.empty_metrics(mesh)
+      losses.append(train_state.means(state)['loss'] if at else float('nan'))
+      state = train_state.logged(state)
       print(parts, at, losses[-1], np.mean(list(found[-1]['activations'].values())), flush=True)
-    state, metrics, _ = step(state, metrics, sharding.place_batch(next(batches), mesh))
+    state, _ = step(state, sharding.place_batch(next(batches), mesh))
   columns = jax.tree.map(lambda *values: [float(value) for value in values], *found)
   return {'examples': list(range(0, examples + 1, EVERY)), 'losses': losses[1:], **columns}
 

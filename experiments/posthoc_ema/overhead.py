@@ -49,7 +49,7 @@ def main():
     for name, (step, _) in made.items():
       clock = time.perf_counter()
       for _ in range(STEPS):
-        states[name], _, health = step(states[name], train_state.empty_metrics(mesh), batch)
+        states[name], health = step(states[name], batch)
       jax.block_until_ready(health)
       # The first round compiles.
       seconds[name] += [(time.perf_counter() - clock) / STEPS] if i else []

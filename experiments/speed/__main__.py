@@ -28,7 +28,7 @@ from eqflow.config import networks, recipes
 from eqflow.data import pipeline
 from eqflow.runs import blueprint, dataset
 from eqflow.runs.run import Run
-from eqflow.training import checkpoint, sharding, train_state
+from eqflow.training import checkpoint, sharding
 from eqflow.training.runtime import ledger, preemption
 from experiments import ROOT
 from experiments.speed.pairs import clock, pairs
@@ -47,9 +47,9 @@ def loop_against_step(count=7, num_steps=300):
     batch = sharding.place_batch(next(batches), mesh)
 
   def bare():
-    state, metrics = fresh(), train_state.empty_metrics(mesh)
+    state = fresh()
     for _ in range(num_steps):
-      state, metrics, health = step(state, metrics, batch)
+      state, health = step(state, batch)
     jax.block_until_ready(health)
 
   def loop():

@@ -225,12 +225,11 @@ def _updated(config, mesh, *, accumulate=1):
   step = train_step.make_step(gradient, recipe.optimizer, recipe.averages.rates, mesh,
                               measure=recipe.objective.measure)
   rng = np.random.default_rng(0)
-  metrics = train_state.empty_metrics(mesh)
   for i in range(4):
     batch = {'x': rng.normal(size=(32, *config.data.shape)).astype(np.float32),
              'label': rng.integers(0, 10, 32).astype(np.int32),
              'index': np.arange(32 * i, 32 * i + 32, dtype=np.uint32)}
-    state, metrics, health = step(state, metrics, sharding.place_batch(batch, mesh))
+    state, health = step(state, sharding.place_batch(batch, mesh))
   return state, np.asarray(health)
 
 

@@ -37,18 +37,18 @@ def test_every_config_and_variant_builds_and_traces_a_step(name, variant):
     state = train_state.TrainState(
         seed=jnp.uint32(0), step=jnp.int32(0), examples=jnp.uint32(0), params=params,
         opt_state=recipe.optimizer.init(params), emas={k: params for k in recipe.averages.names},
-        histogram=recipe.objective.histogram, guard=nonfinite.start())
-    state, metrics, health = step(state, train_state.TrainMetrics.empty(), batch)
+        histogram=recipe.objective.histogram, guard=nonfinite.start(), sums=train_state.no_sums())
+    state, health = step(state, batch)
     models = [Model(recipe.model.network, params)]
     draws, *_ = recipe.sampling.generate(models, jax.random.split(key, 2), batch['label'][:2])
-    return state, metrics, health, draws
+    return state, health, draws
   b, shape = config.train.batch, tuple(config.data.shape)
   batch = {'x': jax.ShapeDtypeStruct((b, *shape), jnp.float32),
            'label': jax.ShapeDtypeStruct((b,), jnp.int32),
            'index': jax.ShapeDtypeStruct((b,), jnp.uint32)}
   if config.loss.coupling.name != 'independent':
     batch['eps'] = batch['x']
-  state, _, health, draws = jax.eval_shape(run, jax.random.key(0), batch)
+  state, health, draws = jax.eval_shape(run, jax.random.key(0), batch)
   assert all(number.shape == () for number in health) and draws.shape == (2, *shape)
   assert state.examples.dtype == jnp.uint32
 

@@ -42,7 +42,7 @@ def main():
   source = dataset.open_source(config)
   with contextlib.closing(pipeline.batches(source, seed=0, batch=given.batch)) as batches:
     batch = sharding.place_batch(next(batches), mesh)
-  state, running, health = step(state, train_state.empty_metrics(mesh), batch)
+  state, health = step(state, batch)
   jax.block_until_ready(health)
 
   with tempfile.TemporaryDirectory(dir=given.folder) as name:
@@ -51,7 +51,7 @@ def main():
       book.switch('step')
       began = last = time.monotonic()
       while time.monotonic() - began < 60 * given.minutes:
-        state, running, fresh = step(state, running, batch)
+        state, fresh = step(state, batch)
         jax.block_until_ready(health)
         health = fresh
         if time.monotonic() - last >= given.interval:

@@ -122,9 +122,9 @@ def stopped(folder: pathlib.Path, expected: str, phase: str,
 
 
 def phase_of(i: int) -> tuple[str, signal.Signals]:
-  """The phase and the signal of the i-th case: all phases in turn, then with the other signal."""
+  """The phase and the signal of the i-th case: all phases in turn, then with the next signal."""
   phases = list(victim.PHASES)
-  return phases[i % len(phases)], preemption.SIGNALS[i // len(phases) % 2]
+  return phases[i % len(phases)], preemption.SIGNALS[i // len(phases) % len(preemption.SIGNALS)]
 
 
 def point_of(i: int) -> tuple[str, int]:

@@ -104,10 +104,10 @@ def run(config: ConfigDict, recipe: recipes.Recipe, step: Callable, leaves: int,
     i = next(number)
     return place(spoiled(batch, kind, leaves, chance if i in at else None), mesh)
 
-  def watched(state, metrics, batch):
+  def watched(state, batch):
     i = int(state.step)
     before = _host(state) if i in at else None
-    out = step(state, metrics, batch)
+    out = step(state, batch)
     if i in at:
       seen(i, before, _host(out[0]))
     return out
@@ -126,7 +126,7 @@ def _host(tree):
 def untouched(before: Any, after: Any) -> bool:
   """Whether two states are equal bit for bit, except the position in the data and skipped steps."""
   kept = lambda state: [np.asarray(leaf).tobytes() for name in (
-      'seed', 'params', 'opt_state', 'emas', 'histogram') for leaf in jax.tree.leaves(
+      'seed', 'params', 'opt_state', 'emas', 'histogram', 'sums') for leaf in jax.tree.leaves(
           getattr(state, name))]
   return kept(before) == kept(after)
 

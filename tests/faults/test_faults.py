@@ -78,12 +78,12 @@ def test_a_failed_save_is_reported_one_step_later(tmp_path, monkeypatch):
     if '4.partial' in str(path):
       raise OSError(28, 'No space left on device')
 
-  def counted(state, metrics, batch):
+  def counted(state, batch):
     made.append(int(state.step) + 1)
     for thread in threading.enumerate():
       if thread is not threading.main_thread() and '_finish' in thread.name:
         thread.join()   # The save of the step before has ended or failed.
-    return step(state, metrics, batch)
+    return step(state, batch)
 
   monkeypatch.setattr(files, 'sync', full)
   with pytest.raises(OSError, match='No space left.* newest checkpoint is 2;'):

@@ -173,7 +173,7 @@ def main():
       if not given.short:
         evaluate.evaluate(run_of(config, workdir), book=book)
   except preemption.Stopped as stopped:
-    preemption.end(str(stopped))
+    preemption.end(*stopped.args)
 
 
 if __name__ == '__main__':

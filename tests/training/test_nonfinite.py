@@ -37,7 +37,7 @@ def started(*, skip=True, scale=1.0, loss=None, accumulate=1):
   gradient = train_step.gradient_of(loss or regression(), accumulate=accumulate, scaled=scale != 1)
   rule = nonfinite.rescaled if scale != 1 else nonfinite.counted
   step = train_step.make_step(gradient, adam, share, mesh, skip=rule if skip else None)
-  return state, step, train_state.empty_metrics(mesh)
+  return state, step
 
 
 def batch(i, **changes):
@@ -53,23 +53,22 @@ def host(tree):
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('bad', [np.nan, np.inf, 1e30], ids=str)
 def test_a_step_that_is_not_finite_only_advances_the_position_in_the_data(bad, accumulate):
-  state, step, metrics = started(accumulate=accumulate)
+  state, step = started(accumulate=accumulate)
   x = batch(1)['x']
   x[3, 1] = bad
-  state, metrics, _ = step(state, metrics, batch(0))
-  before, met = host(state), host(metrics)
-  state, metrics, health = step(state, metrics, batch(1, x=x))
+  state, _ = step(state, batch(0))
+  before = host(state)
+  state, health = step(state, batch(1, x=x))
   assert not np.isfinite(np.asarray(health[:2])).all() and int(health.skipped_in_a_row) == 1
-  for name in ('params', 'opt_state', 'emas', 'histogram', 'seed'):
+  for name in ('params', 'opt_state', 'emas', 'histogram', 'seed', 'sums'):
     jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
-  jax.tree.map(np.testing.assert_array_equal, host(metrics), met)
   assert (int(state.step), int(state.examples), int(state.guard.skipped)) == (2, 16, 1)
 
   # The next steps are as if the bad batch had never been.
-  state, metrics, health = step(state, metrics, batch(2))
-  other, step, metrics = started(accumulate=accumulate)
+  state, health = step(state, batch(2))
+  other, step = started(accumulate=accumulate)
   for i in (0, 2):
-    other, metrics, _ = step(other, metrics, batch(i))
+    other, _ = step(other, batch(i))
   jax.tree.map(np.testing.assert_array_equal, state.params, other.params)
   jax.tree.map(np.testing.assert_array_equal, state.emas, other.emas)
   assert (int(health.skipped_in_a_row), int(state.guard.skipped)) == (0, 1)
@@ -86,11 +85,11 @@ def test_averages_count_the_examples_of_skipped_steps():
   mesh, sgd = sharding.device_mesh(jax.devices()[:1]), optax.sgd(1.0)
   state = train_state.create(lambda key: {'w': jnp.float32(0)}, sgd, ['mean'], 0, mesh)
   step = train_step.make_step(train_step.gradient_of(loss), sgd, share, mesh, skip=nonfinite.counted)
-  metrics, weights, at = train_state.empty_metrics(mesh), [], []
+  weights, at = [], []
   for i in range(60):
     bad = 40 <= i < 52
     given = {'x': np.full(8, np.nan if bad else 1, np.float32), 'index': np.arange(8, dtype=np.uint32)}
-    state, metrics, _ = step(state, metrics, given)
+    state, _ = step(state, given)
     if not bad:
       weights, at = weights + [float(state.params['w'])], at + [i + 1]
   edges = np.array([0, *at]) ** (power + 1) / 60 ** (power + 1)
@@ -105,18 +104,18 @@ def test_nan_in_one_leaf_of_the_gradient_skips_the_step():
   def loss(keys, params, batch, histogram):
     losses = ((batch['x'] @ broken(params['w']))[:, 0] - batch['y']) ** 2
     return losses, {'error': losses}
-  state, step, metrics = started(loss=loss)
+  state, step = started(loss=loss)
   before = host(state)
-  state, _, health = step(state, metrics, batch(0))
+  state, health = step(state, batch(0))
   assert np.isfinite(health.loss) and np.isnan(health.grad_norm), 'the gradient alone must be NaN'
   jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
 
 
 def test_skipping_does_not_change_finite_steps():
-  (a, step_a, met_a), (b, step_b, met_b) = started(skip=True), started(skip=False)
+  (a, step_a), (b, step_b) = started(skip=True), started(skip=False)
   for i in range(3):
-    a, met_a, health_a = step_a(a, met_a, batch(i))
-    b, met_b, health_b = step_b(b, met_b, batch(i))
+    a, health_a = step_a(a, batch(i))
+    b, health_b = step_b(b, batch(i))
   jax.tree.map(np.testing.assert_array_equal, (a.params, a.emas), (b.params, b.emas))
   np.testing.assert_array_equal(np.asarray(health_a), np.asarray(health_b))
 
@@ -126,22 +125,22 @@ def test_the_loss_scale_keeps_float16_gradients_from_underflow():
   small = regression(jnp.float16, 2.0**-24)
   grown = {}
   for scale in (1.0, 2.0**16):
-    state, step, metrics = started(scale=scale, loss=small)
-    _, _, health = step(state, metrics, batch(0))
+    state, step = started(scale=scale, loss=small)
+    _, health = step(state, batch(0))
     grown[scale] = float(health.grad_norm)
-  state, step, metrics = started(loss=regression(jnp.float32, 2.0**-24))
-  _, _, health = step(state, metrics, batch(0))
+  state, step = started(loss=regression(jnp.float32, 2.0**-24))
+  _, health = step(state, batch(0))
   np.testing.assert_allclose(grown[2.0**16], float(health.grad_norm), rtol=2e-3)
   assert grown[1.0] < 0.9 * float(health.grad_norm), f'nothing underflows without a scale: {grown}'
 
 
 def test_the_loss_scale_is_halved_until_the_gradient_is_finite():
-  state, step, metrics = started(scale=2.0**20, loss=regression(jnp.float16))
+  state, step = started(scale=2.0**20, loss=regression(jnp.float16))
   first = host(state.params)
   rows = []
   while not rows or rows[-1]:
     jax.tree.map(np.testing.assert_array_equal, state.params, first)
-    state, metrics, health = step(state, metrics, batch(0))
+    state, health = step(state, batch(0))
     rows.append(int(health.skipped_in_a_row))
     assert len(rows) < 20, f'no scale was small enough: {float(state.guard.scale)}'
   assert len(rows) > 1 and rows == [*range(1, len(rows)), 0]
@@ -231,9 +230,9 @@ def test_float16_and_float32_agree_on_the_gradient():
     gradient = train_step.gradient_of(recipe.objective.loss, scaled=recipe.objective.scale != 1)
     step = train_step.make_step(gradient, recipe.optimizer, lambda *a: {}, mesh,
                                 skip=nonfinite.rescaled)
-    metrics, row = train_state.empty_metrics(mesh), 1
+    row = 1
     while row:
-      state, metrics, health = step(state, metrics, given)
+      state, health = step(state, given)
       row = int(health.skipped_in_a_row)
     found[dtype] = np.asarray(health)
   np.testing.assert_allclose(found['float16'], found['float32'], rtol=5e-3)

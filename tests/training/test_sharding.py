@@ -13,7 +13,7 @@ from eqflow.data import pipeline
 from eqflow.models import partitioning
 from eqflow.runs import blueprint
 from eqflow.runs.dataset import open_source
-from eqflow.training import checkpoint, sharding, train_state
+from eqflow.training import checkpoint, sharding
 from tests import config_file as load
 
 WHOLE = dict(data=8, fsdp=1, tensor=1)
@@ -107,12 +107,12 @@ def _losses(config, mesh, state=None, count=50, first=0):
   like = blueprint.first_state(config, recipe, mesh)
   state = state or like
   start = jax.tree.map(np.asarray, state)
-  step, metrics = blueprint.make_step(config, recipe, mesh, like), train_state.empty_metrics(mesh)
+  step = blueprint.make_step(config, recipe, mesh, like)
   batches = pipeline.batches(open_source(config), seed=config.seed, batch=config.train.batch,
                              start=first * config.train.batch)
   found = []
   for _ in range(count):
-    state, metrics, health = step(state, metrics, sharding.place_batch(next(batches), mesh))
+    state, health = step(state, sharding.place_batch(next(batches), mesh))
     found.append(float(health.loss))
   batches.close()
   return start, np.array(found), state

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import json
 import re
+import threading
 from typing import Any
 
 import jax
@@ -33,13 +34,15 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
                      f'{num_processes}, --process_id={process_id}: {error}') from error
 
 
-def leave() -> None:
-  """Waits until every process gets here; does nothing in a single process.
+def leave(seconds: float | None = None) -> None:
+  """Waits until every process gets here, or for so many seconds; does nothing in a single process.
 
   JAX ends the other processes when process 0, which serves them, has gone.
   """
-  if jax.process_count() > 1:
-    jax.distributed.shutdown()
+  if jax.distributed.is_initialized():
+    thread = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def broadcast(function: Callable[[], Any]) -> Any:
@@ -87,7 +90,7 @@ class Agreement:
     """Raises Stopped, once every process is here: JAX would end those that it had left waiting."""
     leave()
     self._stop.leave()
-    raise preemption.Stopped('a signal to another process')
+    raise preemption.Stopped('a signal to another process', self._stop.remedy)
 
 
 def agreeing(stop: preemption.Stop, mesh: Mesh) -> preemption.Stop | Agreement:

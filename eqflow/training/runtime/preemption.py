@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: noticed in every phase of a run, and answered as soon as nothing would be lost.
+"""Signals that ask a program to stop: noticed in every phase, answered when nothing would be lost.
+
+SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal goes away; ignored under nohup), SIGUSR1, SIGUSR2 and
+SIGXCPU (batch systems announce the end of a job with them) are answered alike. SIGQUIT and all others
+keep their meaning, which is the end at once.
 
 Python runs a signal handler only between two bytecode instructions of the main thread, so not during a
 compilation that takes minutes. Here a thread reads the signal's number from a pipe that C writes to.
@@ -9,14 +13,19 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from typing import NoReturn
 
+from eqflow.training.runtime import streams
+
 # os.EX_TEMPFAIL: run the same command again to resume.
 EXIT_CODE = 75
-SIGNALS = signal.SIGTERM, signal.SIGINT
-_PATIENCE = 5.0   # seconds that printing the last line may take
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+           signal.SIGXCPU)
+# What to do after it.
+AGAIN = 'run the same command again'
+RESUME = f'{AGAIN} to resume from the last checkpoint'
+_PATIENCE = 10.0   # seconds that printing the last line may take
 
 
 class Stopped(Exception):
@@ -24,10 +33,13 @@ class Stopped(Exception):
 
 
 class Stop:
-  """Whether a signal has asked the run to stop, and whether it has unsaved work."""
+  """Whether a signal has asked the run to stop, and whether it has unsaved work.
 
-  def __init__(self):
-    self.asked = None     # the signal
+  `remedy` is what the last line then says to do.
+  """
+
+  def __init__(self, remedy: str = RESUME):
+    self.asked, self.remedy = None, remedy     # the signal
     self._busy = 0
     self._lock = threading.Lock()
 
@@ -65,7 +77,7 @@ class Stop:
   def leave(self) -> None:
     """Raises Stopped if a signal has asked for it."""
     if self.asked is not None:
-      raise Stopped(signal.Signals(self.asked).name)
+      raise Stopped(signal.Signals(self.asked).name, self.remedy)
 
   def heard(self, number: int) -> None:
     """A signal has arrived: exits here and now unless the run is busy."""
@@ -74,20 +86,19 @@ class Stop:
       if self._busy > 0:
         return
       # Does not wait for the main thread, which may be inside C++ for minutes.
-      end(signal.Signals(number).name)
+      end(signal.Signals(number).name, self.remedy)
 
 
-def end(name: str) -> None:
-  """Exits with EXIT_CODE, after a line that names the signal; kills child processes."""
+def end(name: str, remedy: str = RESUME) -> None:
+  """Exits with EXIT_CODE, after a line that names the signal and the remedy; kills child processes."""
   # The line may block on a full pipe that nobody reads: Ctrl-C may have ended the reader.
   late = threading.Timer(_PATIENCE, exit_now, (EXIT_CODE,))
   late.daemon = True
   late.start()
   with contextlib.suppress(OSError, ValueError):
-    print(f'eqflow: stopped by {name}; run the same command again to resume from the last checkpoint',
-          file=sys.stderr, flush=True)
-  with contextlib.suppress(OSError, ValueError):
     sys.stdout.flush()
+  with contextlib.suppress(OSError, ValueError):
+    streams.last(f'stopped by {name}; {remedy}')
   exit_now(EXIT_CODE)
 
 
@@ -95,30 +106,31 @@ def exit_now(code: int) -> NoReturn:
   """Exits with `code` without any cleanup; kills child processes."""
   for child in multiprocessing.active_children():
     child.kill()
+  streams.end()
   os._exit(code)
 
 
 def answer() -> None:
   """From here on a signal exits with EXIT_CODE: for the start of a program, with no work to lose."""
-  for number in SIGNALS:
-    signal.signal(number, lambda number, _: end(signal.Signals(number).name))
+  for number in _answered():
+    signal.signal(number, lambda number, _: end(signal.Signals(number).name, AGAIN))
 
 
-def unanswered() -> None:
-  """Restores Python's own handlers."""
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+def _answered():
+  # nohup ignores this one for the programs that it starts.
+  nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+  return [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Stop]:
-  """A Stop that receives SIGTERM and SIGINT until the end of the block; call it in the main thread."""
-  stop = Stop()
+def watched(remedy: str = RESUME) -> Iterator[Stop]:
+  """A Stop that receives SIGNALS until the end of the block; call it in the main thread."""
+  stop = Stop(remedy)
   read_end, write_end = os.pipe()
   os.set_blocking(write_end, False)
   before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
   # Without a Python handler nothing is written to the pipe.
-  handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+  handlers = {number: signal.signal(number, lambda *_: None) for number in _answered()}
 
   def watch():
     while received := os.read(read_end, 1):

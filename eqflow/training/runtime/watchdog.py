@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 
-from eqflow.training.runtime import preemption
+from eqflow.training.runtime import preemption, streams
 
 # os.EX_SOFTWARE: the same command resumes the run, but it may get stuck again.
 EXIT_CODE = 70
@@ -159,17 +159,18 @@ def _end(stuck, unheard, path, seconds, every):
   last = threading.Timer(30 + 4 * every, os._exit, (EXIT_CODE,))
   last.daemon = True
   last.start()
-  lines = [f'eqflow: stuck, exiting (config.train.stuck_seconds={seconds:g}): {stuck[0]}',
-           *(f'eqflow: also {line}' for line in stuck[1:]),
-           *(f'eqflow: process {process} has not started, or has ended' for process in unheard),
-           f'eqflow: run the same command again to resume; stacks of all threads, also in {path}:', '']
-  text = '\n'.join(lines).encode()
+  lines = [*(f'also {line}' for line in stuck[1:]),
+           *(f'process {process} has not started, or has ended' for process in unheard),
+           f'stuck, exiting (config.train.stuck_seconds={seconds:g}): {stuck[0]} and the stacks of all '
+           f'threads are in {path}; run the same command again to resume']
   with contextlib.suppress(OSError), path.open('wb') as file:
-    file.write(text)
+    file.write('\n'.join([*lines, '']).encode())
     file.flush()
     faulthandler.dump_traceback(file)
-  os.write(2, text)
-  faulthandler.dump_traceback(2)
+  with contextlib.suppress(OSError):
+    faulthandler.dump_traceback(2)
+  for line in lines:
+    streams.last(line)
   # The others detect the same and write their stacks, before JAX ends them with this process.
   time.sleep(2 * every)
   preemption.exit_now(EXIT_CODE)
