@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 try:
   from absl import app, flags, logging
 except ImportError:
-  sys.exit("eqflow: the program needs more packages than the library: pip install -e '.[train]'")
+  streams.last("the program needs more packages than the library: pip install -e '.[train]'")
+  sys.exit(1)
 import jax
 from ml_collections import ConfigDict, config_flags
 
@@ -37,9 +38,10 @@ COMMANDS = {
 MODES = 'train', 'evaluate', *COMMANDS, 'plan'
 
 # What a user can fix: one line, exit code 2. Another exception has exit code 1, and its traceback is in
-# the log. 74 is os.EX_IOERR: all is done and written, but not all could be printed.
+# the log. 74 is os.EX_IOERR: all is done and written, but not all could be printed. 70 is that of the
+# watchdog: another process has ended.
 REJECTIONS = ValueError, OSError, FloatingPointError, ImportError
-UNPRINTED, UNEXPECTED = 74, 1
+UNPRINTED, UNEXPECTED, LOST = 74, 1, 70
 _PATIENCE = 10.0   # seconds that a process which fails waits for the others to fail alike
 
 options.define(MODES)
@@ -131,33 +133,36 @@ def end(program: Callable) -> NoReturn:
     code = program()
   except SystemExit as ended:
     code = ended.code
+    if isinstance(code, str):
+      streams.last(code)
+      code = UNEXPECTED
   except BaseException as error:
     traceback.print_exc()
-    streams.last(unexpected(error))
-    code = UNEXPECTED
+    line, code = unexpected(error)
+    streams.last(line)
   if not code and streams.lost() and flags.FLAGS.is_parsed() and flags.FLAGS.mode != 'train':
-    streams.last(f'all is written, but standard output could not be ({streams.lost()}): what was to be '
-                 'printed is in the log in --workdir')
+    streams.last(f'all files are written, but standard output is not ({streams.lost()}): the log in '
+                 '--workdir, if one is given, has it')
     code = UNPRINTED
-  if jax.distributed.is_initialized():
+  if jax.distributed.is_initialized() and code != LOST:
     streams.end()
     # The others, which fail alike, must be able to say so: JAX ends them when process 0 has gone.
     multihost.leave(_PATIENCE)
   preemption.exit_now(code or 0)
 
 
-def unexpected(error: BaseException) -> str:
-  """The line about an exception that is none of REJECTIONS."""
+def unexpected(error: BaseException) -> tuple[str, int]:
+  """(line, exit code) of an exception that is not one of REJECTIONS."""
   text = (str(error).strip().splitlines() or [''])[0][:300]
   if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
     return (f'out of memory ({text}): use a smaller config.train.batch or config.sample.batch, or a '
-            'larger config.train.accumulate; --mode=plan shows what a step needs')
+            'larger config.train.accumulate; --mode=plan shows what a step needs'), UNEXPECTED
   if jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError):
     return (f'another process of this run has ended or cannot be reached ({text}): read its last line, '
-            'then start all processes again to resume from the last checkpoint')
+            'then start all processes again to resume from the last checkpoint'), LOST
   where = traceback.extract_tb(error.__traceback__)[-1]
   return (f'{type(error).__name__}: {text}, line {where.lineno} of {where.filename}: a bug of eqflow '
-          'or of a library; please report it')
+          'or of a library; please report it'), UNEXPECTED
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ from eqflow.runs import claim, dataset, generate, identity
 from eqflow.runs.run import run_of
 from eqflow.training import checkpoint, sharding, train_state, train_step
 from tests import config_file as load
+from tests.faults import logs
 
 TINY = dict(width=16, depth=1, heads=2)
 
@@ -73,6 +74,9 @@ def interrupt(monkeypatch, at):
 def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path, monkeypatch, capsys):
   config = tiny(tmp_path)
+  # A log every 3 steps, a checkpoint every 8: a restart is between two lines.
+  with config.unlocked():
+    config.train.log_examples = 48
   whole = train.train(run_of(config, tmp_path / 'whole'))
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
@@ -85,12 +89,14 @@ def test_an_interrupted_run_resumes_bit_for_bit(
   with checkpoint.open_checkpoints(tmp_path / 'broken', keep=2) as checkpoints:
     assert_bitwise_equal(checkpoints.restore(whole), whole)
 
-  # The log has the same lines and numbers, and each step once.
-  read = lambda name: [json.loads(line) for line in
-                       (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-  steps_of = lambda name: [(row['step'], row['loss']) for row in read(name)]
-  assert steps_of('whole') == steps_of('broken')
-  assert [row['examples'] for row in read('whole')] == [64, 128, 192, 256, 320, 384]
+  # The log has the same lines and numbers, each step once, and so has TensorBoard.
+  rows, broken = (logs.rows(tmp_path / name) for name in ('whole', 'broken'))
+  assert rows == broken and logs.board(tmp_path / 'whole') == logs.board(tmp_path / 'broken')
+  assert [row['examples'] for row in rows] == [*range(48, 385, 48)]
+  losses = [row['loss'] for row in rows]
+  assert len(set(losses)) == len(losses) and np.isfinite(losses).all()
+  warm = [row['learning_rate'] for row in rows][:1]
+  np.testing.assert_allclose(warm, config.optimizer.rate * 48 / 64, rtol=1e-2)
   assert json.loads((tmp_path / 'whole/config.json').read_text())['train']['batch'] == 16
   assert list((tmp_path / 'whole/tensorboard').glob('events.*'))
 

@@ -13,11 +13,12 @@ import pathlib
 import random
 import tempfile
 
-from tests.faults import configs, damages, disk, kills, nans, records, results, states, tables, victim
+from tests.faults import (
+    configs, damages, disk, kills, logs, nans, records, results, states, tables, victim)
 
 # The default numbers of cases.
 SHORT = {'kills': 20, 'points': len(victim.POINTS), 'signals': 2 * len(victim.PHASES), 'damages': 100,
-         'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10}
+         'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10, 'logs': 32}
 OF_VICTIM = 'kills', 'points', 'signals', 'damages'
 CHAINED = 10   # kills of one run of records
 
@@ -74,7 +75,17 @@ def measures(folder: pathlib.Path, seed: int) -> dict:
     count = min(wanted, CHAINED)
     return dict(what='records', **records.kill(place, count, f'{seed} {i}', 60 * (count + 1)))
 
+  def logged(i, wanted):
+    # Five kills for three signals.
+    unbroken('--short')
+    whole = folder / 'whole--short'
+    signals = i % 8 in (2, 4, 7)
+    found = logs.chain(folder, whole, logs.trained_for(whole), wanted, signals, f'{seed} {i}')
+    return dict(what='stopped' if signals else 'killed', interrupted=found['killed'] + found['stopped'],
+                lines=found['lines'], changed=found['changed'])
+
   return {'kills': (killed, 'killed'), 'points': (at_point, ''), 'signals': (stopped, ''),
+          'logs': (logged, 'interrupted'),
           'damages': (damaged, ''), 'disk': (starved, ''), 'records': (read, 'killed'),
           'configs': (lambda i, wanted: configs.reject(folder, wanted, seed + i), 'cases'),
           'nans': (poisoned, 'cases')}

@@ -17,6 +17,7 @@ ROWS = {
     'disk': ('{}', 'cases', ('unreported', 'broken', 'other')),
     'records': ('records, killed while read', 'killed', (
         'lost', 'repeated', 'misplaced', 'processes left', 'files left')),
+    'logs': ('the log of a run that is {} at random', 'interrupted', ('changed',)),
     'stuck': ('one of two processes {}', 'stopped', ('late', 'misnamed', 'not ended', 'stackless')),
 }
 
@@ -33,6 +34,7 @@ def lines() -> list[str]:
       wrong = ', '.join(f'{key} {row[key]:,}' for key in bad if key in row)
       more = f'; slowest {row["slowest"]:g} s' if 'slowest' in row else ''
       more += f'; {row["epochs"]:,} epochs' if 'epochs' in row else ''
+      more += f'; {row["lines"]:,} lines' if 'lines' in row else ''
       found.append(f'| {label.format(what)} | {row.get(counted, 0):,} | {wrong}{more} |')
   return found
 

@@ -28,6 +28,7 @@ from eqflow.training.runtime import ledger, preemption
 from tests import config_file
 
 STEPS, SAVED_EVERY = 240, 12
+LOGGED_EVERY = 5         # so that most restarts are between two lines
 SIGNALLED = 75   # the step in which a signal comes, three after a save
 
 
@@ -40,7 +41,7 @@ def config_of(data_dir: str = '~/.cache/eqflow/data', *, short: bool = False) ->
   config.data.dir = '' if short else data_dir
   config.model.update(dict(width=16, depth=1) | ({} if short else dict(heads=2)))
   config.train.update(dict(
-      batch=16, num_examples=16 * STEPS, log_examples=16 * SAVED_EVERY, keep_checkpoints=2,
+      batch=16, num_examples=16 * STEPS, log_examples=16 * LOGGED_EVERY, keep_checkpoints=2,
       sample_examples=16 * 180, checkpoint_examples=16 * SAVED_EVERY))
   config.optimizer.warmup_examples = 640
   config.ema.update(ConfigDict(dict(

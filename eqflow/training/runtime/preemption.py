@@ -13,6 +13,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from typing import NoReturn
 
@@ -96,9 +97,9 @@ def end(name: str, remedy: str = RESUME) -> None:
   late.daemon = True
   late.start()
   with contextlib.suppress(OSError, ValueError):
-    sys.stdout.flush()
-  with contextlib.suppress(OSError, ValueError):
     streams.last(f'stopped by {name}; {remedy}')
+  with contextlib.suppress(OSError, ValueError):
+    sys.stdout.flush()
   exit_now(EXIT_CODE)
 
 

@@ -9,6 +9,7 @@
 Without `begin`, as in a notebook, nothing of this happens.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import io
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from typing import Any, NamedTuple
 
 PATIENCE = 5.0   # seconds that a stream may block before what it does not take is lost
@@ -88,12 +90,21 @@ class Stream(io.TextIOBase):
 
   def __init__(self, handle: int, name: str, log: Log, lost: str = ''):
     self.handle, self.name, self.log, self.lost = handle, name, log, lost
-    self._lock = threading.RLock()
+    self._lock, self._line = threading.RLock(), ''
 
   def write(self, text: str) -> int:
-    """Writes the text to the descriptor and, unless it is a part of a bar, to the log."""
-    data = text.encode(self.encoding, 'surrogateescape')
+    """Keeps the text until its line ends."""
     with self._lock:
+      self._line += text
+      if '\n' in text:
+        self.flush()
+    return len(text)
+
+  def flush(self) -> None:
+    """Writes to the descriptor and, unless it is a part of a bar, to the log."""
+    with self._lock:
+      text, self._line = self._line, ''
+      data = text.encode(self.encoding, 'surrogateescape')
       if '\r' not in text and '\x1b' not in text:
         self.log.add(data)
       try:
@@ -101,9 +112,7 @@ class Stream(io.TextIOBase):
       except OSError as error:
         if not self.lost:
           self.lost = error.strerror
-          self.log.add(f'{self.name} cannot be written ({self.lost}): the program goes on, and prints '
-                       'here\n'.encode())
-    return len(text)
+          self.log.add(f'{self.name} cannot be written ({self.lost}): the program goes on\n'.encode())
 
   def _write(self, data):
     while data:
@@ -153,7 +162,14 @@ def begin() -> None:
   sys.stdout = _program.out
   sys.stderr = open(2, 'w', buffering=1, errors='backslashreplace', closefd=False)
   faulthandler.enable(2)
+  sys.excepthook = _report
+  atexit.register(end)
   _tell(str(log.path))
+
+
+def _report(kind, error, trace):
+  traceback.print_exception(kind, error, trace)
+  last(f'{kind.__name__}: {error}')
 
 
 def _is_open(handle):
@@ -183,7 +199,10 @@ def log_to(path: pathlib.Path) -> None:
 
 def lost() -> str:
   """Why a part of what the program printed is lost; '' if nothing is."""
-  return _program.out.lost if _program else ''
+  if not _program:
+    return ''
+  _program.out.flush()
+  return _program.out.lost
 
 
 def last(line: str) -> None:
@@ -197,6 +216,8 @@ def end() -> None:
   """The program has said all: the child process says nothing more. Deletes an empty log."""
   if _program:
     log = _program.log
+    _program.out.flush()
+    _program.terminal.flush()
     if not log.ours and not log.foreign():
       _delete(log.path)
     _tell('')

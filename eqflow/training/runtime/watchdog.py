@@ -161,8 +161,8 @@ def _end(stuck, unheard, path, seconds, every):
   last.start()
   lines = [*(f'also {line}' for line in stuck[1:]),
            *(f'process {process} has not started, or has ended' for process in unheard),
-           f'stuck, exiting (config.train.stuck_seconds={seconds:g}): {stuck[0]} and the stacks of all '
-           f'threads are in {path}; run the same command again to resume']
+           f'stuck, exiting (config.train.stuck_seconds={seconds:g}): {stuck[0]} its stacks and those '
+           f'of all threads are in {path}; run the same command again to resume']
   with contextlib.suppress(OSError), path.open('wb') as file:
     file.write('\n'.join([*lines, '']).encode())
     file.flush()

@@ -30,11 +30,16 @@ with preemption.watched() as stop:
       print('saved', flush=True)
       stop.leave()
     except preemption.Stopped as stopped:
-      preemption.end(str(stopped))
+      preemption.end(*stopped.args)
 """
 
 
-@pytest.mark.parametrize('number', preemption.SIGNALS, ids=lambda n: n.name)
+# SIGHUP is what a terminal sends that goes away.
+SIGNALS = [pytest.param(number, id=number.name, marks=[pytest.mark.long] * (
+    number not in (signal.SIGTERM, signal.SIGHUP))) for number in preemption.SIGNALS]
+
+
+@pytest.mark.parametrize('number', SIGNALS)
 @pytest.mark.parametrize('phase', ['busy', 'interruptible'])
 def test_a_signal_exits_at_once_if_all_is_saved_and_otherwise_after_saving(phase, number):
   process = subprocess.Popen([sys.executable, '-c', stopping(phase)], cwd=ROOT, text=True,
@@ -68,6 +73,19 @@ def test_a_signal_after_the_last_look_is_answered_at_the_end_of_busy():
     pytest.fail('must not begin after a signal')
 
 
+def test_nohup_keeps_a_run_alive_and_other_signals_still_stop_it():
+  command = ['nohup', sys.executable, '-c', stopping('interruptible')]
+  process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(signal.SIGHUP)
+  time.sleep(0.3)
+  assert process.poll() is None
+  process.send_signal(signal.SIGUSR1)
+  assert process.wait(timeout=30) == preemption.EXIT_CODE
+  process.communicate()
+
+
 def test_signal_handlers_are_restored():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with preemption.watched() as stop:
@@ -75,7 +93,7 @@ def test_signal_handlers_are_restored():
   assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
-@pytest.mark.parametrize('number', preemption.SIGNALS)
+@pytest.mark.parametrize('number', SIGNALS)
 def test_a_signal_is_answered_while_the_program_is_still_being_imported(number):
   # Blocks the import of JAX, which takes a second, in a way that a handler of Python can interrupt.
   program = """
