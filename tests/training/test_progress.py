@@ -1,5 +1,7 @@
 """A word before each long silence, on stderr."""
 
+import sys
+
 from eqflow.training import progress
 
 
@@ -13,7 +15,7 @@ def test_elsewhere_than_on_a_terminal_progress_is_lines(capsys, monkeypatch):
 
 
 def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):
-  monkeypatch.setattr(progress.sys.stderr, 'isatty', lambda: True, raising=False)
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
   assert list(progress.counted(iter('abc'), 3, 'letters')) == ['a', 'b', 'c']
   assert 'letters:   0%' in capsys.readouterr().err
 

@@ -44,6 +44,11 @@ def ended(processes):
   return said, [process.returncode for process in processes]
 
 
+def last(said):
+  """The last line of what a process printed."""
+  return said.strip().splitlines()[-1]
+
+
 def losses(workdir):
   return np.array([json.loads(line)['loss'] for line in
                    (workdir / 'metrics.jsonl').read_text().splitlines()])
@@ -101,5 +106,27 @@ def test_an_error_of_process_0_ends_all_processes(tmp_path):
   with claim.locked(tmp_path, 'training in', '--workdir'):
     clock = time.monotonic()
     said, codes = ended(started(tmp_path, 2, 4))
-  assert 'another process is training in' in said[0] and codes[0] == 2, said[0]
-  assert codes[1] and time.monotonic() - clock < 120, said[1]
+  assert 'another process is training in' in last(said[0]) and codes[0] == 2, said[0]
+  assert last(said[1]).startswith('eqflow: ') and codes[1], said[1]
+  assert time.monotonic() - clock < 120
+
+
+def test_all_processes_say_why_a_config_is_rejected(tmp_path):
+  said, codes = ended(started(tmp_path / 'run', 2, 4, '--config.train.batch=60'))
+  assert codes == [2, 2], said
+  assert all(last(text).startswith('eqflow: config.train.batch=60 ') for text in said), said
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('dies', [0, 1])
+def test_a_process_that_dies_is_reported_by_the_other_in_its_last_line(tmp_path, dies):
+  processes = started(tmp_path, 2, 4, '--config.train.num_examples=640000')
+  while not (tmp_path / 'checkpoints/10').exists():
+    time.sleep(0.05)
+    assert processes[0].poll() is None, ended(processes)[0]
+  processes[dies].kill()
+  said, codes = ended(processes)
+  line = last(said[1 - dies])
+  assert line.startswith('eqflow: ') and 'another process of this run has ended' in line, said
+  assert codes[1 - dies] and codes[dies] == -signal.SIGKILL
+  assert not [text for text in said if 'Traceback' in text]
