@@ -109,7 +109,8 @@ def trained(run: Run, source: sources.Source, state: train_state.TrainState, ste
   book.switch('step')
   do, at = actions(run, log, checkpoints, stop, book), cadence(config)
   with contextlib.closing(rows), contextlib.closing(log), stop.busy():
-    if start and at.at(start, last=False).preview and not picture_of(run, start).exists():
+    if start and at.at(start, last=False).preview and not multihost.broadcast(
+        lambda: picture_of(run, start).exists()):
       do.preview(state)   # The run ended before or in it.
     return loop.fit(state, step, batches, until, at,
                     do, multihost.agreeing(stop, run.mesh))

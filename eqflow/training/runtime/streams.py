@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 PATIENCE = 5.0   # seconds that a stream may block before what it does not take is lost
 _CRASH = re.compile(r'^Fatal Python error: (.*)', re.MULTILINE)
+_MEMORY = re.compile(r'bad_alloc|out of memory|cannot allocate memory', re.IGNORECASE)
 # How JAX says that the coordination of several processes has ended.
 _OTHERS = re.compile(r'coordination service|distributed service|coordination agent', re.IGNORECASE)
 
@@ -59,22 +60,20 @@ class Log:
       handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError:
       return   # The file for temporary files is as good.
-    before, early = self.path, self.foreign()
+    before, early = self.path, b''
+    if self.foreign():
+      early = before.read_bytes()
     self._open(handle, path.absolute())
     self.ours = True
     command = f'{time.strftime("%Y-%m-%d %H:%M:%S")} {" ".join(sys.argv)}'
     self.add(f'\n--- {command}\n'.encode(errors='replace'))
     with contextlib.suppress(OSError):
-      os.write(2, early.encode(errors='replace'))
+      os.write(2, early)
     _delete(before)
 
-  def foreign(self) -> str:
-    """What libraries have printed in this session; '' if nothing."""
-    with contextlib.suppress(OSError), self.path.open('rb') as file:
-      file.seek(self.start)
-      data = file.read(10**6)
-      return data.decode(errors='replace') if len(data) > self.said else ''
-    return ''
+  def foreign(self) -> bool:
+    """Whether libraries have printed anything in this session."""
+    return os.fstat(2).st_size - self.start > self.said
 
 
 def _delete(path):
@@ -254,6 +253,8 @@ def _why(path):
     return ('something killed it, such as kill -9, or the system when memory ran out; run the same '
             'command again')
   why = f'a library crashed ({crash[-1]})'
+  if _MEMORY.search(text):
+    why = 'memory ran out'
   if _OTHERS.search(text):
     why = 'another process of this run has ended or cannot be reached'
   return f'{why}; what was printed before is in {path}; run the same command again'

@@ -102,6 +102,7 @@ ENDS = {
     'told to quit': ('os.kill(os.getpid(), signal.SIGQUIT)', -3, 'something killed it'),
     'another process ended': ('os.write(2, b"the JAX distributed service has failed\\n"); os.abort()',
                               -6, 'another process of this run has ended'),
+    'no memory left': ('os.write(2, b"what(): std::bad_alloc\\n"); os.abort()', -6, 'memory ran out'),
     'an error': ('raise KeyError("x")', 1, "KeyError: 'x'"),
     'memory': ('raise MemoryError("too much")', 1, 'MemoryError: too much'),
     'hung up': ('os.kill(os.getpid(), signal.SIGHUP); time.sleep(9)', 75, 'stopped by SIGHUP'),
