@@ -171,10 +171,13 @@ def _inside(points, manifold, squared, error):
   """[n] whether any |point_i - centre_j|^2, which is squared[i, j] +- error[i, j], is <= radii_j."""
   centres, radii = manifold
   inside = (squared < radii - error).any(1)
-  # Where rounding could decide, as for duplicates, compute the difference itself.
+  # Where rounding could decide, as for duplicates, compute the difference itself: to one centre of each
+  # point, then to the next one of each point that is not inside yet.
   i, j = np.nonzero((np.abs(squared - radii) <= error) & ~inside[:, None])
+  order = np.argsort(np.arange(len(i)) - np.searchsorted(i, i), kind='stable')
   step = _rows(points.shape[1])
   for start in range(0, len(i), step):
-    some, those = i[start:start + step], j[start:start + step]
-    inside[some[_between(points[some], centres[those]) <= radii[those]]] = True
+    pairs = order[start:start + step]
+    pairs = pairs[~inside[i[pairs]]]
+    inside[i[pairs[_between(points[i[pairs]], centres[j[pairs]]) <= radii[j[pairs]]]]] = True
   return inside

@@ -157,6 +157,15 @@ def test_precision_and_recall_of_copies_of_far_records_and_of_one_mode():
     measure(x, x[:, 1:])
 
 
+def test_copies_of_few_records_are_decided_without_all_their_differences(monkeypatch):
+  x = np.random.default_rng(0).random((3, 300))[np.arange(300) % 3]
+  sets, seen, between = [distances.manifold(each) for each in (x, x[::-1])], [], distances._between
+  monkeypatch.setattr(distances, '_between', lambda a, b: seen.append(len(a)) or between(a, b))
+  monkeypatch.setattr(distances, '_NUMBERS', 300 * 300)
+  assert distances.precision_recall(*sets) == (1, 1)
+  assert sum(seen) < 4 * 300, f'{sum(seen)} differences for 300 records with 30,000 ties'
+
+
 def test_nearest_distance_is_the_smallest_and_zero_for_copies(small_blocks):
   rng = np.random.default_rng(0)
   a, b = rng.random((30, 5)), rng.random((40, 5))
