@@ -1,13 +1,18 @@
-"""Files that are written whole or not at all, also when the power fails."""
+"""Files that are written whole or not at all, also when the power fails; folders of any name."""
 
+import atexit
 from collections.abc import Iterator
 import contextlib
+import functools
 import os
 import pathlib
+import re
 import shutil
+import tempfile
 from typing import BinaryIO
 
 Path = str | os.PathLike
+_PLAIN = re.compile(r'[\w./ +=,@-]*', re.ASCII)
 
 
 @contextlib.contextmanager
@@ -58,6 +63,36 @@ def write_text(path: Path, text: str) -> None:
   """`path` <- text, whole or not at all."""
   with replacing(path) as file:
     file.write(text.encode())
+
+
+def resolved(path: Path) -> pathlib.Path:
+  """The absolute path without ~, .. and symbolic links: one folder has one name.
+
+  Raises ValueError for an address (gs://bucket), and for links that go in circles.
+  """
+  if '://' in os.fspath(path):
+    raise ValueError(f'{path} is not a folder of a file system; mount the bucket as one')
+  try:
+    # pathlib would take ./~ for ~, and rejects ~ with an unknown user.
+    return pathlib.Path(os.path.expanduser(path)).resolve()
+  except (OSError, RuntimeError) as error:
+    raise ValueError(f'{path} cannot be followed: {error}') from error
+
+
+@functools.cache
+def plain(folder: Path) -> pathlib.Path:
+  """The folder, or a link to it until this process ends, under a name that every library reads as one.
+
+  Libraries take brackets for patterns, backslashes and colons for addresses, and names for UTF-8.
+  """
+  folder = resolved(folder)
+  if _PLAIN.fullmatch(str(folder)):
+    return folder
+  place = tempfile.mkdtemp(prefix='eqflow-')
+  atexit.register(shutil.rmtree, place, ignore_errors=True)
+  link = pathlib.Path(place) / 'link'
+  link.symlink_to(folder)
+  return link
 
 
 def sync(path: Path) -> None:

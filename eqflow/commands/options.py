@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from eqflow import files
 from eqflow.commands.posthoc_ema import stds_of
 from eqflow.config import rows, schema
 from eqflow.config.errors import ConfigError
@@ -50,13 +51,13 @@ OPTIONS = {
         optional=('sample', 'evaluate')),
     'inputs': Option(
         flags.DEFINE_string, "A .npy file [n, *config.data.shape], or a .npz file with it as 'x'.",
-        needed=('denoise', 'ood'), convert=pathlib.Path),
+        needed=('denoise', 'ood'), convert=files.resolved),
     'noise': Option(
         flags.DEFINE_float, 'The time whose noise is mixed into the inputs first.',
         optional=('denoise',)),
     'out': Option(
         flags.DEFINE_string, 'The folder that the pairs are written to.', needed=('pairs',),
-        convert=pathlib.Path),
+        convert=files.resolved),
     'std': Option(
         flags.DEFINE_list, 'Relative widths of EMAs, such as 0.03,0.05,...,0.25.', needed=_EMA,
         convert=stds_of),
@@ -164,6 +165,7 @@ def workdir(mode: str) -> pathlib.Path | None:
   found = flags.FLAGS.workdir
   if not found and mode != 'plan':
     raise ValueError('--workdir is not set; give the folder of the run, such as --workdir=runs/digits')
-  if '://' in (found or ''):
-    raise ValueError(f'--workdir={found} is not a folder of a file system; mount the bucket as one')
-  return pathlib.Path(found) if found else None
+  try:
+    return files.resolved(found) if found else None
+  except ValueError as error:
+    raise ValueError(f'--workdir={error}') from error

@@ -64,8 +64,9 @@ def train(run: Run, stop: preemption.Stop | None = None,
 
 def started(run: Run, checkpoints: checkpoint.Checkpoints,
             book: ledger.Ledger) -> train_state.TrainState:
-  """The state of the newest checkpoint, or a new state, which is saved; prints the parameter table.
+  """The state of the newest checkpoint; prints the parameter table.
 
+  A new state is saved first and read back: what cannot be restored is found before the first step.
   Raises ValueError if workdir had checkpoints before and has lost them.
   """
   config, workdir, recipe, mesh = run
@@ -74,16 +75,20 @@ def started(run: Run, checkpoints: checkpoint.Checkpoints,
     restored = checkpoints.restore(like, repair=True)
   if restored is None:
     multihost.broadcast(lambda: _check_new(workdir))
-  state = restored or blueprint.first_state(config, recipe, mesh)
-  book.step = int(state.step)
+  book.step = int(restored.step) if restored else 0
   book.begin(book.step if restored else None)
   with book.on('save'):
-    checkpoints.save(state)
-    checkpoints.wait()
+    state = restored or _read_back(blueprint.first_state(config, recipe, mesh), like, checkpoints)
   if jax.process_index() == 0:
     print(overview.describe(state.params, mesh, recipe.model.rules, workdir / 'parameters.txt'))
     print(f'resuming from step {book.step:,}' if restored else 'starting from scratch', flush=True)
   return state
+
+
+def _read_back(state, like, checkpoints):
+  checkpoints.save(state)
+  checkpoints.wait()
+  return checkpoints.restore(like)
 
 
 def _check_new(workdir):

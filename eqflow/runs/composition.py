@@ -6,13 +6,12 @@ the length of a step; in the paper each weight is 1.
 
 from collections.abc import Sequence
 import math
-import pathlib
 from typing import NamedTuple
 
 from jax import numpy as jnp
 import numpy as np
 
-from eqflow import guidance
+from eqflow import files, guidance
 from eqflow.config.sampling import Sampling
 from eqflow.fields import Model
 from eqflow.runs import generate, restore, second_run
@@ -38,7 +37,7 @@ def composed(run: Run, labels: list[str] | None, default: np.ndarray, *,
   and FileNotFoundError if a folder contains no checkpoint.
   """
   runs = [run]
-  for folder in (pathlib.Path(other).expanduser() for other in others or []):
+  for folder in map(files.resolved, others or []):
     try:
       runs.append(second_run.run_like(run, second_run.config_of(folder), folder))
     except ValueError as error:

@@ -1,10 +1,9 @@
 """A run's data: opened and checked against the config, before anything compiles."""
 
-import pathlib
-
 from ml_collections import ConfigDict
 import numpy as np
 
+from eqflow import files
 from eqflow.config import consistency
 from eqflow.config.errors import ABSENT, ConfigError
 from eqflow.data import pairs, pipeline, sources
@@ -19,7 +18,7 @@ def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Sour
   try:
     source = sources.load(
         section.name, split=split, size=size, channels=channels,
-        data_dir=pathlib.Path(section.dir).expanduser() if section.dir else None)
+        data_dir=files.resolved(section.dir) if section.dir else None)
   except (ValueError, OSError) as error:
     raise ConfigError('data', ABSENT, f'name={section.name!r}, dir={section.dir!r}, split={split!r} '
                       f'cannot be opened: {error}') from error

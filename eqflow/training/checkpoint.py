@@ -30,6 +30,7 @@ class Checkpoints:
     # Orbax logs every phase of every save.
     logging.get_absl_logger().setLevel(max(logging.get_absl_logger().level, 30))
     self.folder, self.keep, self.run = folder.absolute(), keep, run
+    self._plain = files.plain(folder)   # for orbax
     # use_replica_parallel would slice each replicated array, and compile every slice.
     whole = ocp.type_handlers.create_type_handler_registry(
         (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False)))
@@ -56,7 +57,7 @@ class Checkpoints:
       if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-      self._orbax.save(partial / 'state', args=ocp.args.PyTreeSave(fields))
+      self._orbax.save(self._plain / partial.name / 'state', args=ocp.args.PyTreeSave(fields))
     except Exception as error:
       self._error = error
       self.check()
@@ -113,7 +114,7 @@ class Checkpoints:
       try:
         if not damages:
           _check_run(folder, self.run)
-          found = _read(folder, like)
+          found = _read(folder, self._plain / folder.name, like)
           if repair and jax.process_index() == 0:
             self._repair(damaged)
           return found
@@ -199,12 +200,12 @@ def _check_run(folder, run):
                      'restore its own checkpoints from a copy, or choose another --workdir')
 
 
-def _read(folder, like):
+def _read(folder, plain, like):
   target = jax.tree.map(
       lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _nonempty(like))
   try:
     with ocp.StandardCheckpointer() as orbax:
-      found = like.replace(**orbax.restore(folder / 'state', target))
+      found = like.replace(**orbax.restore(plain / 'state', target))
   except Exception as error:
     raise ValueError(f'the checkpoint {folder} has another structure than the state of this config '
                      f'({_first_line(error)}): give the config and version it was made with, or choose '
