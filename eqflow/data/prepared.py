@@ -5,6 +5,7 @@ import io
 import os
 import re
 
+from eqflow import files
 from eqflow.data import images
 from eqflow.data.records import Records, Source
 
@@ -83,7 +84,7 @@ _INFO = 'dataset_info.json'
 def _root(data_dir):
   import tensorflow_datasets as tfds
   # As everywhere in TFDS: without a data_dir it is $TFDS_DATA_DIR or ~/tensorflow_datasets.
-  return tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+  return files.plain(data_dir or tfds.core.constants.DATA_DIR)
 
 
 def _command(name, data_dir):
@@ -91,7 +92,7 @@ def _command(name, data_dir):
 
 
 def _unprepared(name, data_dir):
-  root = _root(data_dir)
+  root = data_dir or os.fspath(_root(data_dir))
   there = ', '.join(prepared(data_dir)) or 'nothing'
   return (f'the data set {name!r} is not prepared in data_dir={os.fspath(root)!r}, which has: '
           f'{there}. Prepare it once with\n  {_command(name, root)}\n(some data sets need TensorFlow '
