@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow.config import consistency
+from eqflow.config.errors import ConfigError
 from eqflow.data import pipeline, sources
 from eqflow.fields import Model
 from eqflow.evaluation import images
@@ -22,7 +23,7 @@ from eqflow.training.runtime import ledger, multihost, preemption, streams, watc
 
 def train(run: Run, stop: preemption.Stop | None = None,
           book: ledger.Ledger | None = None) -> train_state.TrainState:
-  """Trains until config.train.num_examples, from the newest undamaged checkpoint in workdir, if any.
+  """Trains until config.train.num_examples, or until_examples, from the newest undamaged checkpoint.
 
   Writes config.json, data.json, parameters.txt, metrics.jsonl, ledger.jsonl, tensorboard/,
   samples-*.png, checkpoints/ and snapshots/ there. Wall time is booked in `book`, or in a new ledger.
@@ -51,8 +52,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
     if process == 0 and source.damaged:
       print(f'{source.name}: skipping {len(source.damaged)} damaged images, listed in data.json')
     state = started(run, checkpoints, book)
-    # Examples are counted in whole batches, the last one too.
-    until = math.ceil(config.train.num_examples / config.train.batch)
+    until = last_step(config, int(state.step))
     if int(state.step) >= until:
       return state
     # Outside `stop.busy`: a signal exits immediately, since the state is saved.
@@ -60,6 +60,20 @@ def train(run: Run, stop: preemption.Stop | None = None,
     with book.on('compile'):
       step = blueprint.compiled(config, run.recipe, run.mesh)
     return trained(run, source, state, step, until, checkpoints, stop or preemption.Stop(), book)
+
+
+def last_step(config: ConfigDict, step: int) -> int:
+  """The step at which the training stops: examples are counted in whole batches, the last one too.
+
+  Raises ConfigError if the run has made a `step` after the end of its training.
+  """
+  section = config.train
+  whole = math.ceil(section.num_examples / section.batch)
+  if step > whole:
+    raise ConfigError('train.num_examples', section.num_examples,
+                      f'is below the {step * section.batch:,} examples that this run has seen',
+                      'use as many or more, or another --workdir')
+  return min(whole, math.ceil((section.until_examples or section.num_examples) / section.batch))
 
 
 def started(run: Run, checkpoints: checkpoint.Checkpoints,

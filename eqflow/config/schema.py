@@ -82,7 +82,10 @@ KEYS = {
     'mesh.tensor': _free(whole(-1), 1),
     'train.batch': Key(COUNT),
     'train.accumulate': Key(COUNT, 1),
+    # Free if the schedule of the learning rate does not depend on it: runs/identity.py.
     'train.num_examples': Key(_EXAMPLES),
+    # Training stops there, to continue later; 0: at num_examples.
+    'train.until_examples': _free(whole(0, 2**32 - 2), 0),
     'train.drop_label': Key(FRACTION, 0.0),
     'train.log_examples': _free(COUNT),
     'train.sample_examples': _free(COUNT),

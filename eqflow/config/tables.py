@@ -254,9 +254,9 @@ MODELS = {
         functools.partial(edm2.EDM2, width=preset['width'], dropout=preset['dropout']), 'num_classes',
         **_EDM2) for name, preset in edm2.PRESETS.items()},
 }
+# A run may be trained longer if its schedule does not receive num_examples.
 SCHEDULES = {
-    'constant': row(optimizers.constant, 'num_examples'),
+    'constant': row(optimizers.constant),
     'cosine': row(optimizers.cosine, 'num_examples'),
-    'inverse_square_root': row(optimizers.inverse_square_root, 'num_examples',
-                               decay_examples=Needed(POSITIVE, 100_000), rampup_examples=NOT_NEGATIVE),
+    'inverse_square_root': row(optimizers.inverse_square_root, decay_examples=Needed(POSITIVE, 100_000), rampup_examples=NOT_NEGATIVE),
 }

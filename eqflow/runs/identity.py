@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from eqflow.config.schema import KEYS
+from eqflow.config.tables import SCHEDULES
 
 # Keys that do not change the trained numbers: sampling, evaluation, logging, placement.
 FREE = tuple(key for key, each in KEYS.items() if each.free)
@@ -16,7 +17,8 @@ FREE = tuple(key for key, each in KEYS.items() if each.free)
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Raises ValueError if workdir contains a run of another config, with every key that differs.
 
-  Keys in FREE may differ, except the folder of images.
+  Keys in FREE may differ, except the folder of images; and train.num_examples, if the schedule of the
+  learning rate does not depend on it.
   """
   path, ours = workdir / 'config.json', flat(config)
   if workdir.exists() and not workdir.is_dir():
@@ -35,13 +37,21 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     value = lambda found, key: repr(found[key]) if key in found else 'absent'
     changes = ', '.join(f'config.{key}: {value(theirs, key)} there, {value(ours, key)} given'
                         for key in differ)
+    if 'train.num_examples' in differ:
+      changes += (f'; config.optimizer.schedule.name={config.optimizer.schedule.name!r} depends on the '
+                  'length of the training')
     raise ValueError(f'{workdir} contains a run of another config ({changes}); give another --workdir, '
                      'or the config of that run')
 
 
 def _free(config):
-  """FREE, without data.dir if the folder decides what the data are."""
-  return [key for key in FREE if key != 'data.dir' or config.data.name != 'folder']
+  """FREE, without data.dir if the folder decides what the data are, and with the length of a training.
+
+  A schedule that receives the length of the training, as cosine does, decides its numbers with it.
+  """
+  free = [key for key in FREE if key != 'data.dir' or config.data.name != 'folder']
+  lasting = 'num_examples' in SCHEDULES[config.optimizer.schedule.name].received
+  return free if lasting else [*free, 'train.num_examples']
 
 
 def flat(config: Any, prefix: str = '') -> dict[str, Any]:

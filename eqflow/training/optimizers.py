@@ -12,7 +12,7 @@ from eqflow.arrays import Number
 from eqflow.models import embed
 
 
-def constant(examples: Any, *, num_examples: int) -> Any:
+def constant(examples: Any) -> Any:
   """1: a constant rate after the warm-up."""
   return jnp.ones_like(examples)
 
@@ -22,8 +22,7 @@ def cosine(examples: Any, *, num_examples: int) -> Any:
   return (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, examples / num_examples))) / 2
 
 
-def inverse_square_root(examples: Any, *, num_examples: int, decay_examples: Number,
-                        rampup_examples: Number = 0.0) -> Any:
+def inverse_square_root(examples: Any, *, decay_examples: Number, rampup_examples: Number = 0.0) -> Any:
   """min(1, examples/rampup)/sqrt(max(1, examples/decay)) [Karras+ 2312.02696, section 2.3].
 
   With rampup_examples the first update has rate 0, unlike with `warmup_examples`; use one of the two.

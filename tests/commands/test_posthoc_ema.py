@@ -238,7 +238,7 @@ def test_a_step_prepares_the_parameters_then_updates_them_then_the_emas():
 
 def test_the_rate_rises_from_zero_then_decays_as_an_inverse_square_root():
   shape = lambda examples: optimizers.inverse_square_root(
-      examples, num_examples=1000, decay_examples=200, rampup_examples=100)
+      examples, decay_examples=200, rampup_examples=100)
   rate = optimizers.learning_rate(rate=2.0, shape=shape, warmup_examples=0, batch=10)
   found = [float(rate(jnp.int32(count))) for count in (0, 5, 10, 20, 80)]
   np.testing.assert_allclose(found, [0, 1, 2, 2, 1], rtol=1e-6)

@@ -5,6 +5,7 @@ import json
 
 import jax
 from jax import numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 import pytest
@@ -19,6 +20,7 @@ from eqflow.runs.run import run_of
 from eqflow.training import checkpoint, sharding, train_state, train_step
 from tests import config_file as load
 from tests.faults import logs
+from tests.rejected import rejected
 
 TINY = dict(width=16, depth=1, heads=2)
 
@@ -120,6 +122,28 @@ def test_an_interrupted_run_resumes_bit_for_bit(
   assert (tmp_path / 'whole/metrics.jsonl').read_text() == before
   with np.load(tmp_path / 'whole/samples.npz') as file:
     assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
+
+
+def points(**changes):
+  """A config of points in the plane, which trains within a second: 12 steps, a save every 2."""
+  config = load('toy').get_config()
+  config.data.update(dict(name='mixture', num_classes=0))
+  config.model.update(dict(width=8, depth=1))
+  config.train.update(dict(batch=16, num_examples=192, log_examples=32, sample_examples=10**6,
+                           checkpoint_examples=32) | changes)
+  config.sample.update(dict(num_steps=2, batch=8))
+  config.evaluate.num_samples = 8
+  config.optimizer.schedule = ConfigDict(dict(name='constant'))
+  return config
+
+
+def test_a_run_that_is_trained_longer_ends_as_if_it_had_been_asked_to_at_once(tmp_path):
+  whole = train.train(run_of(points(), tmp_path / 'whole'))
+  first = train.train(run_of(points(num_examples=160, until_examples=112), tmp_path / 'longer'))
+  assert int(first.step) == 7
+  assert_bitwise_equal(train.train(run_of(points(), tmp_path / 'longer')), whole)
+  with rejected('train.num_examples', 96, 192):
+    train.last_step(points(num_examples=96), int(whole.step))
 
 
 @pytest.mark.long
@@ -285,9 +309,9 @@ def test_fixed_tables_are_neither_trained_nor_given_optimizer_state(one_device):
 def test_the_learning_rate_follows_the_examples_seen(tmp_path, kind):
   from eqflow.training import optimizers
   shape = {'cosine': lambda e: optimizers.cosine(e, num_examples=1000),
-           'constant': lambda e: optimizers.constant(e, num_examples=1000),
+           'constant': optimizers.constant,
            'inverse_square_root': lambda e: optimizers.inverse_square_root(
-               e, num_examples=1000, decay_examples=250.0)}[kind]
+               e, decay_examples=250.0)}[kind]
   expected = {'cosine': 0.5, 'constant': 1.0, 'inverse_square_root': np.sqrt(0.5)}[kind]
   for batch in (10, 20):
     rate = optimizers.learning_rate(rate=2.0, shape=shape, warmup_examples=100, batch=batch)
