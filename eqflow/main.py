@@ -9,7 +9,6 @@ if __name__ == '__main__':
 
 import contextlib
 import pathlib
-import re
 import shlex
 import sys
 import traceback
@@ -24,8 +23,8 @@ except ImportError:
 import jax
 from ml_collections import ConfigDict, config_flags
 
-from eqflow.commands import denoise, evaluate, ood, options, pairs, plan, posthoc_ema, sample, train
-from eqflow.config.errors import ConfigError
+from eqflow.commands import (
+    denoise, evaluate, ood, options, pairs, plan, posthoc_ema, sample, train, words)
 from eqflow.runs.run import run_of
 from eqflow.training.runtime import ledger, multihost
 
@@ -110,10 +109,10 @@ def again(workdir: pathlib.Path, more: str) -> str:
   given = flags.FLAGS['config']
   overrides = {key: value.to_dict() if isinstance(value, ConfigDict) else value
                for key, value in config_flags.get_override_values(given).items()}
-  words = [f'--config={config_flags.get_config_filename(given)}', f'--workdir={workdir}',
+  parts = [f'--config={config_flags.get_config_filename(given)}', f'--workdir={workdir}',
            *(f'--config.{key}={value}' for key, value in overrides.items())]
   lines = ['python -m eqflow.main']
-  for word in [*map(shlex.quote, words), more]:
+  for word in [*map(shlex.quote, parts), more]:
     if len(lines[-1]) + len(word) < 96:
       lines[-1] += f' {word}'
     else:
@@ -167,37 +166,11 @@ def unexpected(error: BaseException) -> tuple[str, int]:
 
 def parse(argv: list[str]) -> list[str]:
   """Parses flags and config overrides; exits with one line that names a wrong one."""
-  # ml_collections loads a file into the module of the one before, with its get_config.
-  sys.modules.pop('config_config', None)
   try:
     return flags.FLAGS(argv)
-  except (AttributeError, KeyError) as error:
-    reject(_wrong_key(argv, error))
-  except (flags.Error, TypeError, ValueError, OSError, SyntaxError) as error:
-    text = str(error)
-    if section := re.match(
-        r"""flag --config\.([\w.]+)=.*: Failed to parse (['"])(.*)\2 as a ConfigDict""", text):
-      key, _, given = section.groups()
-      name = "{'name': ...}" if '{' in given else str({'name': given})
-      reject(ConfigError(key, given, 'must be a section', f'use --config.{key}="{name}"'))
-    # absl quotes a config file that raises with its traceback; the last line is the message.
-    reject(text.strip().splitlines()[-1] if 'Traceback' in text else error)
-
-
-def _wrong_key(argv, error):
-  """The sentence about an override of a key that does not exist, or a file that does not load."""
-  # ml_collections quotes its own message twice, and names only the last part of a key.
-  text = str(error.args[0]).replace('\\n', ' ').replace("\\'", "'").strip('"')
-  if "no attribute 'get_config'" in text:
-    return '--config: the file has no get_config(); give one of configs/, such as configs/digits.py'
-  missing = re.search(r"'([^']+)'", text)
-  keys = [key for key in (arg.partition('=')[0].lstrip('-') for arg in argv)
-          if missing and key.startswith('config.') and missing.group(1) in key.split('.')]
-  if not keys:
-    return f'the file of --config raises {type(error).__name__}: {text}'
-  guess = re.search(r'Did you mean [^?]*\?', text)
-  remedy = guess[0] if guess else options.whole_section(argv, keys[0]) or 'See the file of --config'
-  return f'{keys[0]} is not a key of the config. {remedy}'
+  except Exception as error:
+    # absl and ml_collections raise errors of many kinds, in their own words.
+    reject(words.of(error, argv))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from eqflow import files
 from eqflow.commands import nearest
 from eqflow.data import pipeline
 from eqflow.evaluation import report
-from eqflow.runs import dataset, generate, restore
+from eqflow.runs import dataset, generate, restore, room
 from eqflow.runs.run import Run
 from eqflow.training import checkpoint, progress, train_state
 from eqflow.training.runtime import ledger, watchdog
@@ -35,6 +35,7 @@ def evaluate(run: Run, *, neighbours: bool = False, restored: tuple[int, Any] | 
 
 def _evaluate(run, neighbours, restored, book):
   config, workdir, recipe, _ = run
+  room.check_samples(run, config.evaluate.num_samples, 'evaluate.num_samples')
   source = dataset.evaluation_source(run)
   progress.say(f'reading {len(source):,} records of {source.name}')
   real, label = pipeline.arrays(source)

@@ -3,9 +3,7 @@
 A command receives the flags that were given, by name; defaults are in its signature.
 """
 
-import ast
 from collections.abc import Callable, Sequence
-import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -14,8 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from eqflow import files
 from eqflow.commands.posthoc_ema import stds_of
-from eqflow.config import rows, schema
-from eqflow.config.errors import ConfigError
+from eqflow.config import reading
 
 
 class Option(NamedTuple):
@@ -86,10 +83,21 @@ OPTIONS = {
 CLUSTER = ('distributed', 'coordinator', 'num_processes', 'process_id')
 
 
+class _ConfigParser(flags.ArgumentParser):
+  """Reads the file of --config."""
+
+  def parse(self, path: str) -> ConfigDict:
+    return reading.read(path)
+
+  def flag_type(self) -> str:
+    return 'config'
+
+
 def define(modes: Sequence[str]) -> None:
   """Defines all flags, and --mode as one of `modes`. Absent flags are None."""
   config_flags.DEFINE_config_file('config', None, 'A file of configs/, such as configs/digits.py or '
-                                  'configs/digits.py:edm.', lock_config=True)
+                                  'configs/digits.py:edm, or the config.json of a run.')
+  flags.FLAGS['config'].parser = _ConfigParser()
   flags.DEFINE_string('workdir', None, 'The folder of the run.')
   flags.DEFINE_enum('mode', 'train', modes, 'What to do; train evaluates at its end.')
   for name, option in OPTIONS.items():
@@ -107,6 +115,9 @@ def given(mode: str) -> dict[str, Any]:
   for name, value in values.items():
     if value in ('', []):
       raise ValueError(f'--{name} is empty; give a value, or remove it: {OPTIONS[name].help}')
+    if isinstance(value, list) and not all(value):
+      whole = ','.join(filter(None, value)) or '...'
+      raise ValueError(f'--{name}={_text(value)} has an empty entry; use --{name}={whole}')
     modes = OPTIONS[name].needed + OPTIONS[name].optional
     if mode not in modes:
       raise ValueError(f'--{name}={_text(value)} is for --mode={" or ".join(modes)}, not for '
@@ -125,39 +136,10 @@ def _text(value):
 
 
 def config() -> ConfigDict:
-  """The config of --config. Raises ValueError if none was given or its file cannot be read."""
-  found = flags.FLAGS.config
-  if found is None:
+  """The config of --config. Raises ValueError if none was given."""
+  if flags.FLAGS.config is None:
     raise ValueError('--config is not set; give a file, such as --config=configs/digits.py')
-  try:
-    found.to_dict()
-  except OSError as error:
-    # ml_collections reports a missing file only when the config is first read.
-    raise ValueError(f'--config: {error}') from error
-  return found
-
-
-def whole_section(argv: list[str], key: str) -> str:
-  """How to give 'config.sample.solver.churn' to a solver whose section has no churn yet, or ''.
-
-  argv has --key=value. The section comes from the command line, else from the file of --config.
-  """
-  values = {flag.lstrip('-'): value for flag, _, value in (arg.partition('=') for arg in argv)}
-  (parent, _, name), path = key.rpartition('.'), key.split('.')[1:-1]
-  try:
-    config = flags.FLAGS['config'].parser.parse(values['config'])
-    section = functools.reduce(getattr, path, config).to_dict()
-    if parent in values:
-      section = ast.literal_eval(values[parent])
-    section |= {name: ast.literal_eval(values[key])}
-    config = config.unlock()
-    functools.reduce(getattr, path[:-1], config)[path[-1]] = ConfigDict(section)
-    schema.check(config)
-  except ConfigError as error:
-    return '; '.join(filter(None, (error.allowed.removeprefix('is unknown: '), error.remedy)))
-  except (LookupError, AttributeError, TypeError, ValueError, SyntaxError, OSError):
-    return ''
-  return f'Give the whole section: {rows.flag_of(parent.removeprefix("config."), section)}'
+  return flags.FLAGS.config
 
 
 def workdir(mode: str) -> pathlib.Path | None:

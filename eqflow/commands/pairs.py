@@ -1,10 +1,11 @@
 """--mode=pairs: a data set of noise and the samples that a trained model makes of it."""
 
 import json
+import math
 import pathlib
 
 from eqflow.config import consistency
-from eqflow.runs import claim, generate, restore
+from eqflow.runs import claim, generate, restore, room
 from eqflow.runs.run import Run
 from eqflow.training import progress, train_state
 
@@ -17,6 +18,7 @@ def draw_pairs(run: Run, *, out: pathlib.Path, num_samples: int, seed: int = 0) 
   """
   config, workdir, recipe, _ = run
   classes = config.data.num_classes
+  room.check_samples(run, num_samples, '--num_samples')
   consistency.check_pairs(config, recipe.sampling)
   step, models = restore.models(run)
   labels = generate.labels_of(seed, num_samples, classes)
@@ -24,6 +26,8 @@ def draw_pairs(run: Run, *, out: pathlib.Path, num_samples: int, seed: int = 0) 
           'shape': config.data.shape}
   progress.say(f'drawing {num_samples:,} pairs; the first batch compiles the sampler')
   with claim.locked(out, 'writing to', '--out'):
+    if not (out / 'pairs.json').exists():
+      room.check_disk(out, num_samples * (8 * math.prod(config.data.shape) + 4), 'pairs')
     norms = generate.write_pairs(recipe.sampling.pair, models, out, labels, seed=seed,
                                  batch=config.sample.batch, made=made)
   before = len(labels) - len(norms)

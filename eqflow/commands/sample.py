@@ -1,7 +1,7 @@
 """--mode=sample: samples of a trained model, or of several models and classes composed."""
 
 from eqflow.commands import nearest
-from eqflow.runs import composition, generate
+from eqflow.runs import composition, generate, room
 from eqflow.runs.run import Run
 from eqflow.training import progress, train_state
 
@@ -15,6 +15,7 @@ def sample(run: Run, *, num_samples: int = 100, seed: int = 0, labels: list[str]
   with their nearest training examples.
   """
   config, workdir = run.config, run.workdir
+  room.check_samples(run, num_samples, '--num_samples')
   default = generate.labels_of(seed, num_samples, config.data.num_classes)
   found = composition.composed(run, labels, default, weights=weights, others=others)
   progress.say(f'sampling {num_samples:,} samples; the first batch compiles the sampler')

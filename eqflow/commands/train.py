@@ -14,7 +14,7 @@ from eqflow.config.errors import ConfigError
 from eqflow.data import pipeline, sources
 from eqflow.fields import Model
 from eqflow.evaluation import images
-from eqflow.runs import blueprint, claim, dataset, generate, identity, second_run
+from eqflow.runs import blueprint, claim, dataset, generate, identity, rehearsal, room, second_run
 from eqflow.runs.run import Run
 from eqflow.training import (
     checkpoint, logging, loop, nonfinite, overview, progress, sharding, snapshots, train_state)
@@ -35,6 +35,9 @@ def train(run: Run, stop: preemption.Stop | None = None,
   # Evaluation follows: what it would reject must not be found after hours of training.
   second_run.guide_of(run)
   consistency.check_training(config, run.recipe.model, run.recipe.averages, run.mesh)
+  room.check_training(run)
+  like = blueprint.first_state(config, run.recipe, run.mesh, abstract=True)
+  room.check_state(like, run.mesh)
   process = jax.process_index()
   with contextlib.ExitStack() as stack:
     book = book or stack.enter_context(contextlib.closing(ledger.Ledger()))
@@ -44,6 +47,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
     source = dataset.evaluation_source(run)
     if config.evaluate.split != config.data.split or config.data.name == 'pairs':
       source = dataset.open_source(config)
+    rehearsal.rehearse(run, source)
     stack.enter_context(claim.claimed(config, workdir, source))
     streams.log_to(workdir / f'log{f"-{process}" * (process > 0)}.txt')
     stack.enter_context(ledger.booked(workdir, book, active=process == 0))
@@ -51,7 +55,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
         workdir, keep=config.train.keep_checkpoints, run=identity.identity(config)))
     if process == 0 and source.damaged:
       print(f'{source.name}: skipping {len(source.damaged)} damaged images, listed in data.json')
-    state = started(run, checkpoints, book)
+    state = started(run, like, checkpoints, book)
     until = last_step(config, int(state.step))
     if int(state.step) >= until:
       return state
@@ -76,7 +80,7 @@ def last_step(config: ConfigDict, step: int) -> int:
   return min(whole, math.ceil((section.until_examples or section.num_examples) / section.batch))
 
 
-def started(run: Run, checkpoints: checkpoint.Checkpoints,
+def started(run: Run, like: train_state.TrainState, checkpoints: checkpoint.Checkpoints,
             book: ledger.Ledger) -> train_state.TrainState:
   """The state of the newest checkpoint; prints the parameter table.
 
@@ -84,7 +88,7 @@ def started(run: Run, checkpoints: checkpoint.Checkpoints,
   Raises ValueError if workdir had checkpoints before and has lost them.
   """
   config, workdir, recipe, mesh = run
-  like = blueprint.first_state(config, recipe, mesh, abstract=True)
+  room.check_saves(config, workdir, like, len(checkpoints.steps()))
   with book.on('restore'):
     restored = checkpoints.restore(like, repair=True)
   if restored is None:
@@ -172,7 +176,13 @@ def actions(run: Run, log: logging.Log, checkpoints: checkpoint.Checkpoints, sto
       # Everything is saved. Of several processes, one that left now would leave the others waiting.
       alone = jax.process_count() == 1
       with stop.interruptible() if alone else contextlib.nullcontext(), book.on('evaluate'):
-        preview(run, state, log, book.beat)
+        try:
+          preview(run, state, log, book.beat)
+        except preemption.Stopped:
+          raise
+        except Exception as error:
+          # A training is worth more than a picture of it.
+          log.progress.say(f'no samples at step {int(state.step):,}: {type(error).__name__}: {error}')
 
   return loop.Actions(
       check=check, log=write, save=save, preview=show,

@@ -18,7 +18,7 @@ class Averages(NamedTuple):
 def build(config: ConfigDict) -> Averages:
   """The EMAs of a config."""
   section = config.ema
-  decays = {f'{decay:g}': decay for decay in section.decays}
+  decays = {repr(decay): decay for decay in section.decays}
   with naming('ema.stds'):
     powers = {repr(std): float(ema.power_from_std(std)) for std in section.stds}
 

@@ -46,6 +46,13 @@ def check_training(config: ConfigDict, model: Architecture, averages: Averages, 
   _hold(config, _training(config, model, averages, mesh))
 
 
+def check_devices(config: ConfigDict, mesh: Mesh) -> None:
+  """Raises ConfigError for a network that these devices cannot compute."""
+  dtype, on_cpu = config.model.get('dtype'), mesh.devices.flat[0].platform == 'cpu'
+  _hold(config, [(dtype == 'float16' and config.model.name != 'mlp' and on_cpu, 'model.dtype',
+                  'is not supported by the compiler for CPUs', 'use --config.model.dtype=bfloat16')])
+
+
 def check_source(config: ConfigDict, source: sources.Source) -> None:
   """Raises ConfigError if the data differ from config.data in shape or classes."""
   data = config.data
@@ -163,7 +170,7 @@ def _loss(config: ConfigDict) -> Iterator[Rule]:
 
 def _averages(config: ConfigDict) -> Iterator[Rule]:
   section, chosen = config.ema, config.sample.params
-  names = [*map('{:g}'.format, section.decays), *map(repr, section.stds)]
+  names = [*map(repr, section.decays), *map(repr, section.stds)]
   yield (len(set(names)) < len(names), 'ema.decays',
          f'and config.ema.stds={tuple(section.stds)} name an EMA twice', 'give each EMA once')
   yield (chosen not in ('params', *names) and not (section.stds and ema.is_std(chosen)),

@@ -7,9 +7,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from eqflow.config.errors import ABSENT
+from eqflow.config.reading import numbered
 from eqflow.config.schema import KEYS
 
 
@@ -21,9 +22,7 @@ def config(*changes: Mapping[str, Any]) -> ConfigDict:
   """
   defaults = (_nested(key, each.default) for key, each in KEYS.items() if each.default is not ABSENT)
   found = functools.reduce(_changed, [*defaults, *changes], {})
-  # A flag may replace the number by a tuple, one for each channel.
-  scale = FieldReference(found['sample']['scale'], field_type=object)
-  return ConfigDict(_changed(found, dict(sample=dict(scale=scale))))
+  return ConfigDict(_changed(found, dict(sample=dict(scale=numbered(found['sample']['scale'])))))
 
 
 def variant(variants: Mapping[str, Any], name: str) -> Any:

@@ -87,5 +87,6 @@ def optional(kind: Kind) -> Kind:
 def section(value: Any, key: str) -> ConfigDict:
   """A section; its keys have their own kinds."""
   if not isinstance(value, ConfigDict):
-    raise ConfigError(key, value, 'must be a section', 'see eqflow/config/schema.py')
+    raise ConfigError(key, value, 'must be a section',
+                      f'give its keys one by one, as in --config.{key}.KEY=VALUE')
   return value

@@ -61,7 +61,8 @@ def checked(table: Table, section: Any, key: str,
   Raises ConfigError for a name, a number or a value that the table does not have.
   """
   if not isinstance(section, ConfigDict) or 'name' not in section:
-    first = sorted(table)[0]
+    # The name of a row alone is what users write first.
+    first = section if isinstance(section, str) and section in table else sorted(table)[0]
     raise ConfigError(key, section, f'must be a section with a name from {sorted(table)}',
                       f'use {flag_of(key, dict(name=first) | table[first].required)}')
   name = section.name

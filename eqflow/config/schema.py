@@ -15,7 +15,8 @@ from eqflow.config.networks import APART
 from eqflow.config.rows import checked, section_of
 from eqflow.config.tables import (
     BELOW_ONE, C_NOISE, COUNT, COUPLINGS, DENSITIES, DESCENTS, ENERGIES, FRACTION, GRIDS, INTERVALS,
-    MODELS, NOT_NEGATIVE, OUTPUTS, POSITIVE, PROCESSES, SCALES, SCHEDULES, SOLVERS, SPACES, WEIGHTS)
+    MODELS, NOT_NEGATIVE, OUTPUTS, POSITIVE, PROCESSES, SCALES, SCHEDULES, SOLVERS, SPACES, STEPS,
+    WEIGHTS)
 from eqflow.training import snapshots
 
 
@@ -112,7 +113,7 @@ KEYS = {
     'sample.grid': _free(_row(GRIDS), dict(name='uniform', start=1.0, end=0.0)),
     'sample.threshold': _free(NOT_NEGATIVE, 0.0),
     'sample.solver': _free(_row({**SOLVERS, **DESCENTS})),
-    'sample.num_steps': _free(COUNT),
+    'sample.num_steps': _free(STEPS),
     # Guidance, off at scale 1: away from the null class, which needs train.drop_label above 0, or from
     # a weaker run, the params of guide.workdir.
     'sample.scale': _free(_scale, 1.0),

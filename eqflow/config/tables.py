@@ -16,13 +16,15 @@ from eqflow.training import optimizers
 
 ANY, POSITIVE, NOT_NEGATIVE = number(), number(above=0), number(0)
 FRACTION, BELOW_ONE, COUNT = number(0, 1), number(0, below=1), whole(1)
+# Of what is computed one by one while a config is read: steps of a grid, entries of a table, layers.
+STEPS, TABLE, WIDTH, DEPTH = whole(1, 10**6), whole(2, 10**6), whole(1, 2**17), whole(1, 1_000)
 
 _SIGMA_DATA = Needed(POSITIVE, 0.5)
 _NORMAL = dict(mean=Needed(ANY, 0.0), std=Needed(POSITIVE, 1.0))
 
 # Tables of alpha_bar; `discrete` makes a process of one.
-_BETAS = dict(num=whole(2), beta_min=POSITIVE, beta_max=POSITIVE)
-_COSINE = dict(num=whole(2), offset=ANY, max_beta=FRACTION)
+_BETAS = dict(num=TABLE, beta_min=POSITIVE, beta_max=POSITIVE)
+_COSINE = dict(num=TABLE, offset=ANY, max_beta=FRACTION)
 
 
 def _zero_snr(table):
@@ -93,7 +95,7 @@ DENSITIES = {
     'mode': made(densities.mode, scale=Needed(ANY, 1.0)),
     'cosmap': row(densities.cosmap),
     'adaptive': made(densities.adaptive, 'process', low=Needed(ANY, -10.0), high=Needed(ANY, 10.0),
-                     bins=whole(2), keep=number(above=0, below=1)),
+                     bins=TABLE, keep=number(above=0, below=1)),
 }
 _SPECTRA = {
     'elbo': row(weights.elbo),
@@ -208,9 +210,9 @@ GRIDS = {
                    rho=POSITIVE),
     'logsnr': made(grids.logsnr, 'num_steps', 'process', start=Needed(ANY, -8.0), end=Needed(ANY, 8.0),
                    low=ANY, high=ANY),
-    'leading': made(grids.leading, 'num_steps', table_size=COUNT, offset=whole(0)),
-    'linspace': made(grids.linspace, 'num_steps', table_size=COUNT),
-    'trailing': made(grids.trailing, 'num_steps', table_size=COUNT),
+    'leading': made(grids.leading, 'num_steps', table_size=TABLE, offset=whole(0)),
+    'linspace': made(grids.linspace, 'num_steps', table_size=TABLE),
+    'trailing': made(grids.trailing, 'num_steps', table_size=TABLE),
 }
 # Guidance acts where a measure of time is between low and high.
 _ENDS = dict(low=Needed(number(infinite=True), 0.2), high=Needed(number(infinite=True), 0.8))
@@ -232,11 +234,11 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16, 'float16': jnp.float
 POLICIES = {'nothing': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 _DTYPES = dict(dtype=one_of(DTYPES), param_dtype=one_of(DTYPES))
 _REMAT = dict(remat=flag, remat_policy=one_of(POLICIES))
-_MLP = dict(width=COUNT, depth=COUNT, final_scale=NOT_NEGATIVE, **_DTYPES)
-_DIT = dict(patch=COUNT, width=COUNT, depth=COUNT, heads=COUNT, mlp_ratio=POSITIVE,
+_MLP = dict(width=WIDTH, depth=DEPTH, final_scale=NOT_NEGATIVE, **_DTYPES)
+_DIT = dict(patch=COUNT, width=WIDTH, depth=DEPTH, heads=COUNT, mlp_ratio=POSITIVE,
             learned_positions=flag, doubled=flag, final_scale=NOT_NEGATIVE, **_DTYPES, **_REMAT)
 _EDM2 = dict(
-    width=COUNT, multipliers=several(POSITIVE, least=1), blocks=COUNT, attention=several(COUNT),
+    width=WIDTH, multipliers=several(POSITIVE, least=1), blocks=DEPTH, attention=several(COUNT),
     head_width=COUNT, dropout=number(0, 1 - 1e-6), noise_multiplier=optional(POSITIVE),
     embedding_multiplier=optional(POSITIVE), label_balance=FRACTION, concat_balance=FRACTION,
     res_balance=FRACTION, attn_balance=FRACTION, clip=optional(POSITIVE),
@@ -244,12 +246,12 @@ _EDM2 = dict(
 MODELS = {
     'mlp': made(mlp.MLP, 'num_classes', **_MLP),
     'dit': made(dit.DiT, 'num_classes', **_DIT | dict(
-        patch=Needed(COUNT, 2), width=Needed(COUNT, 64), depth=Needed(COUNT, 4),
+        patch=Needed(COUNT, 2), width=Needed(WIDTH, 64), depth=Needed(DEPTH, 4),
         heads=Needed(COUNT, 4))),
     **{f'DiT-{size}/{patch}': made(functools.partial(dit.DiT, patch=patch, **numbers), 'num_classes',
                                    **_DIT)
        for size, numbers in dit.SIZES.items() for patch in (2, 4, 8)},
-    'edm2': made(edm2.EDM2, 'num_classes', **_EDM2 | dict(width=Needed(COUNT, 64))),
+    'edm2': made(edm2.EDM2, 'num_classes', **_EDM2 | dict(width=Needed(WIDTH, 64))),
     **{f'EDM2-{name}': made(
         functools.partial(edm2.EDM2, width=preset['width'], dropout=preset['dropout']), 'num_classes',
         **_EDM2) for name, preset in edm2.PRESETS.items()},

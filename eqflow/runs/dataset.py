@@ -19,7 +19,7 @@ def open_source(config: ConfigDict, *, split: str | None = None) -> sources.Sour
     source = sources.load(
         section.name, split=split, size=size, channels=channels,
         data_dir=files.resolved(section.dir) if section.dir else None)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, NotImplementedError) as error:
     raise ConfigError('data', ABSENT, f'name={section.name!r}, dir={section.dir!r}, split={split!r} '
                       f'cannot be opened: {error}') from error
   consistency.check_source(config, source)

@@ -7,7 +7,7 @@ import jax
 from eqflow import ema
 from eqflow.config import recipes
 from eqflow.fields import Model
-from eqflow.runs import blueprint, second_run
+from eqflow.runs import blueprint, room, second_run
 from eqflow.runs.identity import check_config, identity
 from eqflow.runs.run import Run
 from eqflow.training import checkpoint, sharding, snapshots, train_state
@@ -42,6 +42,7 @@ def _tracked(run):
                             'same --config and --workdir')
   # Abstract shapes: allocate nothing that restore would overwrite.
   state = blueprint.first_state(config, recipe, mesh, abstract=True)
+  room.check_state(state, mesh)
   with checkpoint.open_checkpoints(workdir, keep=None, run=identity(config)) as checkpoints:
     restored = checkpoints.restore(state)
   return int(restored.step), train_state.parameters(restored, config.sample.params)

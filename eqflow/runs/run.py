@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eqflow import files
-from eqflow.config import recipes
+from eqflow.config import consistency, recipes
 from eqflow.config.errors import naming
 from eqflow.training import sharding
 
@@ -36,6 +36,8 @@ def run_of(config: ConfigDict, workdir: pathlib.Path) -> Run:
 
 
 def mesh_of(config: ConfigDict, devices: Any = None) -> Mesh:
-  """The mesh of config.mesh over `devices`, by default all. Raises ValueError if it does not fit."""
+  """The mesh of config.mesh over `devices`, by default all. Raises ConfigError if they do not fit."""
   with naming('mesh'):
-    return sharding.device_mesh(devices, **config.mesh)
+    mesh = sharding.device_mesh(devices, **config.mesh)
+  consistency.check_devices(config, mesh)
+  return mesh

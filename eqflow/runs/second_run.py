@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from eqflow.config import recipes, schema
+from eqflow.config import reading, recipes, schema
 from eqflow.config.errors import ConfigError
 from eqflow.runs.run import Run
 
@@ -13,18 +13,11 @@ from eqflow.runs.run import Run
 def config_of(folder: pathlib.Path) -> ConfigDict:
   """The config of the run in a folder. Raises ValueError if it is missing or cannot run."""
   try:
-    config = ConfigDict(_tuples(json.loads((folder / 'config.json').read_text())))
-  except (OSError, ValueError, TypeError) as error:
+    config = reading.stored(folder / 'config.json')
+  except ValueError as error:
     raise ValueError(f'{folder} contains no run ({error}); give the --workdir of one') from error
   schema.check(config)
   return config
-
-
-def _tuples(value):
-  """JSON's lists as tuples, as configs have them."""
-  if isinstance(value, dict):
-    return {key: _tuples(each) for key, each in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def run_like(run: Run, other: ConfigDict, folder: pathlib.Path) -> Run:
