@@ -45,7 +45,7 @@ def line_of(stderr):
 # The flags, and the keys, values and allowed values that the line names.
 REJECTED = [
     ([DIGITS, '--config.trian.batch=32'], ['config.trian.batch', 'train']),
-    ([DIGITS, '--config.optimizer.rate=fast'], ['config.optimizer.rate=fast', 'float']),
+    ([DIGITS, '--config.optimizer.rate=fast'], ["config.optimizer.rate='fast'", 'number']),
     ([f'{DIGITS}:qm'], ['qm', "['blind_flow', 'edm', 'edm2', 'eps'"]),
     (['--config=configs/nothing.py'], ['configs/nothing.py']),
     ([DIGITS, '--mode=tarin'], ['mode', 'tarin', 'train', 'evaluate', 'sample']),
@@ -83,7 +83,7 @@ REJECTED = [
     ([DIGITS, '--config.sample.solver=ddim'],
      ["config.sample.solver='ddim'", """--config.sample.solver="{'name': 'ddim'}\""""]),
     ([DIGITS, "--config.sample.solver={'name' 'ddim'}"],
-     ["config.sample.solver=\"{'name' 'ddim'}\"", "{'name': ...}"]),
+     ["config.sample.solver=\"{'name' 'ddim'}\"", "use --config.sample.solver="]),
     ([f'--config={ROOT}/eqflow/mix.py'], ['--config', 'get_config', 'configs/digits.py']),
     ([DIGITS, '--config.sample.scale=(1.0,2.0)'], ['config.sample.scale=(1.0, 2.0)', '(8, 8, 1)']),
     ([DIGITS, '--config.sample.scale=fast'], ["config.sample.scale='fast'", 'number']),
@@ -106,7 +106,7 @@ def test_a_file_that_raises_an_attribute_error_is_not_a_wrong_key(tmp_path, caps
   (tmp_path / 'broken.py').write_text('def get_config():\n  return None.digits\n')
   with pytest.raises(SystemExit):
     program(f'--config={tmp_path}/broken.py', f'--workdir={tmp_path}')
-  assert 'file of --config' in (line := line_of(capsys.readouterr().err)) and "'digits'" in line
+  assert 'broken.py, line 2' in (line := line_of(capsys.readouterr().err)) and "'digits'" in line
 
 
 def test_a_flag_gives_a_guidance_scale_for_each_channel():
@@ -117,7 +117,7 @@ def test_a_flag_gives_a_guidance_scale_for_each_channel():
 
 
 @pytest.mark.parametrize('flags,words', [
-    ([DIGITS, '--config.train.batch=big'], ['config.train.batch=big', 'int']),
+    ([DIGITS, '--config.train.batch=big'], ["config.train.batch='big'", 'whole number']),
     ([DIGITS, '--mode=evaluate'], ['no checkpoint', '--mode=train']),
     ([DIGITS, '--config.train.batch=-1', '--mode=sample'], ['config.train.batch=-1'])],
     ids=['parsing', 'evaluate', 'sample'])

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import blind_spots, ema
-from eqflow.config import objective
+from eqflow.config import networks, objective
 from eqflow.config.averages import Averages
 from eqflow.config.errors import ConfigError, naming
 from eqflow.config.networks import Architecture
@@ -26,6 +26,7 @@ from eqflow.config.tables import DESCENDED, DESCENTS, SOLVERS
 from eqflow.data import sources
 from eqflow.models import partitioning
 from eqflow.outputs import Output
+from eqflow.planning import machine
 from eqflow.processes import Process
 from eqflow.training import sharding
 
@@ -120,6 +121,8 @@ def _model(config: ConfigDict) -> Iterator[Rule]:
          f'{"vectors of shape (d,)" if vectors else "images of shape (h, w, c)"}', '')
   if model.name.lower().startswith('edm2'):
     yield from _levels(config)
+  elif not vectors:
+    yield from _patches(config)
   yield (dropout and (energy != 'none' or dispersive), 'model.dropout',
          f'must be 0 with config.energy.name={energy!r} and config.loss.dispersive={dispersive}: '
          'neither an energy nor the dispersive loss supports dropout', 'use --config.model.dropout=0.0')
@@ -136,6 +139,15 @@ def _model(config: ConfigDict) -> Iterator[Rule]:
 
 def _installed(package):
   return importlib.util.find_spec(package) is not None
+
+
+def _patches(config: ConfigDict) -> Iterator[Rule]:
+  """DiT has a table of the positions of its patches."""
+  height, width, _ = config.data.shape
+  module = networks.flax_module(config.model, config.data.num_classes)
+  size = 8 * module.width * height * width // module.patch**2
+  yield (size > machine.host_memory(), 'data.shape',
+         f'needs {size / 1e9:,.0f} GB for the positions of its patches', 'use smaller images')
 
 
 def _levels(config: ConfigDict) -> Iterator[Rule]:

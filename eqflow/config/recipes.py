@@ -49,7 +49,7 @@ def recipe(config: ConfigDict) -> Recipe:
 def _rate(config):
   section = config.optimizer
   shape = bind(SCHEDULES, section.schedule, 'optimizer.schedule',
-                num_examples=config.train.num_examples)
+                num_examples=float(config.train.num_examples))
   with naming('optimizer.schedule'):
     shape(jnp.float32(0))
   return optimizers.learning_rate(

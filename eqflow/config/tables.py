@@ -17,7 +17,7 @@ from eqflow.training import optimizers
 ANY, POSITIVE, NOT_NEGATIVE = number(), number(above=0), number(0)
 FRACTION, BELOW_ONE, COUNT = number(0, 1), number(0, below=1), whole(1)
 # Of what is computed one by one while a config is read: steps of a grid, entries of a table, layers.
-STEPS, TABLE, WIDTH, DEPTH = whole(1, 10**6), whole(2, 10**6), whole(1, 2**17), whole(1, 1_000)
+STEPS, TABLE, WIDTH, DEPTH = whole(1, 10**6), whole(2, 10**6), whole(1, 2**17), whole(1, 256)
 
 _SIGMA_DATA = Needed(POSITIVE, 0.5)
 _NORMAL = dict(mean=Needed(ANY, 0.0), std=Needed(POSITIVE, 1.0))

@@ -1,9 +1,7 @@
 """What a run needs of memory and disk at least, by arithmetic: what cannot fit is rejected at once."""
 
 import math
-import os
 import pathlib
-import resource
 import shutil
 
 import jax
@@ -11,33 +9,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eqflow.config.errors import ABSENT, ConfigError
-from eqflow.planning import costs
+from eqflow.planning import costs, machine
 from eqflow.runs.run import Run
 from eqflow.training import sharding
 from eqflow.training.train_state import TrainState
 
-_CGROUPS = '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'
-
-
-def of_host() -> int:
-  """Bytes that this process may use: of the machine, its container, and `ulimit -v` or `-d`."""
-  limits = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
-  limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-  limits += [int(text) for path in map(pathlib.Path, _CGROUPS) if path.exists()
-             and (text := path.read_text().strip()).isdecimal()]
-  return min(limit for limit in limits if limit != resource.RLIM_INFINITY)
-
-
-def of_device(mesh: Mesh) -> int:
-  """Bytes of each device of the mesh; CPU devices have equal parts of the host's memory."""
-  found = mesh.local_devices
-  stats = found[0].memory_stats() if found[0].platform != 'cpu' else None
-  return (stats or {}).get('bytes_limit') or of_host() // len(found)
-
-
 def check_state(state: TrainState, mesh: Mesh) -> None:
   """Raises ConfigError if the state of a training does not fit on each device of the mesh."""
-  sizes, limit = costs.state_bytes(state), of_device(mesh)
+  sizes, limit = costs.state_bytes(state), machine.device_memory(mesh)
   if sum(sizes.values()) > limit:
     parts = ', '.join(f'{size / 1e9:,.1f} GB of {name}' for name, size in sizes.items() if size > 1e6)
     raise ConfigError('model', ABSENT, f'needs {parts} on each device, which has {limit / 1e9:,.1f} GB',
@@ -49,7 +28,7 @@ def check_training(run: Run) -> None:
   config = run.config
   # Data and noise.
   rows = 2 * config.train.batch // sharding.parts(run.mesh)
-  _check('train.batch', config.train.batch, rows, config, of_device(run.mesh))
+  _check('train.batch', config.train.batch, rows, config, machine.device_memory(run.mesh))
   check_samples(run, config.evaluate.num_samples, 'evaluate.num_samples')
 
 
@@ -60,9 +39,9 @@ def check_samples(run: Run, count: int, key: str) -> None:
   """
   config, batch = run.config, min(count, run.config.sample.batch)
   # The samples, and a copy in their file.
-  _check(key, count, 2 * count, config, of_host())
+  _check(key, count, 2 * count, config, machine.host_memory())
   _check('sample.batch', config.sample.batch, 2 * batch // sharding.parts(run.mesh), config,
-         of_device(run.mesh))
+         machine.device_memory(run.mesh))
 
 
 def check_disk(folder: pathlib.Path, needed: int, what: str) -> None:

@@ -18,11 +18,16 @@ from tests import ROOT
 from tests.faults import mutations
 
 
+_create = train_state.create
+
+
 class Accepted(Exception):
   """Training started to compile."""
 
 
-def _accept(*given, **named):
+def _accept(*given, abstract=False, **named):
+  if abstract:
+    return _create(*given, abstract=True, **named)
   raise Accepted
 
 
