@@ -17,7 +17,7 @@ def constant(examples: Any) -> Any:
   return jnp.ones_like(examples)
 
 
-def cosine(examples: Any, *, num_examples: int) -> Any:
+def cosine(examples: Any, *, num_examples: Number) -> Any:
   """(1 + cos(pi examples/num_examples))/2, reaching 0 at the end of training."""
   return (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, examples / num_examples))) / 2
 
