@@ -40,8 +40,9 @@ def of(error: Exception, argv: list[str]) -> str:
 def _wrong_value(key, given, text):
   """The sentence about a value of another kind than its key."""
   kind = schema.KEYS[key].kind if key in schema.KEYS else kinds.section
+  value = _literal(given)
   try:
-    kind(_literal(given), key)
+    kind(value if isinstance(value, (int, float, tuple)) else given, key)
     kind(given, key)
   except ConfigError as error:
     return str(error)

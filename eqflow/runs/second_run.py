@@ -43,7 +43,7 @@ def guide_of(run: Run) -> Run | None:
   guide, classes = run.config.sample.guide, run.config.data.num_classes
   if not guide.workdir:
     return None
-  folder = pathlib.Path(guide.workdir).expanduser()
+  folder = pathlib.Path(guide.workdir)   # absolute, see runs/run.py
   try:
     other = config_of(folder)
     # The guide itself is not guided.
