@@ -181,7 +181,8 @@ def test_the_commands_that_a_run_ends_with_have_its_config_and_overrides(capsys)
   assert max(map(len, found.splitlines())) <= 100
   assert commands_of(found)[1] == [
       '--config=configs/digits.py:flow', f'--workdir={pathlib.Path("runs/a b").absolute()}', solver,
-      '--config.sample.num_steps=7', '--config.data.dir=/some/folder', '--mode=evaluate', '--neighbours']
+      '--config.sample.num_steps=7', '--config.data.dir=/some/folder', '--mode=evaluate',
+      '--neighbours']
 
 
 def test_a_trained_model_samples_denoises_and_detects_from_the_command_line(trained, capsys):

@@ -260,5 +260,6 @@ MODELS = {
 SCHEDULES = {
     'constant': row(optimizers.constant),
     'cosine': row(optimizers.cosine, 'num_examples'),
-    'inverse_square_root': row(optimizers.inverse_square_root, decay_examples=Needed(POSITIVE, 100_000), rampup_examples=NOT_NEGATIVE),
+    'inverse_square_root': row(optimizers.inverse_square_root,
+                               decay_examples=Needed(POSITIVE, 100_000), rampup_examples=NOT_NEGATIVE),
 }

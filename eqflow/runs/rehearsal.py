@@ -2,7 +2,6 @@
 
 import jax
 from jax import numpy as jnp
-from jax.tree_util import Partial
 import numpy as np
 
 from eqflow import arrays, oracles
@@ -25,7 +24,7 @@ def rehearse(run: Run, source: Source) -> None:
   finite; then the picture of a preview and the features of the evaluation are computed.
   """
   config, recipe = run.config, run.recipe
-  keys, labels = arrays.example_keys(config.seed, np.arange(2, dtype=np.uint32)), jnp.zeros(2, jnp.int32)
+  keys, labels = arrays.example_keys(config.seed, np.arange(2, dtype=np.uint32)), np.zeros(2, np.int32)
   runs = filter(None, (run, second_run.guide_of(run)))
   shapes = [Model(each.recipe.model.network, jax.eval_shape(each.recipe.model.init, jax.random.key(0)))
             for each in runs]

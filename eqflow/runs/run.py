@@ -1,7 +1,7 @@
 """What a command receives: a config, its folder, what it means, and its devices.
 
-A folder is what it resolves to: workdir, data.dir and sample.guide.workdir are absolute from here on, and
-are stored so. The same folder in another spelling, or from another working directory, is the same.
+A folder is what it resolves to: workdir, data.dir and sample.guide.workdir are absolute from here on,
+and are stored so. The same folder in another spelling, or from another working directory, is the same.
 """
 
 import pathlib

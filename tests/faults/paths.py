@@ -1,4 +1,4 @@
-"""Folders of any name: each is trained in, killed, resumed and sampled from, or rejected before training.
+"""Folders of any name: trained in, killed, resumed and sampled from, or rejected before training.
 
 Everything happens in this process, with a network of 8 units, except every tenth case, which is a
 process of its own that is killed. The other folders of a command have the same names.
@@ -128,7 +128,7 @@ def files_plain(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def sampled(workdir: pathlib.Path, more: pathlib.Path, own: bool) -> str:
-  """What a command printed that failed: samples, then pairs, inputs, guides and data in folders `more`."""
+  """What a command that failed printed; pairs, inputs, guides and data are in the folder `more`."""
   commands = [('--mode=sample', '--num_samples=3')]
   if own:
     more.mkdir(parents=True)

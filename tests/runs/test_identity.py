@@ -38,8 +38,9 @@ def test_a_run_may_be_trained_longer_unless_its_learning_rate_depends_on_the_len
   (tmp_path / 'config.json').write_text(config.to_json_best_effort())
   longer = config.copy_and_resolve_references()
   longer.train.num_examples *= 2
-  rates = [rows.bind(tables.SCHEDULES, each.optimizer.schedule, '', num_examples=each.train.num_examples)(
-      np.linspace(0.0, config.train.num_examples, 9)) for each in (config, longer)]
+  seen = np.linspace(0.0, config.train.num_examples, 9)
+  rates = [rows.bind(tables.SCHEDULES, each.optimizer.schedule, '',
+                     num_examples=each.train.num_examples)(seen) for each in (config, longer)]
   if np.array_equal(*rates):
     identity.check_config(longer, tmp_path)
     assert identity.identity(config) == identity.identity(longer)
