@@ -47,7 +47,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
     source = dataset.evaluation_source(run)
     if config.evaluate.split != config.data.split or config.data.name == 'pairs':
       source = dataset.open_source(config)
-    rehearsal.rehearse(run, source)
+    rehearsal.rehearse(run)
     stack.enter_context(claim.claimed(config, workdir, source))
     streams.log_to(workdir / f'log{f"-{process}" * (process > 0)}.txt')
     stack.enter_context(ledger.booked(workdir, book, active=process == 0))

@@ -9,7 +9,6 @@ from eqflow.config.errors import ConfigError, naming
 from eqflow.config.rows import bind
 from eqflow.config.sampling import Sampling
 from eqflow.config.tables import OUTPUTS
-from eqflow.data.records import Source
 from eqflow.evaluation import report
 from eqflow.fields import Model
 from eqflow.outputs import Output
@@ -17,7 +16,7 @@ from eqflow.runs import generate, second_run
 from eqflow.runs.run import Run
 
 
-def rehearse(run: Run, source: Source) -> None:
+def rehearse(run: Run) -> None:
   """Samples, draws and evaluates noise. Raises ConfigError for what would fail after the training.
 
   The network is only traced. The solver runs on the exact field of two records, whose samples must be
@@ -39,7 +38,7 @@ def rehearse(run: Run, source: Source) -> None:
                       'gives samples that are not finite, even for the exact field of two records',
                       'use smaller steps, or change config.sample.grid')
   with naming('data.shape', tuple(config.data.shape)):
-    generate.picture(noise, np.zeros(8, np.int32))
+    generate.picture(noise, np.zeros(8, np.int32), title='noise', names=generate.class_names(run))
     report.summary(np.clip(noise, -1, 1))
 
 

@@ -71,7 +71,7 @@ def _check(key, given, rows, config: ConfigDict, limit: int) -> None:
   size = rows * (4 * math.prod(config.data.shape) + 32)
   if size <= limit:
     return
-  allowed = f'needs at least {size / 1e9:,.1f} GB of memory, but {limit / 1e9:,.1f} GB exist'
+  allowed = f'needs at least {size / 1e9:,.3g} GB of memory, but {limit / 1e9:,.3g} GB exist'
   most = max(1, given * limit // (2 * size))
   if key.startswith('--'):
     raise ValueError(f'{key}={given} {allowed}; use {most} or fewer')

@@ -137,6 +137,7 @@ def points(**changes):
   return config
 
 
+@pytest.mark.long
 def test_a_run_that_is_trained_longer_ends_as_if_it_had_been_asked_to_at_once(tmp_path):
   whole = train.train(run_of(points(), tmp_path / 'whole'))
   first = train.train(run_of(points(num_examples=160, until_examples=112), tmp_path / 'longer'))
