@@ -14,11 +14,13 @@ import random
 import tempfile
 
 from tests.faults import (
-    configs, damages, disk, kills, logs, nans, records, results, states, tables, victim)
+    commands, configs, damages, disk, kills, logs, nans, paths, records, results, startup, states, tables,
+    victim)
 
 # The default numbers of cases.
 SHORT = {'kills': 20, 'points': len(victim.POINTS), 'signals': 2 * len(victim.PHASES), 'damages': 100,
-         'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10, 'logs': 32}
+         'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10, 'logs': 32,
+         'paths': 2 * len(paths.NAMES), 'commands': 300, 'startup': 3}
 OF_VICTIM = 'kills', 'points', 'signals', 'damages'
 CHAINED = 10   # kills of one run of records
 
@@ -87,6 +89,9 @@ def measures(folder: pathlib.Path, seed: int) -> dict:
   return {'kills': (killed, 'killed'), 'points': (at_point, ''), 'signals': (stopped, ''),
           'logs': (logged, 'interrupted'),
           'damages': (damaged, ''), 'disk': (starved, ''), 'records': (read, 'killed'),
+          'paths': (lambda i, wanted: paths.run(folder, i), ''),
+          'commands': (lambda i, wanted: commands.reject(folder, wanted, seed + i), 'cases'),
+          'startup': (lambda i, wanted: startup.measure(), ''),
           'configs': (lambda i, wanted: configs.reject(folder, wanted, seed + i), 'cases'),
           'nans': (poisoned, 'cases')}
 

@@ -25,7 +25,7 @@ class Accepted(Exception):
   """Training started to compile."""
 
 
-def _accept(*given, abstract=False, **named):
+def accept(*given, abstract=False, **named):
   if abstract:
     return _create(*given, abstract=True, **named)
   raise Accepted
@@ -34,8 +34,8 @@ def _accept(*given, abstract=False, **named):
 @contextlib.contextmanager
 def nothing_compiled() -> Iterator[None]:
   """Inside, a training raises Accepted when it creates its state or step."""
-  with (mock.patch.object(train_state, 'create', _accept),
-        mock.patch.object(train_step, 'make_step', _accept)):
+  with (mock.patch.object(train_state, 'create', accept),
+        mock.patch.object(train_step, 'make_step', accept)):
     yield
 
 

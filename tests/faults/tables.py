@@ -18,6 +18,9 @@ ROWS = {
     'records': ('records, killed while read', 'killed', (
         'lost', 'repeated', 'misplaced', 'processes left', 'files left')),
     'logs': ('the log of a run that is {} at random', 'interrupted', ('changed',)),
+    'paths': ('a run in a folder with an odd name, {}', 'cases', ('lost', 'other', 'unnamed')),
+    'commands': ('mutated {}', 'cases', ('tracebacks', 'unclear')),
+    'startup': ('{}', 'cases', ()),
     'stuck': ('one of two processes {}', 'stopped', ('late', 'misnamed', 'not ended', 'stackless')),
 }
 
