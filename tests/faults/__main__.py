@@ -14,8 +14,8 @@ import random
 import tempfile
 
 from tests.faults import (
-    commands, configs, damages, disk, kills, logs, nans, paths, records, results, startup, states, tables,
-    victim)
+    commands, configs, damages, disk, kills, logs, nans, paths, records, results, startup, states,
+    tables, victim)
 
 # The default numbers of cases.
 SHORT = {'kills': 20, 'points': len(victim.POINTS), 'signals': 2 * len(victim.PHASES), 'damages': 100,

@@ -21,10 +21,11 @@ from tests import ROOT
 from tests.faults import configs
 
 TOY = f'--config={ROOT}/configs/toy.py'
-VALUES = ('', 'x', '-1', '0', '1e9', '1000000000000', 'nan', '-inf', '3,', ',', '3+', '+', '[1]', 'None',
-          'yes', "{'a': 1}", "{'name': heun}", "{'name': 'heun'", '(1,', "lambda: 3", '3 3', '=', '%s{0}',
-          "__import__('os').getcwd()", 'a' * 3000, 'a\nb', '\udcff', '/dev/null', '/', '1' * 400, '((((',
-          '0x10', '1_000', '"', '\\', '$HOME', '*', '<ast.Name object at 0x7f>'[:4])
+VALUES = (
+    '', 'x', '-1', '0', '1e9', '1000000000000', 'nan', '-inf', '3,', ',', '3+', '+', '[1]', 'None',
+    'yes', "{'a': 1}", "{'name': heun}", "{'name': 'heun'", '(1,', 'lambda: 3', '3 3', '=', '%s{0}',
+    "__import__('os').getcwd()", 'a' * 3000, 'a\nb', '\udcff', '/dev/null', '/', '1' * 400, '((((',
+    '0x10', '1_000', '"', '\\', '$HOME', '*')
 # What a config file may do wrong, by name.
 FILES = {
     'dict.py': 'def get_config():\n  return dict(seed=1)\n',
