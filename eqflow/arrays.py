@@ -97,6 +97,12 @@ def floating(a: Any) -> Array:
   return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.result_type(float))
 
 
+def wide(t: Any) -> Array:
+  """The times t in float32 or wider: in half precision alpha and sigma have 3 digits or fewer."""
+  t = floating(t)
+  return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+
+
 def is_number(value: Any, number: Number) -> bool:
   """Whether value is this one number, and known on the host."""
   return not is_traced(value) and np.ndim(value) == 0 and float(value) == number

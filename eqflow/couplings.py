@@ -75,12 +75,13 @@ def straightness(path: PyTree[Num[Array | np.ndarray, 'n b ...']],
   `path` [n, b, ...] has the states of `sample_path` at the n times of `grid`, which is rescaled to
   [0, 1]; a velocity is a difference of neighbours. [Liu+ 2209.03003, there summed over elements]
   """
-  steps = np.diff(np.asarray(grid, np.float64))
-  whole = steps.sum()
+  steps = jnp.diff(grid) if arrays.is_traced(grid) else np.diff(np.asarray(grid, np.float64))
+  # A time that repeats has weight 0, and its velocity must be finite.
+  whole, lengths = steps.sum(), steps + (steps == 0)
   z = jax.tree.map(jnp.asarray, path)
   mean = jax.tree.map(lambda a: jnp.broadcast_to(a[-1] - a[0], a[1:].shape), z)
-  miss = arrays.combine((whole / steps, jax.tree.map(lambda a: a[1:], z)),
-                        (-whole / steps, jax.tree.map(lambda a: a[:-1], z)), (-1, mean))
+  miss = arrays.combine((whole / lengths, jax.tree.map(lambda a: a[1:], z)),
+                        (-whole / lengths, jax.tree.map(lambda a: a[:-1], z)), (-1, mean))
   square = jax.vmap(arrays.square_norm)(miss) / arrays.num_elements(jax.tree.map(lambda a: a[0], z))
   return jnp.asarray(steps / whole, square.dtype) @ square
 

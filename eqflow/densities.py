@@ -186,9 +186,8 @@ def adaptive(*, process: Process, low: Number, high: Number, bins: Number = 100,
   if not low < high or bins != int(bins) or bins < 2 or not 0 < keep < 1:
     raise ValueError(f'adaptive(low={low}, high={high}, bins={bins}, keep={keep}): low must be below '
                      'high, bins a whole number of 2 or more, keep between 0 and 1')
-  bound = dict(process=arrays.pytree(process), low=float(low), high=float(high),
-               **_reach(process, low, high))
-  return Adaptive(jnp.zeros((2, int(bins))), Partial(_adapted, **bound),
+  bound = dict(process=arrays.pytree(process), low=float(low), high=float(high))
+  return Adaptive(jnp.zeros((2, int(bins))), Partial(_adapted, **bound, **_reach(process, low, high)),
                   Partial(_measured, keep=float(keep), **bound))
 
 
@@ -247,7 +246,7 @@ def _bin(t, histogram, process, low, high):
   return jnp.clip(jnp.floor(place), 0, bins - 1).astype(int)
 
 
-def _measured(histogram, t, loss, *, keep, process, low, high, first, last):
+def _measured(histogram, t, loss, *, keep, process, low, high):
   bins = histogram.shape[1]
   at = _bin(t, histogram, process, low, high)
   # The loss is w E/p(lambda), with the p that t was drawn from.

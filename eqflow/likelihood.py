@@ -73,7 +73,8 @@ def log_likelihood(predict: Predict, x: Data, *, process: Process, output: Outpu
       raise ValueError(f'x is {leaf.dtype}, not floating: `dequantize` images, or cast')
   _check_probes(keys, num_probes, arrays.batch_size(x))
   _check_times(times, process, output)
-  times = jnp.asarray(times, jnp.result_type(float))
+  # Times that repeat count once.
+  times = jnp.asarray(times if arrays.is_traced(times) else np.unique(times), jnp.result_type(float))
   return _log_likelihood(
       arrays.pytree(predict), x, arrays.pytree(process), arrays.pytree(output), times, keys,
       arrays.pytree(probe), (rtol, atol), (mean, std), num_probes=num_probes, max_steps=max_steps)
@@ -92,7 +93,8 @@ def _check_times(times, process, output):
   if arrays.is_traced(times):
     return
   times = np.asarray(times, np.float64)
-  if times.ndim != 1 or len(times) < 2 or not times[0] > 0 or not (np.diff(times) > 0).all():
+  if (times.ndim != 1 or len(times) < 2 or not 0 < times[0] < times[-1]
+      or not (np.diff(times) >= 0).all()):
     raise ValueError(f'times {times}: give two or more that rise from data at t > 0 to noise, such as '
                      '(1e-5, 1.0)')
   blind_spots.check_grid(times, process=process, output=output, last=True)
@@ -132,7 +134,7 @@ def _log_likelihood(predict, x, process, output, times, keys, probe, tolerances,
         max_steps=max_steps)
   else:
     z, grown = _stepped(field, state, times)
-    count = jnp.full(b, 4 * (len(times) - 1))
+    count = jnp.full(b, 4 * (times[1:] != times[:-1]).sum())
   scale = arrays.num_elements(x) * jnp.log(start.x)
   return _log_gaussian(z, end, *moments) + grown + scale, Latent(z, count)
 

@@ -41,7 +41,7 @@ def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, ou
   and error, the unweighted squared error in `space`, each [b]. x is cast to t's dtype. Raises
   ValueError where predict's shapes are not z's.
   """
-  u = densities.draw(arrays.fold(keys, Stream.TIME)) if u is None else jnp.asarray(u)
+  u = densities.draw(arrays.fold(keys, Stream.TIME)) if u is None else arrays.wide(u)
   arrays.check_numbers('u', u, x)
   t = density.quantile(u)
   arrays.check_floating('x', x)

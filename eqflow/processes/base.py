@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 from jax import numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
+import numpy as np
 
 from eqflow import arrays
 from eqflow.arrays import Coef
@@ -17,8 +18,24 @@ Process = Callable[[Coef], Mix]
 
 def rate(process: Process, t: Coef) -> Mix:
   """(d alpha/dt, d sigma/dt), by forward-mode differentiation: dz/dt = rate.x x + rate.eps eps."""
-  t = arrays.floating(t)
-  return jax.jvp(process, (t,), (jnp.ones_like(t),))[1]
+  t = arrays.wide(t)
+  slopes = jax.jvp(process, (t,), (jnp.ones_like(t),))[1]
+  steep = lambda a: jnp.abs(a) > _steepest(t.dtype) ** 0.8
+  return jax.tree.map(lambda a: jnp.where(steep(a), jnp.where(a > 0, jnp.inf, -jnp.inf), a), slopes)
+
+
+def root(a: Coef) -> Coef:
+  """sqrt(a), the sigma of a process whose velocity is infinite at data.
+
+  At a = 0 its slope is 1e154 (1e19 in float32). sigma is 0 there for all numbers of the process, and 0
+  times this slope is their derivative, 0; 0 times infinity would be NaN. `rate` returns infinity.
+  """
+  positive = a > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), a * _steepest(jnp.result_type(a)))
+
+
+def _steepest(dtype):
+  return 1 / np.sqrt(jnp.finfo(dtype).tiny)
 
 
 def noise_to_signal(process: Process, t: Coef) -> Coef:

@@ -13,7 +13,7 @@ from jaxtyping import ArrayLike
 
 from eqflow.arrays import Coef
 from eqflow.mix import Mix
-from eqflow.processes.base import Process
+from eqflow.processes.base import Process, root
 
 
 def linear(t: Coef) -> Mix:
@@ -37,7 +37,7 @@ def variance_preserving(t: Coef, *, beta_min: ArrayLike,
   at t = 0.
   """
   log_alpha = _log_alpha(t, beta_min, beta_max)
-  return Mix(jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha)))
+  return Mix(jnp.exp(log_alpha), root(-jnp.expm1(2 * log_alpha)))
 
 
 def sub_vp(t: Coef, *, beta_min: ArrayLike, beta_max: ArrayLike) -> Mix:

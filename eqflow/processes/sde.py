@@ -16,7 +16,7 @@ import numpy as np
 from eqflow import processes
 from eqflow.arrays import Coef
 from eqflow.mix import Mix
-from eqflow.processes.base import Process
+from eqflow.processes.base import Process, root
 
 
 def drift(process: Process, t: Coef) -> Coef:
@@ -50,7 +50,7 @@ def process(t: Coef, *, drift: Callable[[Coef], Coef],
   left = widths * jnp.matmul(slopes, ahead, precision='highest') + later[..., None]
   square = (values(square_diffusion) * whole * jnp.exp(2 * left)).sum((-2, -1))
   resolved = abs(drift(t)) * t < 2.0**_PANELS
-  alpha, sigma = jnp.exp(panels.sum(-1)), jnp.sqrt(square)
+  alpha, sigma = jnp.exp(panels.sum(-1)), root(square)
   return Mix(jnp.where(resolved, alpha, jnp.nan), jnp.where(resolved, sigma, jnp.nan))
 
 

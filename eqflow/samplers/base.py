@@ -33,9 +33,9 @@ class Traits:
   """Static facts about a method.
 
   `name` is for messages. A stochastic method needs keys; a stochastic solver integrates towards data
-  only. `stages` counts the network evaluations of a step. With several stages, the step to s = 0 must
-  skip its last one, by `lax.cond(s > 0, ...)`: there the output may be blind, and `evaluations` counts
-  one less. None: each sample needs its own number, and the state counts them as `evaluations` [b].
+  only. `stages` is the number of network evaluations of a step. A step that evaluates at s must not do
+  so at s = 0, where the output may be blind: skip it by `lax.cond(s > 0, ...)`. None: the number
+  depends on the sample or on more than s, and the state counts it as `evaluations` [b].
   """
   name: str
   stochastic: bool = False
@@ -78,10 +78,11 @@ def sample(solver: Solver, predict: Predict, z: Data, times: Grid,
   """z [b, ...] integrated from times[0] to times[-1], one step for each pair of times.
 
   z is the state at times[0]: noise, scaled by the process's sigma there. A stochastic solver needs keys
-  [b]; step i uses fold_in(keys, i). One compiled scan, shared by solvers, networks and times of the
-  same shapes. Times that rise, from t > 0 to noise, invert a sample; heun and adaptive are best, since
-  their steps are reversible to a higher order. Raises ValueError, before compiling, if the solver
-  cannot follow the grid or its keys are missing.
+  [b]; step i uses fold_in(keys, i). A time that repeats is skipped: it calls no predict, and changes
+  neither the sample nor its derivatives. Times below float32 are promoted to it. One compiled scan,
+  shared by solvers, networks and times of the same shapes. Times that rise, from t > 0 to noise, invert
+  a sample; heun and adaptive are best, since their steps are reversible to a higher order. Raises
+  ValueError, before compiling, if the solver cannot follow the grid or its keys are missing.
   """
   return _run(solver, predict, z, times, keys, path=False)[0]
 
@@ -99,19 +100,42 @@ def sample_path(solver: Solver, predict: Predict, z: Data, times: Grid,
 
 
 def evaluations(solver: Solver, times: Grid, state: Any = None) -> int | Int[Array, 'b']:
-  """How often `sample` calls predict on this grid: `traits.stages` a step, one fewer where s = 0.
+  """How often `sample` calls predict on this grid.
 
-  A solver that chooses its steps counts them per sample [b]: pass the state that `run` returns. Raises
-  ValueError where it is needed and missing.
+  The calls of a step, and of a step to s = 0, are counted by tracing `solver.step`; a time that repeats
+  costs none. A solver whose steps differ otherwise has `stages=None` and counts for itself, per sample
+  [b]: pass the state that `run` returns. Raises ValueError where it is needed and missing.
   """
-  name, stages = solver.traits.name, solver.traits.stages
-  if stages is None:
+  if solver.traits.stages is None:
     if state is None:
-      raise ValueError(f'{name} chooses its steps: call `run` for (z, state), and pass the state to '
-                       '`evaluations`')
+      raise ValueError(f'{solver.traits.name} chooses its steps: call `run` for (z, state), and pass '
+                       'the state to `evaluations`')
     return state.evaluations
-  steps, onto_data = len(times) - 1, int((np.asarray(times)[1:] <= 0).sum())
-  return stages * steps - (onto_data if stages > 1 else 0)
+  with jax.ensure_compile_time_eval():
+    times = arrays.wide(times)
+    moving = times[1:] != times[:-1]
+    onto_data = (moving & (times[1:] <= 0)).sum()
+    count = calls(solver, 0.25) * (moving.sum() - onto_data) + calls(solver, 0.0) * onto_data
+  return count if arrays.is_traced(count) else int(count)
+
+
+def calls(solver: Solver, s: float) -> int:
+  """How often the first step of a grid, from t = 0.5 to s, calls predict."""
+  made = []
+
+  def predict(z, t):
+    made.append(t)
+    return z
+
+  def step():
+    z = jnp.zeros((1, 1))
+    keys = jax.random.split(jax.random.key(0), 1)
+    return solver.step(predict, z, solver.init(z), np.float32(0.5), np.float32(s), keys)
+
+  # Without jit, cond on a known s follows one branch, and loops are unrolled.
+  with jax.disable_jit():
+    jax.eval_shape(step)
+  return len(made)
 
 
 def contributions(solver: Solver, times: Grid) -> np.ndarray:
@@ -143,28 +167,30 @@ def _run(solver, predict, z, times, keys, *, path):
       raise ValueError(f'{solver.traits.name} is stochastic: pass keys, one per example')
     blind_spots.needs_falling(times, name=solver.traits.name)
   solver.check(times)
-  times = jnp.asarray(times)
-  if not jnp.issubdtype(times.dtype, jnp.floating):
-    times = times.astype(jnp.result_type(float))
   z = jax.tree.map(jnp.asarray, z)
-  return _scan(arrays.pytree(solver.init), arrays.pytree(solver.step), arrays.pytree(predict), z, times,
-               keys, path=path)
+  return _scan(arrays.pytree(solver.init), arrays.pytree(solver.step), arrays.pytree(predict), z,
+               arrays.wide(times), keys, path=path)
 
 
 @jax.jit(static_argnames='path')
 def _scan(init, step, predict, z, times, keys, *, path):
-  b = arrays.batch_size(z)
+  b, start = arrays.batch_size(z), (z, init(z))
   at_all = lambda z, t: predict(z, jnp.broadcast_to(t, (b,)))
+  moving = times[1:] != times[:-1]
+  first = times[0], jnp.where(moving.any(), times[1 + jnp.argmax(moving)], times[0] / 2)
 
   def body(carry, interval):
-    z, state = carry
-    i, t, s = interval
+    moves, i, *interval = interval
+    # vmap over grids turns cond into select, and computes a step that is skipped. It then repeats the
+    # first step, because a zero slope times the infinite one of a step of no length is NaN.
+    (z, state), (t, s) = arrays.where(moves, (carry, tuple(interval)), (start, first))
     own = None if keys is None else arrays.fold_number(keys, i)
-    z, state = step(at_all, z, state, t, s, own)
+    z, state = jax.lax.cond(moves, lambda: step(at_all, z, state, t, s, own), lambda: carry)
     return (z, state), z if path else None
 
-  intervals = jnp.arange(len(times) - 1), times[:-1], times[1:]
-  end, states = jax.lax.scan(body, (z, init(z)), intervals)
+  # Step i that moves has the noise i, however many steps before it do not.
+  intervals = moving, jnp.cumsum(moving) - moving, times[:-1], times[1:]
+  end, states = jax.lax.scan(body, start, intervals)
   if not path:
     return end
   return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), z, states)

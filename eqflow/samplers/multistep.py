@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
 from eqflow import arrays, blind_spots, outputs, processes
-from eqflow.arrays import Data, combine, where
+from eqflow.arrays import Coef, Data, combine, where
 from eqflow.mix import Mix, remix
 from eqflow.outputs import Output
 from eqflow.processes import Process
@@ -41,13 +41,11 @@ def _empty(z, *, depth):
   return History((zeros,) * depth.value, (jnp.zeros(()),) * depth.value, jnp.int32(0), jnp.int32(0))
 
 
-def _pushed(history, y, when, moved):
-  """The history with y in front. A step of length zero, as in padded grids, adds nothing."""
+def _pushed(history, y, when):
+  """The history with y in front."""
   when = jnp.asarray(when, history.when[0].dtype)
-  depth = len(history.values)
-  new = History((y,) + history.values[:-1], (when,) + history.when[:-1],
-                jnp.minimum(history.count + 1, depth), history.steps + 1)
-  return where(moved, new, history)
+  return History((y,) + history.values[:-1], (when,) + history.when[:-1],
+                 jnp.minimum(history.count + 1, len(history.values)), history.steps + 1)
 
 
 def adams_bashforth(process: Process, output: Output) -> Solver:
@@ -63,7 +61,7 @@ def adams_bashforth(process: Process, output: Output) -> Solver:
 def _adams_bashforth_step(predict, z, history, t, s, keys, *, process, output):
   rate, out = processes.rate(process, t), output(process, t)
   u = remix(rate, state=process(t), out=out, z=z, y=predict(z, t))
-  history = _pushed(history, u, t, s != t)
+  history = _pushed(history, u, t)
   first = history.count < 2
   k = jnp.where(first, 0, (s - t) / (2 * jnp.where(first, 1, history.when[0] - history.when[1])))
   return combine((1, z), ((s - t) * (1 + k), u), (-(s - t) * k, history.values[1])), history
@@ -97,8 +95,10 @@ def _dpmpp(process, output, order, churn, heun, num_steps, taper, curvature=1.0)
   check_num_steps(num_steps)
   noisy = not arrays.is_number(churn, 0)
   bound, traits = plane(process, output), Traits(f'dpmpp_{order}m', stochastic=noisy)
-  step = Partial(_noisy_dpmpp_step if noisy else _dpmpp_step, **bound, churn=churn, curvature=curvature,
-                 num_steps=num_steps, heun=arrays.Static(heun), taper=arrays.Static(taper))
+  step = Partial(_dpmpp_step, **bound, curvature=curvature, num_steps=num_steps,
+                 heun=arrays.Static(heun), taper=arrays.Static(taper))
+  if noisy:
+    step = Partial(_noisy_dpmpp_step, **step.keywords, churn=churn)
   return Solver(Partial(_empty, depth=arrays.Static(order)), step,
                 Partial(_check_grid, **bound, num_steps=num_steps, traits=traits), traits)
 
@@ -110,10 +110,9 @@ def _check_grid(times, *, process, output, num_steps, traits):
   blind_spots.needs_num_steps(times, num_steps=num_steps, name=traits.name)
 
 
-def _dpmpp_step(predict, z, history, t, s, keys, *, process, output, churn, **rules):
+def _dpmpp_step(predict, z, history, t, s, keys, *, process, output, **rules):
   x, history = _mean_x(predict, z, history, t, s, process, output, 0.0, **rules)
-  ahead = remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=x)
-  return where(s != t, ahead, z), history
+  return remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=x), history
 
 
 def _noisy_dpmpp_step(predict, z, history, t, s, keys, *, process, output, churn, **rules):
@@ -122,33 +121,42 @@ def _noisy_dpmpp_step(predict, z, history, t, s, keys, *, process, output, churn
   r = kept_by_churn(step_ratio(here, there), number=churn)
   to = Mix(there.x, there.eps * r)
   mean = remix(to, state=here, out=outputs.x(process, t), z=z, y=x)
-  return renewed(where(s != t, mean, z), there.eps, r, keys), history
+  return renewed(mean, there.eps, r, keys), history
 
 
 def _mean_x(predict, z, history, t, s, process, output, churn, *, heun, curvature, num_steps, taper):
   """(the mean of x over the step from t to s, by as many earlier x as there are; the history)."""
   x, here, h = _predicted_x(predict, z, t, s, process, output)
-  history = _pushed(history, x, here, s != t)
-  order = _order(history, h, s != t, num_steps, taper)
+  history = _pushed(history, x, here)
+  order = _order(history, h, num_steps, taper)
   # Where h is infinite the order is 1, which needs none: 1 keeps gradients finite.
   h = jnp.where(jnp.isfinite(h), h, 1)
   nodes = _nodes(history, h)
   # Replaced noise makes z forget by the same factor as a longer step does.
-  _, mean, square = _moments(h / (1 - jnp.asarray(churn, h.dtype)), 2)
+  _, mean, square = _moments(h, 2, kept=1 - jnp.asarray(churn, h.dtype))
   rules = [[1.0], [1.0, mean if heun.value else 0.5], [1.0, mean, curvature * square]]
   weights = _chosen(order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(nodes)]])
   return combine(*zip(weights, history.values)), history
 
 
 def _predicted_x(predict, z, t, s, process, output):
-  """(x, lambda_t, h) at t; h = 1 where s = t, which moves nothing but must not divide by zero."""
-  here = processes.logsnr(process, t) / 2
-  h = jnp.where(s == t, 1, processes.logsnr(process, s) / 2 - here)
+  """(x, lambda_t, h) at t."""
+  here = _lambda(process, t)
   state, out = process(t), output(process, t)
-  return remix(outputs.x(process, t), state=state, out=out, z=z, y=predict(z, t)), here, h
+  x = remix(outputs.x(process, t), state=state, out=out, z=z, y=predict(z, t))
+  return x, here, _lambda(process, s) - here
 
 
-def _order(history, h, moved, num_steps, taper):
+def _lambda(process: Process, t: Coef) -> Coef:
+  """log(alpha/sigma), of slope 0 where it is infinite: there no weight depends on it."""
+  state = process(t)
+  at_end = (state.x == 0) | (state.eps == 0)
+  alpha, sigma = (jnp.where(at_end, 1, a) for a in state)
+  end = jnp.where(state.x == 0, -jnp.inf, jnp.inf)
+  return jnp.where(at_end, end, jnp.log(alpha) - jnp.log(sigma))
+
+
+def _order(history, h, num_steps, taper):
   """As many x as the history has; fewer towards the end, and one where log-SNR jumps to infinity."""
   order = history.count
   if num_steps is not None:
@@ -156,39 +164,47 @@ def _order(history, h, moved, num_steps, taper):
     order = jnp.where(left == 1, 1, order)
     if taper.value:
       order = jnp.minimum(order, jnp.maximum(left, 1))
-  return jnp.where(jnp.isfinite(h) & moved, order, 1)
+  return jnp.where(jnp.isfinite(h), order, 1)
 
 
 def _nodes(history, h):
-  """(lambda_i - lambda_t)/h of the history: 0, then negative numbers."""
-  places = [(when - history.when[0]) / h for when in history.when[1:]]
+  """(lambda_i - lambda_t)/h of the history: 0, then negative numbers; -inf for pure noise."""
+  ways = [when - history.when[0] for when in history.when[1:]]
+  places = [jnp.where(jnp.isfinite(way), jnp.where(jnp.isfinite(way), way, 0) / h, -jnp.inf)
+            for way in ways]
   # Entries that are not filled yet are not used; they differ, so that nothing divides by zero.
   return [jnp.zeros_like(h)] + [jnp.where(i + 1 < history.count, place, -i - 1.0)
                                 for i, place in enumerate(places)]
 
 
-def _moments(h, most):
-  """Means of 1, r, ..., r^most over r in [0, 1] under the weight e^(h r), by parts."""
-  whole = -1 / jnp.expm1(-h)
+def _moments(h, most, kept=1):
+  """Means of 1, r, ..., r^most over r in [0, 1] under the weight e^(h r/kept), by parts."""
+  # With nothing kept all weight is at r = 1.
+  nothing = kept == 0
+  rate = h / jnp.where(nothing, 1, kept)
+  whole = jnp.where(nothing, 1, -1 / jnp.expm1(-rate))
   moments = [jnp.ones_like(h)]
   for n in range(1, most + 1):
-    moments.append(whole - n / h * moments[-1])
+    moments.append(whole - jnp.where(nothing, n * kept / h, n / rate) * moments[-1])
   return moments
 
 
 def _weights(nodes, moments):
   """w such that sum_i w_i f_i is the mean of the polynomial through (nodes_i, f_i), [n].
 
-  Newton's divided differences of the rows of the identity; only the last node may be infinite.
+  Newton's divided differences of the rows of the identity. The last node may be infinite: its
+  difference is then 0.
   """
-  n = len(nodes)
+  n, finite = len(nodes), [jnp.isfinite(node) for node in nodes]
+  # Any other numbers, all different: no node is above 1.
+  nodes = [jnp.where(known, node, 2.0 + i) for i, (known, node) in enumerate(zip(finite, nodes))]
   rows = list(jnp.eye(n))
   total, basis = rows[0], [1.0]
   for k in range(1, n):
     rows = [(b - a) / (nodes[i + k] - nodes[i]) for i, (a, b) in enumerate(zip(rows, rows[1:]))]
     # basis (r - nodes[k-1])
     basis = [high - nodes[k - 1] * low for high, low in zip([0.0] + basis, basis + [0.0])]
-    total = total + rows[0] * sum(c * m for c, m in zip(basis, moments))
+    total = total + jnp.where(finite[k], rows[0] * sum(c * m for c, m in zip(basis, moments)), 0)
   return total
 
 
@@ -230,10 +246,9 @@ def _nothing_corrected(z, *, depth):
 
 def _unipc_step(predict, z, state, t, s, keys, *, process, output, num_steps, bh1):
   x, here, h = _predicted_x(predict, z, t, s, process, output)
-  moved = s != t
   z = _corrected(z, x, state, here, process, t, bh1)
-  history = _pushed(state.history, x, here, moved)
-  order = _order(history, h, moved, num_steps, arrays.Static(True))
+  history = _pushed(state.history, x, here)
+  order = _order(history, h, num_steps, arrays.Static(True))
   h = jnp.where(jnp.isfinite(h), h, 1)
   moments = _moments(h, 2)
   rules = [[1.0], [1.0, _middle(h, bh1)], moments]
@@ -241,8 +256,7 @@ def _unipc_step(predict, z, state, t, s, keys, *, process, output, num_steps, bh
   weights = _chosen(order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(nodes)]])
   mean = combine(*zip(weights, history.values))
   ahead = remix(process(s), state=process(t), out=outputs.x(process, t), z=z, y=mean)
-  new = Corrected(history, z, jnp.asarray(t, state.t.dtype), order)
-  return where(moved, ahead, z), where(moved, new, state)
+  return ahead, Corrected(history, z, jnp.asarray(t, state.t.dtype), order)
 
 
 def _corrected(z, x, state, here, process, t, bh1):
@@ -250,11 +264,13 @@ def _corrected(z, x, state, here, process, t, bh1):
   history, z_before, t_before, order = state
   first = history.count == 0
   t_before = jnp.where(first, t, t_before)
-  h = jnp.where(first, 1, here - history.when[0])
+  whole = jnp.where(first, 1, here - history.when[0])
+  # From pure noise, where h is infinite, the order is 1 and only `_middle` needs it.
+  h = jnp.where(jnp.isfinite(whole), whole, 1)
   past = _nodes(history, h)
   nodes = [past[0], jnp.ones_like(h), *past[1:]]
   moments = _moments(h, 3)
-  rules = [[1.0, _middle(h, bh1)], moments[:3], moments]
+  rules = [[1.0, _middle(whole, bh1)], moments[:3], moments]
   weights = _chosen(order, [_weights(nodes[:len(rule)], rule) for rule in rules[:len(past)]])
   trees = [history.values[0], x, *history.values[1:]]
   mean = combine(*zip(weights, trees))

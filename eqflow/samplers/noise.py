@@ -13,21 +13,24 @@ from eqflow.mix import Mix
 
 
 def step_ratio(here: Mix, there: Mix) -> Coef:
-  """a = (sigma_s/alpha_s)/(sigma_t/alpha_t); 1 where a time repeats at either end, which is 0/0."""
-  area = there.x * here.eps
-  return jnp.where(area == 0, 1, there.eps * here.x / jnp.where(area == 0, 1, area))
+  """a = (sigma_s/alpha_s)/(sigma_t/alpha_t), below 1; 0 from pure noise and at data."""
+  return there.eps * here.x / (there.x * here.eps)
 
 
 def kept_by_churn(ratio: Coef, *, number: ArrayLike) -> Coef:
   """r = a^(c/(1 - c)): the fraction of sigma_s that is the state's own noise, at churn c in [0, 1]."""
-  # An array, so that churn 1 divides to inf and keeps 0 ** inf = 0, but 1 ** inf = 1.
   number = jnp.asarray(number, jnp.result_type(float))
-  return ratio ** (number / (1 - number))
+  power = number / jnp.where(number == 1, 1, 1 - number)
+  # Slope 0 where a is 0, which it is for all numbers of the process; else 0^(power - 1) is infinite.
+  nothing = (ratio == 0) & (power > 0) & (power < 1)
+  kept = jnp.where(nothing, 0, jnp.where(nothing, 1, ratio) ** power)
+  return jnp.where(number == 1, 0, kept)
 
 
 def kept_by_eta(ratio: Coef, *, number: ArrayLike) -> Coef:
   """r = sqrt(1 - eta^2 (1 - a^2)): the same at DDIM's eta in [0, 1]."""
-  return jnp.sqrt(1 - jnp.square(number) * (1 - ratio) * (1 + ratio))
+  # Without the difference 1 - eta^2, in which a small a would lose its digits at eta 1.
+  return root((1 - number) * (1 + number) + jnp.square(number * ratio))
 
 
 def one_number(name: str, number: ArrayLike, *, most: Number = math.inf) -> None:
@@ -43,12 +46,12 @@ def one_number(name: str, number: ArrayLike, *, most: Number = math.inf) -> None
 
 def renewed(mean: Data, sigma: Coef, kept: Coef, keys: Keys) -> Data:
   """mean + sigma sqrt(1 - kept^2) fresh noise."""
-  # Where s = t, rounding can leave kept above 1.
+  # Rounding can leave kept above 1.
   spread = sigma * root((1 - kept) * (1 + kept))
   return combine((1, mean), (spread, arrays.noise_like(keys, mean)))
 
 
 def root(a: Coef) -> Coef:
-  """sqrt(max(a, 0)), of slope 0 where a <= 0: a step of no length adds no noise, differentiably."""
+  """sqrt(max(a, 0)), of slope 0 where a <= 0: where no noise is added, none is for nearby numbers."""
   positive = a > 0
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, a, 1)), 0)

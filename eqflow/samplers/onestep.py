@@ -96,13 +96,12 @@ def euler(process: Process, output: Output, *, along: Output | None = None) -> S
                   Partial(check_velocity, **bound, traits=traits), traits)
   bound |= dict(along=arrays.pytree(along))
   return Solver(Partial(no_state), Partial(_euler_along_step, **bound),
-                Partial(_check_along, **bound, traits=traits), traits)
+                Partial(_check_along, **bound, traits=traits, remedy='choose another `along`'), traits)
 
 
-def _check_along(times, *, process, output, along, traits):
+def _check_along(times, *, process, output, along, traits, remedy):
   blind_spots.check_grid(times, process=process, output=output, last=traits.stages > 1)
-  blind_spots.needs_along(times, process=process, along=along, name=traits.name,
-                          remedy='choose another `along`')
+  blind_spots.needs_along(times, process=process, along=along, name=traits.name, remedy=remedy)
 
 
 def _euler_step(predict, z, state, t, s, keys, *, process, output):
@@ -123,20 +122,27 @@ def heun(process: Process, output: Output, *, along: Output | None = None) -> So
   rule in that vector's own time, as in `euler`: samples then depend on the vector.
   """
   bound, traits = plane(process, output), Traits('heun', stages=2)
-  if along is None:
-    return Solver(Partial(no_state), Partial(_heun_step, **bound),
-                  Partial(check_velocity, **bound, traits=traits), traits)
-  bound |= dict(along=arrays.pytree(along))
+  if along is not None:
+    return _heun_along(process, output, along, traits, 'choose another `along`')
+  return Solver(Partial(no_state), Partial(_heun_step, **bound),
+                Partial(check_velocity, **bound, traits=traits), traits)
+
+
+def _heun_along(process, output, along, traits, remedy):
+  bound = plane(process, output) | dict(along=arrays.pytree(along))
   return Solver(Partial(no_state), Partial(_heun_along_step, **bound),
-                Partial(_check_along, **bound, traits=traits), traits)
+                Partial(_check_along, **bound, traits=traits, remedy=remedy), traits)
 
 
 def _heun_step(predict, z, state, t, s, keys, *, process, output):
   u_t = _velocity(predict, z, t, process, output)
   ahead = combine((1, z), (s - t, u_t))
 
+  # Under vmap the correction is computed at data too, where its slope may be infinite.
+  then = jnp.where(s > 0, s, t)
+
   def correct():
-    u_s = _velocity(predict, ahead, s, process, output)
+    u_s = _velocity(predict, ahead, then, process, output)
     return combine((1, z), ((s - t) / 2, u_t), ((s - t) / 2, u_s))
 
   return jax.lax.cond(s > 0, correct, lambda: ahead), state
@@ -146,10 +152,11 @@ def _heun_along_step(predict, z, state, t, s, keys, *, process, output, along):
   here, there, w = process(t), process(s), along(process, t)
   y_t = remix(w, state=here, out=output(process, t), z=z, y=predict(z, t))
   ahead = remix(there, state=here, out=w, z=z, y=y_t)
+  then = jnp.where(s > 0, s, t)
 
   def correct():
     # The vector of the plane is the one at t; state and output are those at s.
-    y_s = remix(w, state=there, out=output(process, s), z=ahead, y=predict(ahead, s))
+    y_s = remix(w, state=process(then), out=output(process, then), z=ahead, y=predict(ahead, then))
     return remix(there, state=here, out=w, z=z, y=combine((0.5, y_t), (0.5, y_s)))
 
   return jax.lax.cond(s > 0, correct, lambda: ahead), state
@@ -171,7 +178,7 @@ def edm(process: Process, output: Output, *, num_steps: int, churn: ArrayLike = 
     raise ValueError(f'sigma_min={sigma_min} exceeds sigma_max={sigma_max}, so that no step would add '
                      'noise: give sigma_min <= sigma_max')
   if arrays.is_number(churn, 0):
-    return heun(process, output, along=outputs.eps)
+    return _heun_along(process, output, outputs.eps, Traits('edm', stages=2), 'use heun')
   bound = plane(process, output)
   step = Partial(_edm_step, **bound, churn=churn, num_steps=float(num_steps), sigma_min=sigma_min,
                  sigma_max=sigma_max, noise_scale=noise_scale)

@@ -79,6 +79,25 @@ def test_the_evaluations_of_a_solver_of_your_own_are_counted(end):
   assert samplers.evaluations(solver, grid) == len(calls)
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_times_in_half_precision_are_promoted(dtype):
+  times = jnp.append(jnp.linspace(1, 0.002, 21), 0).astype(dtype)
+  z, seen = jnp.ones((1, 1), dtype), []
+  def predict(z, t):
+    seen.append((z.dtype, t.dtype))
+    return z / 2
+  solver = samplers.unipc(processes.cosine, outputs.v)
+  found = samplers.sample(solver, predict, z.astype('float32'), times)
+  exact = samplers.sample(solver, predict, z.astype('float32'), np.asarray(times, 'float32'))
+  np.testing.assert_array_equal(found, exact)
+  if dtype == 'bfloat16':
+    np.testing.assert_allclose(found, 0.47511768, rtol=1e-6)
+  assert samplers.sample(samplers.ddim(processes.cosine, outputs.v), predict, z, times).dtype == dtype
+  assert {b for _, b in seen} == {jnp.dtype('float32')} and seen[-1][0] == dtype
+  velocity = processes.rate(processes.cosine, times)
+  np.testing.assert_array_equal(velocity.x, processes.rate(processes.cosine, times.astype('float32')).x)
+
+
 def test_a_solver_of_your_own_that_asks_for_nothing_is_two_functions():
   own = Solver(samplers.no_state, lambda predict, z, state, t, s, keys: (
       z + (s - t) * predict(z, t), state))

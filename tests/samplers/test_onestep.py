@@ -6,15 +6,11 @@ import chex
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from eqflow import arrays, descent, grids, oracles, outputs, processes, samplers
-from eqflow.config import tables
-from eqflow.config.rows import bind
 from eqflow.mix import Mix
-from eqflow.samplers import evaluations
 from tests import rows
 
 MEAN, STD = 0.7, 0.4
@@ -172,21 +168,6 @@ def test_heun_on_edm_is_algorithm_1_of_its_paper(x64):
   found = samplers.sample(samplers.heun(processes.edm, outputs.x),
                           _gaussian(processes.edm, outputs.x), jnp.asarray(z), grid)
   np.testing.assert_allclose(found, x, rtol=1e-10)
-
-
-@pytest.mark.parametrize('name', tables.SOLVERS)
-@pytest.mark.parametrize('end', [0.0, 0.1])
-def test_evaluations_are_the_calls_of_the_network(name, end):
-  calls = []
-  def predict(z, t):
-    jax.debug.callback(lambda: calls.append(1))
-    return z
-  solver = bind(tables.SOLVERS, ConfigDict(dict(name=name)), 'sample.solver', process=LINEAR,
-                output=outputs.u, num_steps=5)
-  grid, keys = grids.uniform(5, start=0.9, end=end), jax.random.split(jax.random.key(0), 1)
-  _, state = samplers.run(solver, predict, jnp.ones((1, 1)), grid, keys)
-  jax.effects_barrier()
-  assert evaluations(solver, grid, state) == len(calls) > 0
 
 
 def test_the_path_starts_at_z_and_ends_at_the_sample():
