@@ -10,7 +10,7 @@ from eqflow.fields import Model
 from eqflow.runs import blueprint, room, second_run
 from eqflow.runs.identity import check_config, identity
 from eqflow.runs.run import Run
-from eqflow.training import checkpoint, sharding, snapshots, train_state
+from eqflow.training import checkpoint, progress, sharding, snapshots, train_state
 
 
 def restore(run: Run, *, reconstructed: bool = False) -> tuple[int, Model]:
@@ -22,6 +22,7 @@ def restore(run: Run, *, reconstructed: bool = False) -> tuple[int, Model]:
   """
   config, workdir, recipe, _ = run
   check_config(config, workdir)
+  progress.say(f'restoring {train_state.called(config.sample.params)} of {workdir}')
   tracked = config.sample.params in ('params', *recipe.averages.names) and not reconstructed
   step, params = (_tracked if tracked else _reconstructed)(run)
   return step, Model(recipe.model.network, params)
