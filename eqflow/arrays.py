@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 import enum
 import functools
+import math
 from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key, Num, PyTree, Shaped
 import numpy as np
@@ -83,6 +86,69 @@ def check_numbers(name: str, value: Any, z: Data) -> None:
     raise ValueError(f'{name} has shape {jnp.shape(value)}: give one number for each of {b} examples')
 
 
+def check_rows(name: str, tree: Any, z: Data) -> None:
+  """Raises ValueError unless every leaf of `tree` has one row for each example of z, naming it.
+
+  A missing row would silently be read as the last one that exists.
+  """
+  b = batch_size(z)
+  for leaf in jax.tree.leaves(tree):
+    if jnp.shape(leaf)[:1] != (b,):
+      raise ValueError(f'{name} has a leaf of shape {jnp.shape(leaf)} for {b} examples: give one row '
+                       f'for each, [{b}, ...]')
+
+
+def check_labels(name: str, labels: Any, b: int, num_classes: int | None = None) -> None:
+  """Raises ValueError unless `labels` are integers [b], from 0 below num_classes if that is given.
+
+  A label that is NaN equals no label, not even itself; True is an answer, not a class. The values of
+  traced labels are not checked.
+  """
+  labels = labels if hasattr(labels, 'dtype') else np.asarray(labels)
+  if labels.shape != (b,):
+    raise ValueError(f'{name} has shape {labels.shape} for {b} examples: give one label for each, such '
+                     f'as np.full({b}, 0)')
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(f'{name} has dtype {labels.dtype}: labels are integers; count the classes from 0, '
+                     f'such as np.unique({name}, return_inverse=True)[1]')
+  if num_classes is None or is_traced(labels):
+    return
+  labels = np.asarray(labels)
+  if (wrong := np.unique(labels[(labels < 0) | (labels >= num_classes)])).size:
+    raise ValueError(f'{name} contains {wrong[:5].tolist()}: give 0 to {num_classes - 1}')
+
+
+def check_keys(keys: Any, b: int | None = None) -> None:
+  """Raises unless `keys` are typed keys [b]: TypeError for another kind, ValueError for a shape.
+
+  The legacy keys of jax.random.PRNGKey are integers: [b, 2] of them may be keys or data.
+  """
+  if not jnp.issubdtype(getattr(keys, 'dtype', type(keys)), jax.dtypes.prng_key):
+    kind = f'{keys.dtype} {jnp.shape(keys)}' if hasattr(keys, 'dtype') else repr(keys)
+    raise TypeError(f'keys is {kind}: give typed keys, such as jax.random.split(jax.random.key(0), 8), '
+                    'or wrap legacy keys of jax.random.PRNGKey in jax.random.wrap_key_data')
+  if keys.ndim != 1 or b not in (None, keys.shape[0]):
+    count = 8 if b is None else b
+    raise ValueError(f'keys has shape {keys.shape}{"" if b is None else f" for {b} examples"}: give '
+                     f'one key for each example, such as jax.random.split(key, {count})')
+
+
+def check_functions(**given: Any) -> None:
+  """Raises TypeError unless every argument is a function, naming it."""
+  for name, value in given.items():
+    if not callable(value):
+      raise TypeError(f'{name} is the {type(value).__name__} {value!r:.60}: give a function')
+
+
+def check_scalars(**given: Any) -> None:
+  """Raises TypeError unless every argument is a number or an array of numbers, naming it."""
+  for name, value in given.items():
+    kind = getattr(value, 'dtype', type(value))
+    if not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) or not (
+        kind is bool or kind is int or jnp.issubdtype(kind, jnp.number)):
+      raise TypeError(f'{name} is the {type(value).__name__} {value!r:.60}: give a number')
+
+
 def check_floating(name: str, tree: Any) -> None:
   """Raises TypeError where a leaf of `tree` is not floating, naming it."""
   for leaf in jax.tree.leaves(tree):
@@ -139,21 +205,23 @@ def _paths(tree):
 
 
 def batch_size(z: Data) -> int:
-  """b, the length of the leading axis of every leaf of z."""
-  return jax.tree.leaves(z)[0].shape[0]
+  """b, the length of the leading axis of every leaf of z. Raises ValueError where they differ."""
+  sizes = {np.shape(a)[:1] for a in jax.tree.leaves(z)}
+  if len(sizes) != 1 or () in sizes:
+    shapes = ', '.join(str(np.shape(a)) for a in jax.tree.leaves(z)) or 'none'
+    raise ValueError(f'data has leaves of shapes {shapes}: each leaf needs the same leading axis, with '
+                     'one row for each example')
+  return sizes.pop()[0]
 
 
 def noise_like(keys: Keys, z: Data, *, draw: Callable = jax.random.normal) -> Data:
   """eps ~ N(0, I), with the shapes and dtypes of z; the noise of example j depends on keys[j] alone.
 
   So it does not change with the batch, the devices or the processes. Leaf i uses fold_in(keys[j], i).
-  draw(key, shape, dtype) may be another distribution. Raises ValueError unless there is one key for
-  each example.
+  draw(key, shape, dtype) may be another distribution. Raises as `check_keys`.
   """
+  check_keys(keys, batch_size(z))
   leaves, structure = jax.tree.flatten(z)
-  if keys.shape != (batch_size(z),):
-    raise ValueError(f'keys of shape {keys.shape} for {batch_size(z)} examples: pass one key for each, '
-                     f'such as jax.random.split(key, {batch_size(z)})')
 
   def leaf(i, a):
     return jax.vmap(lambda key: draw(jax.random.fold_in(key, i), a.shape[1:], a.dtype))(keys)
@@ -189,24 +257,18 @@ def example_keys(seed: Any, index: Num[Array | np.ndarray, 'b']) -> Keys:
 
 
 def fold(keys: Keys, stream: Stream) -> Keys:
-  """The keys of one stream: fold_in(keys[j], stream) for every example j. Raises for one key."""
-  _check_keys(keys)
+  """The keys of one stream: fold_in(keys[j], stream) for every example j. Raises as `check_keys`."""
+  check_keys(keys)
   return jax.vmap(lambda key: jax.random.fold_in(key, np.uint32(stream)))(keys)
 
 
 def fold_number(keys: Keys, number: Any) -> Keys:
   """fold_in(keys[j], number), the keys of one step, probe or block; number is one for all, or [b].
 
-  Only for keys that belong to a stream: a number and a stream may be equal. Raises for one key.
+  Only for keys that belong to a stream: a number and a stream may be equal. Raises as `check_keys`.
   """
-  _check_keys(keys)
+  check_keys(keys)
   return jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(number) else None))(keys, number)
-
-
-def _check_keys(keys):
-  if jnp.ndim(keys) != 1:
-    raise ValueError(f'keys has shape {jnp.shape(keys)}: give one key for each example, such as '
-                     'jax.random.split(key, 8)')
 
 
 def square_norm(z: Data) -> Float[Array, 'b']:
@@ -218,13 +280,18 @@ def inner(a: Data, b: Data) -> Float[Array, 'b']:
   """a . b per example, over all elements of all leaves, in float32 or wider."""
   def leaf(a, b):
     wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
-    return jnp.sum((a.astype(wide) * b.astype(wide)).reshape(a.shape[0], -1), axis=1)
+    return jnp.sum(rows(a.astype(wide) * b.astype(wide)), axis=1)
   return sum(map(leaf, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def rows(a: Any) -> Any:
+  """a [b, ...] as [b, d], d its elements of one example; b may be 0, where -1 has no meaning."""
+  return a.reshape(a.shape[0], math.prod(a.shape[1:]))
 
 
 def num_elements(z: Data) -> int:
   """The number of elements of one example, over all leaves."""
-  return sum(a[0].size if a.ndim > 1 else 1 for a in jax.tree.leaves(z))
+  return sum(math.prod(a.shape[1:]) for a in jax.tree.leaves(z))
 
 
 def pytree(value: Any) -> Any:
@@ -239,6 +306,26 @@ def pytree(value: Any) -> Any:
     return Partial(a) if callable(a) and not isinstance(a, type) else a
 
   return jax.tree.map(leaf, value)
+
+
+def forward_only(name: str, tree: PyTree) -> PyTree:
+  """The tree of numbers. Raises ValueError in reverse mode, which a loop of unknown length lacks."""
+  return jax.tree.map(lambda a: _forward_only.bind(a, name=name), tree)
+
+
+_forward_only = Primitive('forward_only')
+_forward_only.def_impl(lambda a, *, name: a)
+_forward_only.def_abstract_eval(lambda a, *, name: a)
+mlir.register_lowering(_forward_only, lambda context, a, *, name: [a])
+batching.defvectorized(_forward_only)
+
+
+def _reversed(cotangent, a, *, name):
+  raise ValueError(f'{name} is differentiable in forward mode only, since its number of steps depends '
+                   'on the samples: use jax.jvp or jax.jacfwd, or a fixed number of steps')
+
+
+ad.deflinear2(_forward_only, _reversed)
 
 
 def is_traced(*trees: Any) -> bool:

@@ -31,6 +31,7 @@ def given(keys: Keys, x: Data, *, eps: Data) -> Data:
 
   Raises ValueError where its shapes are not x's.
   """
+  arrays.check_keys(keys, arrays.batch_size(x))
   arrays.check_alike('eps', eps, 'x', x)
   return eps
 
@@ -41,7 +42,8 @@ def optimal_transport(keys: Keys, x: Data, *, group: Group = None) -> Data:
   Permutes the noise of `independent`: squared Euclidean cost over all elements of all leaves, by the
   network simplex of POT [Pooladian+ 2304.14772, Tong+ 2302.00482]. With group [b], the labels of a
   conditional model, noise is permuted within each class only: otherwise noise would depend on the label
-  in training, but not in sampling. Runs on the host; raises ValueError while tracing.
+  in training, but not in sampling. Runs on the host; raises ValueError while tracing, and unless group
+  has one integer for each example.
   """
   return _paired(keys, x, group, lambda cost, rows: _optimal(cost)[0].argmax(1), 'optimal_transport')
 
@@ -56,9 +58,11 @@ def sinkhorn(keys: Keys, x: Data, *, regularization: Number, group: Group = None
   Raises ValueError where the marginals of the plan have a relative error (root mean square) above
   `tolerance`. `group`, host and tracing as for optimal_transport.
   """
+  arrays.check_scalars(regularization=regularization, tolerance=tolerance)
   if not regularization > 0:
     raise ValueError(f'regularization={regularization}: give a number above 0, in units of |x|^2, '
                      'or use optimal_transport')
+  arrays.check_keys(keys, arrays.batch_size(x))
   u = np.asarray(_uniform(keys)) if not arrays.is_traced(keys) else None
 
   def partners(cost, rows):
@@ -96,11 +100,12 @@ def _paired(keys, x, group, partners: Callable, name):
                      f'compiled step, eps = {name}(keys, x), and give the loss '
                      'coupling=Partial(couplings.given, eps=eps)')
   ot = _pot()
+  arrays.check_keys(keys, arrays.batch_size(x))
+  if group is not None:
+    arrays.check_labels('group', group, arrays.batch_size(x))
   eps = jax.tree.map(np.asarray, _noise(keys, x))
   a, b = _flat(x), _flat(eps)
   group = np.zeros(len(a), int) if group is None else np.asarray(group)
-  if group.shape != (len(a),):
-    raise ValueError(f'group of shape {group.shape} for {len(a)} examples: give one label for each')
   partner = np.empty(len(a), int)
   for label in np.unique(group):
     rows = np.flatnonzero(group == label)
@@ -121,7 +126,7 @@ def _pot():
 
 def _flat(tree) -> Shaped[np.ndarray, '_ _']:
   leaves = [np.asarray(a, np.float64) for a in jax.tree.leaves(tree)]
-  return np.concatenate([a.reshape(len(a), -1) for a in leaves], axis=1)
+  return np.concatenate([arrays.rows(a) for a in leaves], axis=1)
 
 
 def _optimal(cost):

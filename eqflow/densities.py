@@ -41,7 +41,8 @@ uniform = Density(Partial(_uniform_quantile), Partial(_uniform_pdf))
 
 def uniform_on(low: Number, high: Number) -> Density:
   """t uniform in (low, high), which keeps a blind end out of training."""
-  if not low < high:
+  arrays.check_scalars(low=low, high=high)
+  if not np.all(np.asarray(low) < high):
     raise ValueError(f'uniform_on({low}, {high}): low must be below high')
   return Density(Partial(_uniform_on_quantile, low=low, high=high),
                  Partial(_uniform_on_pdf, low=low, high=high))
@@ -58,7 +59,7 @@ def _uniform_on_pdf(t, *, low, high):
 
 def logit_normal(mean: ArrayLike, std: ArrayLike) -> Density:
   """log(t/(1 - t)) ~ N(mean, std^2): SD3's density on [0, 1] [Esser+ 2403.03206, eq. 19]."""
-  _check_std('logit_normal', std)
+  _check_normal('logit_normal', mean, std)
   return Density(Partial(_logit_normal_quantile, mean=mean, std=std),
                  Partial(_logit_normal_pdf, mean=mean, std=std))
 
@@ -79,12 +80,13 @@ def _logit_normal_pdf(t, *, mean, std):
 
 def lognormal(mean: ArrayLike, std: ArrayLike) -> Density:
   """log t ~ N(mean, std^2): EDM's density of sigma, with P_mean and P_std."""
-  _check_std('lognormal', std)
+  _check_normal('lognormal', mean, std)
   return Density(Partial(_lognormal_quantile, mean=mean, std=std),
                  Partial(_lognormal_pdf, mean=mean, std=std))
 
 
-def _check_std(name, std):
+def _check_normal(name, mean, std):
+  arrays.check_scalars(mean=mean, std=std)
   if not arrays.is_traced(std) and not np.all(np.asarray(std) > 0):
     raise ValueError(f'{name}: std={std}: give a number above 0')
 
@@ -104,7 +106,9 @@ def mode(scale: ArrayLike) -> Density:
   is f(1 - u), with the same distribution. Raises ValueError outside -1 <= s <= 2/(pi - 2), where f is
   not monotone.
   """
-  if not arrays.is_traced(scale) and not -1 <= scale <= 2 / (math.pi - 2):
+  arrays.check_scalars(scale=scale)
+  if not arrays.is_traced(scale) and not np.all(
+      (np.asarray(scale) >= -1) & (np.asarray(scale) <= 2 / (math.pi - 2))):
     raise ValueError(f'mode({scale}): choose a scale from -1 to 2/(pi - 2) = 1.7519, so that t rises '
                      'with u')
   return Density(Partial(_mode_quantile, scale=scale), Partial(_mode_pdf, scale=scale))
@@ -130,6 +134,7 @@ def with_data(density: Density, share: Number) -> Density:
   must vanish on data, which few examples come near by chance. pdf is (1 - share) p(t), without the
   point mass at 0. Raises ValueError for a share outside [0, 1).
   """
+  arrays.check_scalars(share=share)
   if not 0 <= share < 1:
     raise ValueError(f'with_data(share={share}): give a probability from 0 to below 1')
   return Density(Partial(_with_data_quantile, density=density, share=float(share)),
@@ -183,6 +188,8 @@ def adaptive(*, process: Process, low: Number, high: Number, bins: Number = 100,
   measure takes times drawn from density(histogram) and losses weighted by `weights.on_logsnr`. On `edm`
   t grows until the log-SNR is `low`. Raises ValueError for a range that the process does not reach.
   """
+  arrays.check_functions(process=process)
+  arrays.check_scalars(low=low, high=high, bins=bins, keep=keep)
   if not low < high or bins != int(bins) or bins < 2 or not 0 < keep < 1:
     raise ValueError(f'adaptive(low={low}, high={high}, bins={bins}, keep={keep}): low must be below '
                      'high, bins a whole number of 2 or more, keep between 0 and 1')
@@ -258,6 +265,7 @@ def _measured(histogram, t, loss, *, keep, process, low, high):
 
 def draw(keys: Keys) -> Float[Array, 'b']:
   """u uniform in the open interval (0, 1), one for each key."""
+  arrays.check_keys(keys)
   # uniform includes 0. In float32 its largest number is 1 - 2**-23, so the sum stays below 1.
   return jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(keys) + 2.0**-24
 

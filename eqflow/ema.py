@@ -1,8 +1,10 @@
 """Exponential and power moving averages of the parameters in training: {name: parameter tree}.
 
-One rule, mean <- mean + rate (params - mean), with a rate for each name at each step. A power average
-of relative width std weighs the parameters at time t by (power + 1)/T (t/T)^power
-[Karras+ 2312.02696, section 3]; `posthoc_ema` makes averages of other widths from its snapshots.
+One rule, mean <- mean + rate (params - mean), with a rate for each name at each step. A leaf that is
+neither floating nor complex (a count, a mask, a random key) has no mean: its average is its newest
+value, here and in `posthoc_ema.reconstruct`. A power average of relative width std weighs the
+parameters at time t by (power + 1)/T (t/T)^power [Karras+ 2312.02696, section 3]; `posthoc_ema` makes
+averages of other widths from its snapshots.
 """
 
 from __future__ import annotations
@@ -28,21 +30,29 @@ def init(params: PyTree, names: Any) -> dict[str, PyTree]:
   In bfloat16 a thousandth of the difference rounds away, and the average would not move.
   """
   def kept(a):
-    floating = jnp.issubdtype(jnp.result_type(a), jnp.floating)
-    return jnp.array(a, jnp.result_type(a, jnp.float32) if floating else None)
+    narrow = averaged(a) and jnp.finfo(jnp.result_type(a)).bits < 32
+    return jnp.array(a, jnp.float32 if narrow else None)
   return {name: jax.tree.map(kept, params) for name in names}
+
+
+def averaged(leaf: Any) -> bool:
+  """Whether a leaf has an average: floating and complex leaves have, others take the newest value."""
+  return jnp.issubdtype(getattr(leaf, 'dtype', type(leaf)), jnp.inexact)
 
 
 def update(emas: Mapping[str, PyTree], params: PyTree,
            rates: Mapping[str, ArrayLike]) -> dict[str, PyTree]:
   """mean + rate (params - mean), for each average with its own rate = 1 - decay in [0, 1].
 
-  Takes rates, not decays: in float32 a rate of 1e-6 has an error of 1e-13, but 1 - decay one of 6e-8,
-  which is 6 % of it. Raises ValueError where the shapes of params differ from an average's.
+  Leaves without an average, such as counts, masks and keys, take their newest value. Takes rates, not
+  decays: in float32 a rate of 1e-6 has an error of 1e-13, but 1 - decay one of 6e-8, which is 6 % of
+  it. Raises ValueError where the shapes of params differ from an average's.
   """
   def average(mean, rate):
     arrays.check_alike('params', params, 'their average', mean)
-    return jax.tree.map(lambda m, p: m + (rate * (p - m)).astype(m.dtype), mean, params)
+    def leaf(m, p):   # A copy: parameters may be donated, their averages stay.
+      return m + (rate * (jnp.asarray(p, m.dtype) - m)).astype(m.dtype) if averaged(p) else jnp.array(p)
+    return jax.tree.map(leaf, mean, params)
   return {name: average(mean, rates[name]) for name, mean in emas.items()}
 
 
@@ -123,8 +133,9 @@ def power_average(stds: Iterable[float] = (0.05, 0.1)) -> PowerAverage:
 
   `update(state, params, examples)` goes after the optimizer's step, every step or every few, jitted
   or not; examples counts all so far, at most 2^32 - 1 (count in batches beyond that). Averages are
-  kept in float32 at least. Raises ValueError where a std is outside (0, 1/sqrt 12), where params are
-  of other shapes than before, and for a count below the last one; under jit these averages are NaN.
+  kept in float32 at least; leaves without one take their newest value, as in `update`. Raises
+  ValueError where a std is outside (0, 1/sqrt 12), where params are of other shapes than before, and
+  for a count below the last one; under jit these averages are NaN.
   """
   powers = {repr(float(std)): float(power_from_std(std)) for std in stds}
 

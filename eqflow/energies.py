@@ -12,8 +12,8 @@ gradient in z at a fixed t: z and the score are, and E[x | z] and E[eps | z] are
 combinations. So an energy can represent any output, with or without the time as an input.
 
 Energies need no guidance functions of their own: `guidance.guided` and `guidance.composed` of an
-energy, with numbers as scales, are energies with their condition bound, and their gradients are the
-guided and composed `energy_gradient`. With a scale per channel the field need not be a gradient.
+energy, with numbers or [b] as scales, are energies with their condition bound, and their gradients are
+the guided and composed `energy_gradient`. With a scale per channel the field need not be a gradient.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def dot(network: Network) -> Energy:
 
   A network initialized at zero can learn: the gradient is linear in its last layer.
   """
+  arrays.check_functions(network=network)
   return arrays.pytree(Partial(_dot, network=network))
 
 
@@ -53,6 +54,7 @@ def squared_norm(network: Network) -> Energy:
   The code of Equilibrium Matching trains this: it writes -|f|^2/2 and ascends. A network initialized at
   zero never learns: J and f are 0, and so is the gradient in every parameter.
   """
+  arrays.check_functions(network=network)
   return arrays.pytree(Partial(_squared_norm, network=network))
 
 
@@ -65,6 +67,7 @@ def negative_squared_norm(network: Network) -> Energy:
 
   A network initialized at zero never learns, as with `squared_norm`.
   """
+  arrays.check_functions(network=network)
   return arrays.pytree(Partial(_negative_squared_norm, network=network))
 
 
@@ -78,6 +81,7 @@ def energy_gradient(energy: Energy) -> Network:
   Differentiable again, so it can be trained as any network. Raises ValueError where the energy is not
   one number for each example.
   """
+  arrays.check_functions(energy=energy)
   return arrays.pytree(Partial(_energy_gradient, energy=energy))
 
 

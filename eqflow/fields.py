@@ -71,6 +71,8 @@ def conditioned(network: Network, process: Process, *, scale_input: Callable,
 
   Loss and samplers share it, so both scale the input and encode the noise level alike.
   """
+  arrays.check_functions(network=network, process=process, scale_input=scale_input,
+                         c_noise=c_noise)
   return arrays.pytree(Partial(_conditioned, network=network, process=process, scale_input=scale_input,
                                c_noise=c_noise))
 
@@ -80,11 +82,16 @@ def _conditioned(z, t, condition, *, network, process, scale_input, c_noise):
 
 
 def bind(network: Network, condition: Any) -> Predict:
-  """(z, t) -> network(z, t, condition)."""
+  """(z, t) -> network(z, t, condition); condition is a pytree with a leading [b], or None.
+
+  The predictor raises ValueError where condition has another number of rows than z.
+  """
+  arrays.check_functions(network=network)
   return arrays.pytree(Partial(_bound, network=network, condition=condition))
 
 
 def _bound(z, t, *, network, condition):
+  arrays.check_rows('condition', condition, z)
   return network(z, t, condition)
 
 
@@ -98,6 +105,7 @@ def at_rest(field: Predict, z: Data) -> Data:
 
 def as_output(predict: Predict, *, process: Process, output: Output, to: Output) -> Predict:
   """A predictor of `output` as a predictor of `to`: the remix of z and its prediction."""
+  arrays.check_functions(predict=predict, process=process, output=output, to=to)
   return arrays.pytree(Partial(_as_output, predict=predict, process=process, output=output, to=to))
 
 
@@ -110,6 +118,9 @@ def transported(predict: Predict, transport: Transport) -> Predict:
 
   On process_b it predicts the output `outputs.transported`. See `processes.transport` for an example.
   """
+  arrays.check_functions(predict=predict)
+  if not isinstance(transport, Transport):
+    raise TypeError(f'transport is {transport!r:.60}: give the result of processes.transport')
   return arrays.pytree(Partial(_transported, predict=predict, transport=transport))
 
 

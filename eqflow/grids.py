@@ -18,6 +18,7 @@ from eqflow.processes import Process
 
 def uniform(num_steps: int, start: Number = 1.0, end: Number = 0.0) -> np.ndarray:
   """num_steps + 1 times, evenly spaced from `start` to `end`, float64."""
+  arrays.check_scalars(start=start, end=end)
   return np.linspace(start, end, _positive(num_steps) + 1)
 
 
@@ -28,11 +29,13 @@ def karras(num_steps: int, *, process: Process = processes.edm, sigma_min: Numbe
   sigma is the noise-to-signal ratio, which on `edm` is the time itself [Karras+ 2206.00364, eq. 5].
   rho = 1 is even in sigma. Raises ValueError where the process does not reach sigma_max.
   """
+  arrays.check_scalars(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
   if not (0 < sigma_min <= sigma_max and rho > 0):
     raise ValueError(f'sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}: give 0 < sigma_min <= '
                      'sigma_max and rho > 0')
   ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
   sigma = np.linspace(*ends, _positive(num_steps)) ** rho
+  arrays.check_functions(process=process)
   if process is processes.edm:
     return np.append(sigma, 0.0)
   with jax.ensure_compile_time_eval(), jax.enable_x64(True):
@@ -81,6 +84,8 @@ def logsnr(num_steps: int, *, process: Process, start: Number, end: Number, low:
   `start` is at noise. Append 0 to end at data. On EDM, where t may exceed 1, give `high`.
   Raises ValueError if the process does not reach these log-SNRs.
   """
+  arrays.check_functions(process=process)
+  arrays.check_scalars(start=start, end=end, low=low, high=high)
   values = np.linspace(start, end, _positive(num_steps) + 1)
   with jax.ensure_compile_time_eval(), jax.enable_x64(True):
     times = processes.time_of_logsnr(process, jnp.asarray(values), low=low, high=high)

@@ -11,7 +11,6 @@ guided predictor it has no meaning.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
@@ -19,14 +18,11 @@ import jax
 from jax import numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
-from jaxtyping import Array, ArrayLike, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, Num
 import numpy as np
 
 from eqflow import arrays, blind_spots, fields, outputs
-from eqflow.arrays import Data, Grid, Keys, Number, combine
-from eqflow.fields import Predict
-from eqflow.outputs import Output
-from eqflow.processes import Process
+from eqflow.arrays import Data, Keys, Number, combine
 from eqflow.samplers import runge_kutta
 
 # The distance of two neighbouring grey levels: images are uint8/127.5 - 1.
@@ -39,22 +35,24 @@ class Latent(NamedTuple):
   evaluations: Int[Array, 'b']
 
 
+# log p of each example, and where its path ends.
+LogP = tuple[Float[Array, 'b'], Latent]
+
+
 def rademacher(keys: Keys, z: Data) -> Data:
   """Probes of -1 and 1, shaped as z: the least variance among probes with independent elements."""
   return arrays.noise_like(keys, z, draw=jax.random.rademacher)
 
 
-def log_likelihood(predict: Predict, x: Data, *, process: Process, output: Output,
-                   times: Grid | tuple = (1e-5, 1.0), keys: Key[Array, '...'] | None = None,
-                   num_probes: int = 1, probe: Callable[[Keys, Data], Data] = rademacher,
-                   rtol: ArrayLike = 1e-6, atol: ArrayLike = 1e-6, max_steps: int = 1000,
-                   mean: PyTree[ArrayLike] = 0.0,
-                   std: PyTree[ArrayLike] = 0.0) -> tuple[Float[Array, 'b'], Latent]:
+# Annotated where the name does not say it: help() shows the signature in two lines.
+def log_likelihood(predict, x: Data, *, process, output, times=(1e-5, 1.0), keys=None, num_probes=1,
+                   probe=None, rtol=1e-6, atol=1e-6, max_steps=1000, mean=0.0, std=0.0) -> LogP:
   """(log p(x) [b] in nats, its Latent) for x [b, ...], over all elements of all leaves.
 
   times rise. Two times are the ends of adaptive steps, which each sample chooses as in
-  `samplers.adaptive`; a sample that needs more than max_steps is NaN. More times are a fixed grid, with
-  one classical Runge-Kutta step for each pair. On a discrete table u jumps at every entry and both
+  `samplers.adaptive`; a sample that needs more than max_steps is NaN. Derivatives are then of forward
+  mode only. More times are a fixed grid, differentiable in both modes, with one classical Runge-Kutta
+  step for each pair. On a discrete table u jumps at every entry and both
   converge slowly: first `processes.transport` to a smooth process.
 
   At the first time, with sigma/alpha = r, p is the density of data plus noise of std r; its error is
@@ -63,10 +61,14 @@ def log_likelihood(predict: Predict, x: Data, *, process: Process, output: Outpu
   `variance_preserving`, and on `edm`, which is integrated to sigma = 80 or so.
 
   Without keys the divergence is exact, at one derivative per element. With keys [b] it is the mean
-  of <v, du/dz v> over num_probes probes v = probe(keys, x): `rademacher`, or `arrays.noise_like`.
+  of <v, du/dz v> over num_probes probes v = probe(keys, x): `rademacher` by default, or
+  `arrays.noise_like`.
   Raises ValueError, before compiling, where the output is blind, the times do not rise from t > 0 to
   almost pure noise, or keys and num_probes do not fit.
   """
+  probe = probe or rademacher
+  arrays.check_functions(predict=predict, process=process, output=output, probe=probe)
+  arrays.check_scalars(num_probes=num_probes, rtol=rtol, atol=atol, max_steps=max_steps)
   x = jax.tree.map(jnp.asarray, x)
   for leaf in jax.tree.leaves(x):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -84,9 +86,8 @@ def _check_probes(keys, num_probes, b):
   if num_probes < 1 or (keys is None and num_probes != 1):
     raise ValueError(f'num_probes={num_probes} with keys={keys}: give keys [b] and 1 or more probes, '
                      'or neither for the exact divergence')
-  if keys is not None and keys.shape != (b,):
-    raise ValueError(f'keys of shape {keys.shape} for {b} examples: give one key for each, such as '
-                     f'jax.random.split(key, {b})')
+  if keys is not None:
+    arrays.check_keys(keys, b)
 
 
 def _check_times(times, process, output):
@@ -132,6 +133,7 @@ def _log_likelihood(predict, x, process, output, times, keys, probe, tolerances,
     (z, grown), count = runge_kutta.integrate(
         field, state, times[0], times[1], rtol=tolerances[0], atol=tolerances[1],
         max_steps=max_steps)
+    z, grown = arrays.forward_only('log_likelihood between two times', (z, grown))
   else:
     z, grown = _stepped(field, state, times)
     count = jnp.full(b, 4 * (times[1:] != times[:-1]).sum())
@@ -141,7 +143,7 @@ def _log_likelihood(predict, x, process, output, times, keys, probe, tolerances,
 
 def _exact(push, z):
   """The trace of du/dz, by one derivative for each element, 64 at a time."""
-  one = jax.tree.map(lambda a: a[0], z)
+  one = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), z)
   flat, unravel = ravel_pytree(one)
 
   def entry(i):
@@ -191,7 +193,7 @@ def _log_gaussian(z, state, mean, std):
 
 
 def _total(tree):
-  return sum(jnp.sum(a.reshape(a.shape[0], -1), axis=1) for a in jax.tree.leaves(tree))
+  return sum(jnp.sum(arrays.rows(a), axis=1) for a in jax.tree.leaves(tree))
 
 
 def dequantize(keys: Keys, image: Num[Array | np.ndarray, 'b ...'], *,
@@ -202,6 +204,7 @@ def dequantize(keys: Keys, image: Num[Array | np.ndarray, 'b ...'], *,
   network trained on the levels themselves has not seen this noise: start its times where sigma/alpha is
   about the std of the noise, bin_width/sqrt(12). The result there is a density as well.
   """
+  arrays.check_keys(keys, arrays.batch_size(image))
   if image.dtype != jnp.uint8:
     raise ValueError(f'image is {image.dtype}: give the uint8 of the file, 0 to 255')
   u = jax.vmap(lambda key: jax.random.uniform(key, image.shape[1:]))(keys)

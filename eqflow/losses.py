@@ -13,34 +13,38 @@ from jaxtyping import Array, ArrayLike, Float
 from eqflow import arrays, densities, processes, weights
 from eqflow.arrays import Data, Keys, Stream
 from eqflow.densities import Density
-from eqflow.fields import Predict
 from eqflow.mix import gain, mix
-from eqflow.outputs import Output
-from eqflow.processes import Process
-from eqflow.weights import Weight
 
 # (keys, x) -> eps: the noise that is paired with each example.
 Coupling = Callable[[Keys, Data], Data]
+# The loss of each example, and {'t', 'logsnr', 'error'} of each.
+Loss = tuple[Float[Array, 'b'], dict[str, Any]]
 
 
-def matching_loss(keys: Keys, predict: Predict, x: Data, *, process: Process, output: Output,
-                  density: Density, u: Float[Array, 'b'] | None = None,
-                  coupling: Coupling = arrays.noise_like, target: Predict | None = None,
-                  space: Output | None = None, weight: Weight = weights.ones,
-                  uncertainty: Callable | None = None,
-                  penalty: Callable | None = None) -> tuple[Float[Array, 'b'], dict[str, Any]]:
+# Annotated where the name does not say it: help() shows the signature in two lines.
+def matching_loss(keys: Keys, predict, x: Data, *, process, output, density: Density, u=None,
+                  coupling=None, target=None, space=None, weight=None, uncertainty=None,
+                  penalty=None) -> Loss:
   """weight(t) mean (predict(z, t) - output)^2 in `space`, per example [b], and aux.
 
   t = density.quantile(u), z = alpha x + sigma eps. u [b] in (0, 1) and eps come from keys [b], one
   per example; u may be given, and eps = coupling(keys, x) is independent of x by default. The mean
   is over all elements of all leaves of x. With target, predict is compared with target(z, t), a
   marginal field or a teacher, instead of the vector of this x and eps. The error in `space`
-  (default: the output's own) is the output's times gain(space <- output). With
-  uncertainty, r = uncertainty(t) [b], the loss is exp(-r) loss + r. With penalty, predict returns
-  (y, h), h for example activations, and penalty(h) is added, [b] or one number. aux holds t, logsnr
-  and error, the unweighted squared error in `space`, each [b]. x is cast to t's dtype. Raises
-  ValueError where predict's shapes are not z's.
+  (default: the output's own) is the output's times gain(space <- output). weight(process, t) is 1 by
+  default. With uncertainty, r = uncertainty(t) [b], the loss is exp(-r) loss + r. With penalty, predict
+  returns (y, h), h for example activations, and penalty(h) is added, [b] or one number. aux holds t,
+  logsnr and error, the unweighted squared error in `space`, each [b]. x is cast to t's dtype, which is
+  float32 or wider. Raises ValueError where predict's shapes are not z's.
   """
+  coupling, weight = coupling or arrays.noise_like, weight or weights.ones
+  arrays.check_functions(predict=predict, process=process, output=output, coupling=coupling,
+                         weight=weight)
+  options = dict(target=target, space=space, uncertainty=uncertainty, penalty=penalty)
+  arrays.check_functions(**{name: option for name, option in options.items() if option is not None})
+  if not isinstance(density, Density):
+    raise TypeError(f'density is {density!r:.60}: give a densities.Density, such as densities.uniform')
+  arrays.check_keys(keys, arrays.batch_size(x))
   u = densities.draw(arrays.fold(keys, Stream.TIME)) if u is None else arrays.wide(u)
   arrays.check_numbers('u', u, x)
   t = density.quantile(u)
@@ -73,9 +77,9 @@ def dispersive(h: Float[Array, 'b ...'], *, temperature: ArrayLike = 1.0) -> Flo
   examples of a batch, or of a microbatch where gradients are accumulated: the loss of an example then
   depends on the other examples and on the batch size.
   """
-  wide = h.reshape(len(h), -1).astype(jnp.promote_types(h.dtype, jnp.float32))
+  wide = arrays.rows(h).astype(jnp.promote_types(h.dtype, jnp.float32))
   # Centring keeps the distances and reduces their rounding.
   wide = wide - wide.mean(0)
   square = jnp.sum(jnp.square(wide), 1)
   distance = (square + arrays.expand(square, wide) - 2 * wide @ wide.T) / wide.shape[1]
-  return jax.nn.logsumexp(-distance / temperature) - 2 * math.log(len(h))
+  return jax.nn.logsumexp(-distance / temperature) - 2 * math.log(max(len(h), 1))

@@ -22,6 +22,7 @@ Score = Callable[[Predict, Data], Float[Array, 'b']]
 
 def gradient_norm(field: Predict, z: Data) -> Float[Array, 'b']:
   """|f(z)| over all elements: the slope of the energy at the input, small at data."""
+  arrays.check_functions(field=field)
   return _gradient_norm(arrays.pytree(field), _floating(z))
 
 
@@ -37,9 +38,11 @@ def descent_drop(field: Predict, z: Data, *, step_size: ArrayLike,
   By the trapezoidal rule, sum_k step_size <f_k, f_k + f_{k+1}>/2: exact where f is linear along a
   step, and never above step_size sum_k |f_k|^2, which is Euler's rule, where f is the gradient of a
   convex energy. A field that is not a gradient has no energy, but this number is still defined. Costs
-  num_steps + 1 evaluations, without reverse-mode derivatives. Raises ValueError unless both numbers are
-  positive.
+  num_steps + 1 evaluations; differentiable in forward mode only. Raises ValueError unless both numbers
+  are positive.
   """
+  arrays.check_functions(field=field)
+  arrays.check_scalars(step_size=step_size, num_steps=num_steps)
   for name, number in (('step_size', step_size), ('num_steps', num_steps)):
     if not arrays.is_traced(number) and not number > 0:
       raise ValueError(f'descent_drop: {name}={number}: give a positive number')
@@ -57,7 +60,8 @@ def _descent_drop(field, z, step_size, num_steps):
 
   slope = fields.at_rest(field, z)
   none = jnp.zeros_like(arrays.square_norm(slope))
-  return jax.lax.fori_loop(0, num_steps, step, (z, slope, none))[2]
+  drop = jax.lax.fori_loop(0, num_steps, step, (z, slope, none))[2]
+  return arrays.forward_only('descent_drop', drop)
 
 
 def energy_at(energy: Callable, z: Data) -> Float[Array, 'b']:
@@ -65,6 +69,7 @@ def energy_at(energy: Callable, z: Data) -> Float[Array, 'b']:
 
   Raises ValueError where the energy is not one number for each example.
   """
+  arrays.check_functions(energy=energy)
   return _energy_at(arrays.pytree(energy), _floating(z))
 
 
@@ -84,6 +89,8 @@ def over_classes(score: Score, network: Network, z: Data, *,
   None. network may be an energy, (z, t, condition) -> [b], with `energy_at` as the score. Scores of an
   example do not depend on the batch. Raises ValueError for a negative num_classes.
   """
+  arrays.check_functions(score=score, network=network)
+  arrays.check_scalars(num_classes=num_classes)
   if num_classes < 0:
     raise ValueError(f'num_classes={num_classes}: give 0 for a model without classes, or more')
   return _over_classes(arrays.pytree(score), arrays.pytree(network), _floating(z),

@@ -11,13 +11,17 @@ import jax
 from jax import numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from eqflow import arrays
 from eqflow.mix import mix
 from eqflow.outputs import Output
 from eqflow.processes import Process
 
+Points = Float[Array, 'b d']
+Times = Float[Array, 'b']
 
-def gaussian(z: Float[Array, 'b d'], t: Float[Array, 'b'], *, process: Process, output: Output,
-             mean: Float[ArrayLike, 'd'], cov: Float[ArrayLike, 'd d']) -> Float[Array, 'b d']:
+
+def gaussian(z: Points, t: Times, *, process: Process, output: Output, mean: Float[ArrayLike, 'd'],
+             cov: Float[ArrayLike, 'd d']) -> Points:
   """E[output | z] for x ~ N(mean, cov): E[x | z] = mean + alpha cov S^-1 (z - alpha mean).
 
   S = alpha^2 cov + sigma^2 I is z's covariance; cov must be positive definite.
@@ -32,12 +36,11 @@ def gaussian(z: Float[Array, 'b d'], t: Float[Array, 'b'], *, process: Process, 
     return mean + alpha * cov @ whitened, sigma * whitened
 
   x, eps = jax.vmap(one)(z, alpha, sigma)
-  return mix(output(process, t), x, eps)
+  return mix(output(process, t), x, eps).astype(z.dtype)
 
 
-def mixture(z: Float[Array, 'b d'], t: Float[Array, 'b'], *, process: Process, output: Output,
-            means: Float[ArrayLike, 'k d'], stds: Float[ArrayLike, 'k'],
-            weights: Float[ArrayLike, 'k']) -> Float[Array, 'b d']:
+def mixture(z: Points, t: Times, *, process: Process, output: Output, means: Float[ArrayLike, 'k d'],
+            stds: Float[ArrayLike, 'k'], weights: Float[ArrayLike, 'k']) -> Points:
   """E[output | z] for x ~ sum_k w_k N(mean_k, std_k^2 I), stds positive."""
   state = process(t)
   alpha, sigma = (jnp.broadcast_to(c, t.shape) for c in state)
@@ -53,10 +56,10 @@ def mixture(z: Float[Array, 'b d'], t: Float[Array, 'b'], *, process: Process, o
 
   means, stds, weights = (jnp.asarray(a, z.dtype) for a in (means, stds, weights))
   x, eps = jax.vmap(one)(z, alpha, sigma)
-  return mix(output(process, t), x, eps)
+  return mix(output(process, t), x, eps).astype(z.dtype)
 
 
-def finite(z: Float[Array, 'b ...'], t: Float[Array, 'b'], *, process: Process, output: Output,
+def finite(z: Float[Array, 'b ...'], t: Times, *, process: Process, output: Output,
            data: Float[ArrayLike, 'n ...']) -> Float[Array, 'b ...']:
   """E[output | z] for x uniform among n records: the softmax of -|z - alpha x_i|^2/(2 sigma^2).
 
@@ -65,7 +68,7 @@ def finite(z: Float[Array, 'b ...'], t: Float[Array, 'b'], *, process: Process, 
   """
   state = process(t)
   alpha, sigma = (jnp.broadcast_to(c, t.shape) for c in state)
-  records = jnp.asarray(data, z.dtype).reshape(len(data), -1)
+  records = arrays.rows(jnp.asarray(data, z.dtype))
 
   def one(z, alpha, sigma):
     square = jnp.sum(jnp.square(z - alpha * records), -1)
@@ -76,5 +79,5 @@ def finite(z: Float[Array, 'b ...'], t: Float[Array, 'b'], *, process: Process, 
     x = share @ records
     return x, jnp.where(sigma == 0, 0, (z - alpha * x) / noisy)
 
-  x, eps = jax.vmap(one)(z.reshape(len(z), -1), alpha, sigma)
-  return mix(output(process, t), x.reshape(z.shape), eps.reshape(z.shape))
+  x, eps = jax.vmap(one)(arrays.rows(z), alpha, sigma)
+  return mix(output(process, t), x, eps).reshape(z.shape).astype(z.dtype)

@@ -15,6 +15,7 @@ from jax import numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
+from eqflow import ema
 from eqflow.ema import Numbers, checked_std, first_bad, power_from_std
 
 BLOCK = 1 << 16       # elements summed at a time, so that temporaries stay small
@@ -108,9 +109,10 @@ def reconstruct(snapshots: Iterable[PyTree], coefficients: Any, *,
   """sum_i x_i tree_i on the host, one tree in memory at a time: a tree, or k trees for x [n, k].
 
   `snapshots` yields the trees in the order of the coefficients, rising in time. Summed in float32,
-  or float64 where a leaf is. Leaves of integers, or False in the tree of bools `averaged`
-  (fixed tables), come from the last snapshot used. A leaf is a tree too: give snapshots of one leaf
-  where a whole model is too large. Raises ValueError where snapshots differ in structure or number.
+  or float64 where a leaf is. Leaves without an average, as in `ema.update`, and leaves that are False
+  in the tree of bools `averaged` (fixed tables), are those of the last snapshot whose x is not 0. A
+  leaf is a tree too: give snapshots of one leaf where a whole model is too large. Raises ValueError
+  where snapshots differ in structure or number.
   """
   x = np.asarray(coefficients, np.float64)
   columns, total, treedef = x.reshape(len(x), -1), None, None
@@ -140,12 +142,13 @@ def _add(total, treedef, row, tree, averaged, i):
   mask = [True] * len(leaves) if averaged is None else found.flatten_up_to(averaged)
   total = total or [None] * len(leaves)
   for j, ((path, leaf), average) in enumerate(zip(leaves, mask)):
-    leaf = np.asarray(leaf)
-    if total[j] is not None and total[j][0].shape != leaf.shape:
-      raise ValueError(f'snapshot {i} has {jax.tree_util.keystr(path)} of shape {leaf.shape}, earlier '
-                       f'ones {total[j][0].shape}: give snapshots of one network')
-    if not (average and jnp.issubdtype(leaf.dtype, jnp.inexact)):
-      total[j] = [np.array(leaf) for _ in row]
+    average = average and ema.averaged(leaf)
+    leaf = np.asarray(leaf) if average else leaf
+    if total[j] is not None and np.shape(total[j][0]) != np.shape(leaf):
+      raise ValueError(f'snapshot {i} has {jax.tree_util.keystr(path)} of shape {np.shape(leaf)}, '
+                       f'earlier ones {np.shape(total[j][0])}: give snapshots of one network')
+    if not average:
+      total[j] = [_kept(leaf) if x or total[j] is None else total[j][k] for k, x in enumerate(row)]
       continue
     dtype = np.promote_types(leaf.dtype, np.float32)
     sums = total[j] or [np.zeros(leaf.shape, dtype) for _ in row]
@@ -153,6 +156,13 @@ def _add(total, treedef, row, tree, averaged, i):
     for start in range(0, flat.size, BLOCK):
       part = flat[start:start + BLOCK].astype(dtype)
       for x, column in zip(row, sums):
-        column.reshape(-1)[start:start + BLOCK] += part * dtype.type(x)
+        if x:   # 0 NaN is NaN.
+          column.reshape(-1)[start:start + BLOCK] += part * dtype.type(x)
     total[j] = sums
   return total, found
+
+
+def _kept(leaf):
+  """A copy on the host; keys have no numpy array."""
+  is_key = jnp.issubdtype(getattr(leaf, 'dtype', type(leaf)), jax.dtypes.extended)
+  return leaf if is_key else np.array(leaf)

@@ -5,6 +5,7 @@ import itertools
 import jax
 from jax import numpy as jnp
 from jax.tree_util import Partial
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -157,6 +158,15 @@ def test_the_loss_uses_the_given_noise():
   np.testing.assert_allclose(seen['z'], (1 - t) * x + t * eps, atol=1e-6)
 
 
+def _untyped(function, *given, **named):
+  """The call as a user makes it: only tests check types first."""
+  jaxtyping.config.update('jaxtyping_disable', True)
+  try:
+    return function(*given, **named)
+  finally:
+    jaxtyping.config.update('jaxtyping_disable', False)
+
+
 X = normal(8, 2)
 REFUSED = [
     (lambda: jax.jit(couplings.optimal_transport)(keys_of(8), X),
@@ -168,7 +178,15 @@ REFUSED = [
     (lambda: couplings.sinkhorn(keys_of(8), X, regularization=1e-9, tolerance=0.0),
      'tolerance=0.0'),
     (lambda: couplings.optimal_transport(keys_of(8), X, group=np.zeros(3, int)),
-     r'group of shape \(3,\) for 8 examples'),
+     r'group has shape \(3,\) for 8 examples'),
+    *[(lambda group=group, couple=couple: _untyped(couple, keys_of(8), X, group=group), message)
+      for couple in BOTH.values() for group, message in (
+          (np.array([0.0, 0.0, *6 * [np.nan]]), 'group has dtype float64: labels are integers'),
+          (np.zeros(8), 'group has dtype float64'),
+          (jnp.zeros(8, jnp.bfloat16), 'group has dtype bfloat16'),
+          (np.arange(8) < 4, 'group has dtype bool'), (list('aabbaabb'), 'group has dtype <U1'),
+          (np.array([None] * 8), 'group has dtype object'), (0, r'group has shape \(\)'),
+          (np.zeros((8, 1), int), r'group has shape \(8, 1\)'))],
     (lambda: couplings.given(keys_of(8), X, eps=X[:, :1]), r'eps \(8, 1\) for x \(8, 2\)'),
 ]
 

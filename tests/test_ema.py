@@ -7,7 +7,7 @@ from jax import numpy as jnp
 import numpy as np
 import pytest
 
-from eqflow import ema
+from eqflow import ema, posthoc_ema
 from tests.averages import basis, track
 
 
@@ -36,6 +36,53 @@ def test_averages_do_not_alias_the_parameters():
   params = {'w': jnp.ones(2)}
   mean = ema.init(params, ['a'])['a']['w']
   assert mean.unsafe_buffer_pointer() != params['w'].unsafe_buffer_pointer()
+
+
+def _of_every_kind(i):
+  """A tree whose leaves are i, or the key of i, in every kind of dtype."""
+  return {'float8': jnp.float32(i).astype(jnp.float8_e4m3fn), 'bfloat16': jnp.bfloat16(i),
+          'float32': jnp.float32(i), 'number': float(i), 'complex64': jnp.complex64(1j * i),
+          'int': i, 'int32': jnp.int32(i), 'uint32': jnp.uint32(i), 'uint8': np.uint8(i),
+          'bool': jnp.array(i == 10), 'key': jax.random.key(i), 'legacy key': jax.random.PRNGKey(i),
+          'keys': jax.random.split(jax.random.key(i), 2)}
+
+
+# Every way to an average: {name: trees of 10 and 4 -> the average at rate or weight 0.1}.
+AVERAGES = {
+    'update': lambda first, last: ema.update(ema.init(first, ['a']), last, {'a': 0.1})['a'],
+    'update, jitted': lambda first, last: jax.jit(ema.update)(
+        ema.init(first, ['a']), last, {'a': 0.1})['a'],
+    'power_average': lambda first, last: _tracked_by_power(first, last),
+    'reconstruct': lambda first, last: posthoc_ema.reconstruct([first, last], [0.9, 0.1])}
+
+
+def _tracked_by_power(first, last):
+  average = ema.power_average([0.1])
+  state = average.update(average.init(first), first, 1000)
+  # The number of examples at which the rate is 0.1.
+  power = float(ema.power_from_std(0.1))
+  return average.update(state, last, round(1000 * 0.9 ** (-1 / (power + 1)))).means['0.1']
+
+
+@pytest.mark.parametrize('way', AVERAGES)
+def test_leaves_that_are_not_floating_take_the_newest_value(way):
+  first, last = _of_every_kind(10), _of_every_kind(4)
+  found = AVERAGES[way](first, last)
+  for name in ('float8', 'bfloat16', 'float32', 'number', 'complex64'):
+    factor = 1j if name == 'complex64' else 1
+    assert found[name].dtype.itemsize >= 4, name
+    np.testing.assert_allclose(found[name], factor * 9.4, rtol=2e-3)   # float8 holds 10 and 4 exactly
+  data = lambda a: jax.random.key_data(a) if 'key' in str(getattr(a, 'dtype', '')) else a
+  for name in ('int', 'int32', 'uint32', 'uint8', 'bool', 'key', 'legacy key', 'keys'):
+    np.testing.assert_array_equal(data(found[name]), data(last[name]), err_msg=name)
+    assert jnp.result_type(data(found[name])) == jnp.result_type(data(last[name])), name
+
+
+def test_the_newest_value_is_one_that_is_used():
+  trees = [{'n': np.uint8(i), 'w': np.float32(i)} for i in (1, 2, 3)]
+  trees[1]['w'] = np.float32('nan')
+  first, second = posthoc_ema.reconstruct(trees, [[1.0, 0.5], [0.0, 0.0], [0.0, 0.5]])
+  assert first == {'n': 1, 'w': 1} and second == {'n': 3, 'w': 2}
 
 
 def bisected(std):

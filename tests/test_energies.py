@@ -266,7 +266,7 @@ def test_guiding_the_gradients_is_the_gradient_of_the_guided_energy(x64):
   np.testing.assert_allclose(value(z, t), away + 2.5 * (toward - away), rtol=1e-12)
   np.testing.assert_allclose(guided, jax.grad(lambda z: value(z, t).sum())(z), rtol=1e-10)
   # The published checkpoints guide the first three channels of four.
-  first = guidance.guided(network, label, null, scale=np.array([2.5, 2.5, 2.5, 1.0]))(z, t)
+  first = guidance.guided(network, label, null, scale=np.array([[[2.5, 2.5, 2.5, 1.0]]]))(z, t)
   np.testing.assert_allclose(first[..., :3], guided[..., :3], rtol=1e-10)
   np.testing.assert_allclose(first[..., 3], network(z, t, label)[..., 3], rtol=1e-10)
 

@@ -45,7 +45,7 @@ def test_a_scale_of_one_has_no_null_branch():
 def test_a_scale_per_channel_guides_only_where_it_is_not_one():
   z, t = jnp.ones((2, 4)), jnp.zeros(2)
   condition, null = jnp.array([2.0, 3.0]), jnp.array([5.0, 5.0])
-  scale = jnp.array([4.0, 4.0, 4.0, 1.0])
+  scale = jnp.array([[4.0, 4.0, 4.0, 1.0]])
   y = guidance.guided(Partial(_network), condition, null, scale=scale)(z, t)
   np.testing.assert_array_equal(y[:, 3], condition)
   np.testing.assert_array_equal(y[:, 0], 5 + 4 * (condition - 5))
@@ -54,12 +54,52 @@ def test_a_scale_per_channel_guides_only_where_it_is_not_one():
 def test_guidance_keeps_the_networks_dtype_and_checks_its_scale():
   z, t, condition = jnp.ones((2, 4), jnp.bfloat16), jnp.zeros(2), jnp.array([2.0, 3.0])
   network = lambda z, t, condition: z * condition[:, None].astype(z.dtype)
-  for scale in (3.0, [4.0, 4.0, 4.0, 1.0]):
+  for scale in (3.0, jnp.array([[4.0, 4.0, 4.0, 1.0]])):
     assert guidance.guided(network, condition, condition, scale=scale)(z, t).dtype == jnp.bfloat16
-  with pytest.raises(ValueError, match='scale has 5 numbers for 4 channels'):
-    guidance.guided(network, condition, condition, scale=jnp.ones(5))(z, t)
-  with pytest.raises(ValueError, match=r'scale of shape \(2, 1\)'):
-    guidance.guided(network, condition, condition, scale=jnp.ones((2, 1)))
+
+
+Y = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[5.0, 7.0], [11.0, 13.0]])
+GUIDES = {
+    'guided': lambda to, away, scale: guidance.guided(lambda z, t, c: c, to, away, scale=scale),
+    'autoguided': lambda to, away, scale: guidance.autoguided(
+        _returning(to), _returning(away), scale=scale),
+    'composed': lambda to, away, scale: guidance.composed(_returning(away), [_returning(to)], [scale]),
+    # y_away + scale (y_to - y_away), so that one expectation holds for all.
+    'added': lambda to, away, scale: guidance.added(
+        [_returning(to), _returning(away)], [scale, 1 - jnp.asarray(scale, jnp.float32)])}
+
+
+@pytest.mark.parametrize('name', GUIDES)
+def test_a_scale_has_one_meaning_in_every_function(name):
+  z, t, (to, away) = jnp.zeros((2, 2)), jnp.zeros(2), map(jnp.float32, Y)
+  by = lambda scale: GUIDES[name](to, away, scale)(z, t)
+  for scale, expanded in ((3.0, 3.0), (np.array([3.0, 5.0]), [[3.0], [5.0]]),
+                          (np.array([[3.0], [5.0]]), [[3.0], [5.0]]), (np.array([2.0]), 2.0),
+                          (np.array([[3.0, 5.0]]), [[3.0, 5.0]])):
+    np.testing.assert_array_equal(by(scale), Y[1] + np.array(expanded) * (Y[0] - Y[1]), str(scale))
+  for wrong in (np.ones(3), np.ones((3, 1)), np.ones((1, 3)), np.ones((1, 1, 2))):
+    message = re.escape(f'scale has shape {wrong.shape} for predictions (2, 2)')
+    with pytest.raises(ValueError, match=message):
+      by(wrong)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize('name', GUIDES)
+def test_a_scale_of_any_type_gives_the_same_and_never_overflows_on_the_way(name, dtype):
+  # The difference, 2 x 0.9 times the largest number, overflows; the result, 0.9 of it, does not.
+  most = 0.9 * float(jnp.finfo(dtype).max)
+  if dtype != jnp.float16:
+    most = 7.0   # bfloat16 and float32 have one range.
+  to, away = jnp.array([[most], [-most]], dtype), jnp.array([[-most], [most]], dtype)
+  z, t = jnp.zeros((2, 1), dtype), jnp.zeros(2)
+  kinds = (0.5, np.float32(0.5), np.float64(0.5), np.array(0.5), jnp.float16(0.5), jnp.bfloat16(0.5),
+           jnp.float32(0.5), jnp.full(2, 0.5, jnp.float16), jnp.full((1, 1), 0.5))
+  found = [GUIDES[name](to, away, scale)(z, t) for scale in kinds]
+  for y in [*found, jax.jit(lambda scale: GUIDES[name](to, away, scale)(z, t))(0.5)]:
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, np.zeros((2, 1)))
+  for scale in (1, 1.0, np.float16(1), np.array(1), jnp.float32(1), jnp.ones(2, dtype)):
+    np.testing.assert_array_equal(GUIDES[name](to, away, scale)(z, t), to)
 
 
 def test_guidance_on_eight_devices_needs_no_collectives():
@@ -118,8 +158,8 @@ def test_rescaling_matches_the_zero_terminal_snr_paper():
 def test_a_constant_is_not_rescaled_and_phi_is_between_0_and_1():
   y = jnp.array([[2.0, 2.0], [0.0, 0.0]])
   np.testing.assert_array_equal(guidance.rescaled(y, jnp.array([[1.0, 7.0], [0.0, 5.0]]), 1.0), y)
-  for phi in (-0.1, 1.5):
-    with pytest.raises(ValueError, match=f'rescale={phi}:'):
+  for phi in (-0.1, 1.5, np.array(2.0), jnp.float32(-1), np.array([0.5, 1.5]), float('nan')):
+    with pytest.raises(ValueError, match=re.escape(f'rescale={phi}:')):
       guidance.guided(_by_condition, y, y, scale=2.0, rescale=phi)
 
 
@@ -156,7 +196,7 @@ def test_guidance_gives_the_same_sample_for_every_output(x64):
 def test_a_composition_adds_the_difference_of_each_condition():
   z, t = jnp.zeros((2, 2)), jnp.zeros(2)
   base, first, second = (_returning(jnp.full((2, 2), y)) for y in (1.0, 2.0, 5.0))
-  found = guidance.composed(base, [first, second], [3.0, jnp.array([0.5, 0.0])])(z, t)
+  found = guidance.composed(base, [first, second], [3.0, jnp.array([[0.5, 0.0]])])(z, t)
   np.testing.assert_array_equal(found, [[1 + 3 + 2, 1 + 3]] * 2)
   with pytest.raises(ValueError, match='1 scales for 2 predictors'):
     guidance.composed(base, [first, second], [1.0])

@@ -174,7 +174,7 @@ REFUSED = [
     (dict(output=outputs.x, times=(1e-8, 1.0)), "output 'x' is blind at t=1e-08"),
     (dict(process=Partial(processes.shifted, process=LINEAR, shift=np.nan)), 'not a mix of data and'),
     (dict(num_probes=4), 'num_probes=4 with keys=None'),
-    (dict(keys=jax.random.split(jax.random.key(0), 3)), r'keys of shape \(3,\) for 2 examples'),
+    (dict(keys=jax.random.split(jax.random.key(0), 3)), r'keys has shape \(3,\) for 2 examples'),
     (dict(x=np.zeros((2, 2), np.uint8)), 'x is uint8'),
 ]
 

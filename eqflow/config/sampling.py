@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jax import numpy as jnp
 from jax.tree_util import Partial
 from ml_collections import ConfigDict
+import numpy as np
 
 from eqflow import arrays, descent, fields, guidance, samplers
 from eqflow.arrays import Data, Keys, Stream
@@ -106,7 +107,7 @@ def build(config: ConfigDict, process: Process, output: Output) -> Sampling:
                   refill if section.threshold else None)
 
 
-def scale_of(section: ConfigDict) -> guidance.Scale:
+def scale_of(section: ConfigDict) -> float | tuple[float, ...]:
   """config.sample.scale: a number, or one for each entry of the last axis; 1 if all are 1."""
   if not isinstance(section.scale, (tuple, list)):
     return section.scale
@@ -121,6 +122,8 @@ def _guidance(config: ConfigDict, process: Process) -> Callable[[Sequence[Model]
   """
   section, classes = config.sample, config.data.num_classes
   scale, other = scale_of(section), section.guide.workdir
+  if isinstance(scale, tuple):
+    scale = np.reshape(scale, (1,) * len(config.data.shape) + (-1,))
   interval = bind(INTERVALS, section.interval, 'sample.interval')
   if interval:
     with naming('sample.interval'):
@@ -130,7 +133,7 @@ def _guidance(config: ConfigDict, process: Process) -> Callable[[Sequence[Model]
     network, *guides = [model.network(model.params) for model in models]
     alone = fields.bind(network, labels)
     # Previews in training have no guide: they are not guided.
-    if scale == 1 or (other and not guides):
+    if arrays.is_number(scale, 1) or (other and not guides):
       return alone
     if other:
       guided = guidance.autoguided(alone, fields.bind(guides[0], labels), scale=scale,

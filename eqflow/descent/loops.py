@@ -15,13 +15,16 @@ from eqflow.arrays import Data, Keys, where
 from eqflow.descent.base import Descent, State
 from eqflow.fields import Network, Predict, at_rest, bind
 
+# z, and the iterations and last norm of each sample.
+Stopped = tuple[Data, Int[Array, 'b'], Float[Array, 'b']]
+
 
 def descend(descent: Descent, field: Predict, z: Data, *, num_steps: int,
             keys: Keys | None = None) -> Data:
   """z [b, ...] after num_steps iterations on the field. One compiled scan.
 
   The field is evaluated at t = 0: it does not depend on time. A stochastic descent needs keys [b];
-  iteration k uses fold_in(keys, k). Raises ValueError where they are missing, or z is empty.
+  iteration k uses fold_in(keys, k). Raises ValueError where they are missing.
   """
   return _descended(descent, field, z, num_steps, keys, path=False)
 
@@ -33,6 +36,7 @@ def descend_path(descent: Descent, field: Predict, z: Data, *, num_steps: int,
 
 
 def _descended(descent, field, z, num_steps, keys, *, path):
+  arrays.check_functions(field=field)
   z = _checked(descent, z, keys=keys)
   _check_steps('num_steps', num_steps, least=0)
   return _descend(arrays.pytree(descent.init), arrays.pytree(descent.step), arrays.pytree(field), z,
@@ -64,17 +68,18 @@ def _iterated(step, field, z, state, keys):
 
 
 def descend_until(descent: Descent, field: Predict, z: Data, *, max_steps: int, threshold: ArrayLike,
-                  keys: Keys | None = None) -> tuple[Data, Int[Array, 'b'], Float[Array, 'b']]:
+                  keys: Keys | None = None) -> Stopped:
   """(z, iterations, norms): each sample descends until |f| < threshold, or for max_steps iterations.
 
-  |f| is the norm over all elements where the method evaluates the field (for Nesterov, ahead of z). The
-  iteration that finds it small is counted, and z is returned without its move. norms are the last ones:
-  norms >= threshold, or NaN, did not converge. Not reverse-differentiable, since the number of
-  iterations depends on the samples.
+  |f| is the norm over all elements where the method evaluates the field (for Nesterov, ahead of z);
+  threshold is one number, or one for each sample. The iteration that finds the norm small is counted,
+  and z is returned without its move. norms are the last ones: norms >= threshold, or NaN, did not
+  converge. Differentiable in forward mode only, since the number of iterations depends on the samples.
   """
+  arrays.check_functions(field=field)
   return descend_refilled(
       descent, Partial(_unconditional, field=arrays.pytree(field)), z, None,
-      slots=arrays.batch_size(z), max_steps=max_steps, threshold=threshold, keys=keys)
+      slots=max(arrays.batch_size(z), 1), max_steps=max_steps, threshold=threshold, keys=keys)
 
 
 def _unconditional(z, t, condition, *, field):
@@ -82,27 +87,32 @@ def _unconditional(z, t, condition, *, field):
 
 
 def descend_refilled(descent: Descent, network: Network, z: Data, condition: Any, *, slots: int,
-                     max_steps: int, threshold: ArrayLike, keys: Keys | None = None
-                     ) -> tuple[Data, Int[Array, 'n'], Float[Array, 'n']]:
+                     max_steps: int, threshold: ArrayLike, keys: Keys | None = None) -> Stopped:
   """descend_until for n samples z [n, ...], `slots` at a time: continuous batching.
 
   A converged sample's slot is refilled from the queue at every fourth iteration, so that fewer
-  iterations take less time: fixed shapes, one compiled loop. condition, a pytree [n, ...] or None, and
-  keys [n] stay with their samples; the results do not depend on slots. On several devices, call it
-  under `jax.shard_map`: each then has its own queue. Raises ValueError like `descend`, and unless
-  condition has n rows.
+  iterations take less time: fixed shapes, one compiled loop. condition, a pytree [n, ...] or None, keys
+  [n] and threshold, a number or [n], stay with their samples; the results do not depend on slots. On
+  several devices, call it under `jax.shard_map`: each then has its own queue. Raises ValueError like
+  `descend`, and unless condition has n rows.
   """
+  arrays.check_functions(network=network)
+  arrays.check_scalars(slots=slots, threshold=threshold)
   z = _checked(descent, z, keys=keys, condition=condition)
   if slots < 1:
     raise ValueError(f'slots={slots}: give the number of samples to descend at a time, 1 or more')
   _check_steps('max_steps', max_steps, least=1)
+  n = arrays.batch_size(z)
+  if jnp.ndim(threshold):
+    arrays.check_numbers('threshold', threshold, z)
   if not arrays.is_traced(threshold) and np.isnan(threshold).any():
     raise ValueError(f'threshold={threshold}: give the norm of the field below which a sample stops')
   return _refilled(arrays.pytree(descent.init), arrays.pytree(descent.step), arrays.pytree(network), z,
-                   condition, keys, max_steps, threshold, slots=min(slots, arrays.batch_size(z)))
+                   condition, keys, max_steps, jnp.broadcast_to(threshold, n), slots=min(slots, n))
 
 
 def _check_steps(name, steps, *, least):
+  arrays.check_scalars(**{name: steps})
   if not arrays.is_traced(steps) and (steps != int(steps) or steps < least):
     raise ValueError(f'{name}={steps}: give a whole number, {least} or more')
 
@@ -116,15 +126,9 @@ def _checked(descent, z, *, keys, condition=None):
   if keys is None and descent.traits.stochastic:
     raise ValueError(f'{descent.traits.name} is stochastic: pass keys, one per sample')
   z = jax.tree.map(jnp.asarray, z)
-  n = arrays.batch_size(z)
-  if not n:
-    raise ValueError('z has no samples: give one or more')
-  # A missing row would silently be read as the last one that exists.
-  for given, rows in (('condition', condition), ('keys', keys)):
-    for leaf in jax.tree.leaves(rows):
-      if jnp.shape(leaf)[:1] != (n,):
-        raise ValueError(f'{given} has a leaf of shape {jnp.shape(leaf)} for {n} samples: give one row '
-                         f'for each, [{n}, ...]')
+  arrays.check_rows('condition', condition, z)
+  if keys is not None:
+    arrays.check_keys(keys, arrays.batch_size(z))
   return z
 
 
@@ -143,7 +147,11 @@ class _Slots(NamedTuple):
 
 
 @jax.jit(static_argnames='slots')
-def _refilled(init, step, network, z, condition, keys, max_steps, threshold, *, slots):
+def _refilled(*given, slots):
+  return arrays.forward_only('a descent until a threshold', _stopped(*given, slots=slots))
+
+
+def _stopped(init, step, network, z, condition, keys, max_steps, threshold, *, slots):
   """(z, iterations, norms) of n samples z [n, ...], `slots` at a time: `descend_refilled`, compiled."""
   n = arrays.batch_size(z)
 
@@ -151,7 +159,7 @@ def _refilled(init, step, network, z, condition, keys, max_steps, threshold, *, 
     norm = jnp.full(slots, jnp.inf, arrays.square_norm(z).dtype)
     return _Slots(index, z, _started(init, z), norm, index >= n)
 
-  def iterated(at, condition, keys):
+  def iterated(at, condition, keys, threshold):
     ahead, state = _iterated(step, bind(network, condition), at.z, at.state, keys)
     norm = jnp.sqrt(arrays.square_norm(state.slope))
     converged = norm < threshold
@@ -162,7 +170,7 @@ def _refilled(init, step, network, z, condition, keys, max_steps, threshold, *, 
   def refilled(carry):
     at, waiting, found = carry
     # An empty slot works on the last sample's condition and keys; its results are dropped.
-    own = jax.tree.map(lambda a: a[jnp.minimum(at.index, n - 1)], (condition, keys))
+    own = jax.tree.map(lambda a: a[jnp.minimum(at.index, n - 1)], (condition, keys, threshold))
     at = jax.lax.fori_loop(0, STEPS, lambda _, at: iterated(at, *own), at)
     # Index n is out of range, and dropped.
     done = jnp.where(at.stopped, at.index, n)
@@ -178,7 +186,8 @@ def _refilled(init, step, network, z, condition, keys, max_steps, threshold, *, 
   index = jnp.arange(slots, dtype=jnp.int32)
   if slots == n:
     # With a slot for each sample, rows stay where they are, and devices need not communicate.
-    at = jax.lax.while_loop(working, lambda at: iterated(at, condition, keys), started(index, z))
+    body = lambda at: iterated(at, condition, keys, threshold)
+    at = jax.lax.while_loop(working, body, started(index, z))
     return at.z, at.state.count, at.norm
   at = started(index, jax.tree.map(lambda a: a[:slots], z))
   found = z, jnp.zeros(n, at.state.count.dtype), jnp.full(n, jnp.inf, at.norm.dtype)

@@ -17,8 +17,14 @@ from eqflow.descent.base import Descent, Schedule, State, at_start, constant
 from eqflow.samplers import Traits
 
 
+def _check(schedule, **numbers):
+  arrays.check_functions(schedule=schedule)
+  arrays.check_scalars(**numbers)
+
+
 def gradient_descent(step_size: ArrayLike, *, schedule: Schedule = constant) -> Descent:
   """z <- z - step_size f(z)."""
+  _check(schedule, step_size=step_size)
   step = Partial(_gradient_step, step_size=step_size, schedule=arrays.pytree(schedule))
   return Descent(Partial(at_start), step, Traits('gradient_descent'))
 
@@ -34,6 +40,7 @@ def nesterov(step_size: ArrayLike, momentum: ArrayLike, *, schedule: Schedule = 
   Equilibrium Matching's algorithm 2: the gradient is evaluated ahead and the step starts from z itself,
   so no velocity accumulates [Wang & Du 2510.02300].
   """
+  _check(schedule, step_size=step_size, momentum=momentum)
   step = Partial(_nesterov_step, step_size=step_size, schedule=arrays.pytree(schedule),
                  momentum=momentum)
   return Descent(Partial(_at_rest), step, Traits('nesterov'))
@@ -56,6 +63,7 @@ def heun(step_size: ArrayLike, *, schedule: Schedule = constant) -> Descent:
   `samplers`: `sample(samplers.heun(processes.linear, outputs.u), field, z, times)` with times that fall
   from the length of the flow, at most 1, to 0.
   """
+  _check(schedule, step_size=step_size)
   step = Partial(_heun_step, step_size=step_size, schedule=arrays.pytree(schedule))
   return Descent(Partial(at_start), step, Traits('heun', stages=2))
 
@@ -72,6 +80,7 @@ def langevin(step_size: ArrayLike, temperature: ArrayLike, *, schedule: Schedule
   f is the gradient of the energy E. Unadjusted, so keep steps small. Temperature 0 is gradient descent.
   Stochastic. Raises ValueError for a step size that is not above 0 or a temperature below 0.
   """
+  _check(schedule, step_size=step_size, temperature=temperature)
   for name, number, right, limit in (('step_size', step_size, np.greater, 'above 0'),
                                      ('temperature', temperature, np.greater_equal, '0 or more')):
     if not arrays.is_traced(number) and not np.all(right(number, 0)):
@@ -94,6 +103,8 @@ def from_optax(transform: Any) -> Descent:
   A transformation that adds noise adds the same noise to every sample. Raises ValueError for one that
   needs a loss value: a field has none.
   """
+  if not hasattr(transform, 'update'):
+    raise TypeError(f'transform is {transform!r:.60}: give an optax transformation, as optax.sgd(0.01)')
   try:
     jax.eval_shape(lambda z: transform.update(z, transform.init(z), z), jnp.zeros(1))
   except Exception as error:

@@ -33,6 +33,8 @@ def transport(process_a: Process, process_b: Process, *, low: Number = 0.0,
   Times of process_a are in [low, high]; EDM's t is not bounded by 1. time is NaN where process_a does
   not reach the log-SNR of process_b.
   """
+  arrays.check_functions(process_a=process_a, process_b=process_b)
+  arrays.check_scalars(low=low, high=high)
   bound = dict(process_a=process_a, process_b=process_b, low=low, high=high)
   return arrays.pytree(Transport(Partial(_transported_time, **bound),
                                  Partial(_transported_scale, **bound)))

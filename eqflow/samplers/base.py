@@ -44,9 +44,9 @@ class Traits:
 
 class Solver(NamedTuple):
   """Pure functions, like an optax transform. A solver of your own needs only `init` and `step`."""
-  init: Callable[[Data], Any]
-  step: Callable[..., tuple[Data, Any]]
-  check: Callable[[Grid], None] = Partial(blind_spots.any_grid)
+  init: Callable
+  step: Callable
+  check: Any = None   # a function, or None: any grid of finite times
   traits: Traits = Traits('custom')
 
 
@@ -56,7 +56,8 @@ def no_state(z: Data) -> tuple:
 
 
 def plane(process: Process, output: Output) -> dict[str, Partial]:
-  """{process, output} as pytrees: what a step and its check bind."""
+  """{process, output} as pytrees: what a step and its check bind. Raises TypeError for others."""
+  arrays.check_functions(process=process, output=output)
   return dict(process=arrays.pytree(process), output=arrays.pytree(output))
 
 
@@ -69,6 +70,8 @@ def check_velocity(times: Grid, *, process: Process, output: Output, traits: Tra
 
 def check_num_steps(num_steps: Any) -> None:
   """Raises ValueError unless a solver's num_steps is 1 or more, or None."""
+  if num_steps is not None:
+    arrays.check_scalars(num_steps=num_steps)
   if num_steps is not None and not arrays.is_traced(num_steps) and not num_steps >= 1:
     raise ValueError(f'num_steps={num_steps}: give the number of steps of the grid, 1 or more')
 
@@ -162,11 +165,14 @@ def _run(solver, predict, z, times, keys, *, path):
     name = solver.traits.name if hasattr(solver, 'traits') else repr(solver)
     raise TypeError(f'{name} is a {type(solver).__name__}, but only a Solver integrates over times: '
                     'run a Descent with descent.descend')
+  arrays.check_functions(predict=predict)
+  if keys is not None:
+    arrays.check_keys(keys, arrays.batch_size(z))
   if solver.traits.stochastic:
     if keys is None:
       raise ValueError(f'{solver.traits.name} is stochastic: pass keys, one per example')
     blind_spots.needs_falling(times, name=solver.traits.name)
-  solver.check(times)
+  (solver.check or blind_spots.any_grid)(times)
   z = jax.tree.map(jnp.asarray, z)
   return _scan(arrays.pytree(solver.init), arrays.pytree(solver.step), arrays.pytree(predict), z,
                arrays.wide(times), keys, path=path)

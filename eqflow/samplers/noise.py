@@ -35,6 +35,7 @@ def kept_by_eta(ratio: Coef, *, number: ArrayLike) -> Coef:
 
 def one_number(name: str, number: ArrayLike, *, most: Number = math.inf) -> None:
   """Raises ValueError unless `number` is one number in [0, most], the same for all examples."""
+  arrays.check_scalars(**{name: number})
   if arrays.is_traced(number):
     return
   if jnp.ndim(number):

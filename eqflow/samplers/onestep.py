@@ -94,6 +94,7 @@ def euler(process: Process, output: Output, *, along: Output | None = None) -> S
   if along is None:
     return Solver(Partial(no_state), Partial(_euler_step, **bound),
                   Partial(check_velocity, **bound, traits=traits), traits)
+  arrays.check_functions(along=along)
   bound |= dict(along=arrays.pytree(along))
   return Solver(Partial(no_state), Partial(_euler_along_step, **bound),
                 Partial(_check_along, **bound, traits=traits, remedy='choose another `along`'), traits)
@@ -129,6 +130,7 @@ def heun(process: Process, output: Output, *, along: Output | None = None) -> So
 
 
 def _heun_along(process, output, along, traits, remedy):
+  arrays.check_functions(along=along)
   bound = plane(process, output) | dict(along=arrays.pytree(along))
   return Solver(Partial(no_state), Partial(_heun_along_step, **bound),
                 Partial(_check_along, **bound, traits=traits, remedy=remedy), traits)

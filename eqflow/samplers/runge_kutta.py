@@ -37,6 +37,8 @@ def adaptive(process: Process, output: Output, *, rtol: ArrayLike = 1e-5, atol: 
   of t: loosen the tolerances, raise max_steps or compute in float64. Only forward-mode differentiable.
   Raises ValueError where the output is blind at `last`.
   """
+  arrays.check_functions(process=process, output=output)
+  arrays.check_scalars(rtol=rtol, atol=atol, last=last, max_steps=max_steps)
   _check_last(last, process, output)
   tolerances = () if arrays.is_traced(rtol, atol) else (rtol, atol)
   if any(a < 0 for a in tolerances) or (tolerances and rtol + atol == 0) or max_steps < 1:
@@ -90,6 +92,8 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
     raise ImportError("adaptive steps need diffrax: pip install -e '.[ode]'") from error
 
   b, dtype, own = arrays.batch_size(y), jnp.result_type(float), y
+  if not b:
+    return y, jnp.zeros(0, jnp.int32)
   # diffrax needs time and every leaf, its slope and its error in one dtype.
   y = jax.tree.map(lambda a: jnp.asarray(a, jnp.promote_types(jnp.result_type(a), dtype)), y)
 
@@ -118,7 +122,7 @@ def integrate(field: Callable[[Data, Float[Array, 'b']], Data], y: Data, start: 
     return ys, 1 + 6 * found.stats['num_steps']
 
   y, count = jax.vmap(solve, axis_name='samples')(y, slope(y, jnp.zeros(b, dtype)))
-  return _cast(y, own), count
+  return arrays.forward_only('adaptive integration', _cast(y, own)), count.astype(jnp.int32)
 
 
 def _cast(tree, like):

@@ -28,6 +28,7 @@ def sde(process: Process, output: Output, *, diffusion: Callable | None = None,
   grid, as `sbdm` at pure noise.
   """
   bound, traits = plane(process, output), Traits('sde', stochastic=True)
+  arrays.check_functions(diffusion=diffusion or diffusions.sigma, last=last or last_mean)
   bound |= dict(diffusion=arrays.pytree(diffusion or diffusions.sigma))
   return Solver(Partial(no_state), Partial(_sde_step, **bound, last=arrays.Static(last or last_mean)),
                 Partial(_sde_check, **bound, traits=traits), traits)

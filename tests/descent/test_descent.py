@@ -330,10 +330,26 @@ def test_stopping_sample_by_sample_needs_no_collectives():
   assert not found, f'{len(found)} collectives: {set(found)}'
 
 
+@pytest.mark.parametrize('slots', [2, *(pytest.param(slots, marks=pytest.mark.long)
+                                        for slots in (1, len(STARTS)))])
+def test_every_sample_may_have_a_threshold_of_its_own(slots):
+  method, thresholds = descent.gradient_descent(0.1), jnp.linspace(2.0, 0.2, len(STARTS))
+  found = descent.descend_refilled(method, _toward, STARTS, ENDS, slots=slots, max_steps=60,
+                                   threshold=thresholds)
+  assert len(set(np.asarray(found[1]).tolist())) > 2, 'every sample took the same number of iterations'
+  for i, threshold in enumerate(np.asarray(thresholds)):
+    alone = descent.descend_refilled(method, _toward, STARTS[i:i + 1], ENDS[i:i + 1], slots=1,
+                                     max_steps=60, threshold=threshold)
+    np.testing.assert_array_equal(alone[1][0], found[1][i])
+    for a, b in zip(alone, found):
+      np.testing.assert_allclose(a[0], b[i], rtol=1e-5)
+
+
 @pytest.mark.parametrize('given, message', [
     (dict(max_steps=0), 'max_steps=0: '),
-    (dict(threshold=float('nan')), 'threshold=nan'), (dict(z=jnp.zeros((0, 2))), 'z has no samples')])
-def test_zero_steps_a_nan_threshold_and_zero_samples_are_rejected(given, message):
+    (dict(threshold=float('nan')), 'threshold=nan'),
+    (dict(threshold=jnp.full(2, 0.4)), r'threshold has shape \(2,\): .* each of 3')])
+def test_zero_steps_and_thresholds_that_are_nan_or_too_few_are_rejected(given, message):
   with pytest.raises(ValueError, match=message):
     descent.descend_until(descent.gradient_descent(0.1), _field,
                           **dict(z=jnp.asarray(Z), max_steps=6, threshold=0.4) | given)
@@ -348,7 +364,7 @@ def test_a_negative_number_of_steps_is_rejected():
                          ids=['fewer', 'more', 'none'])
 @pytest.mark.parametrize('slots', [2, len(STARTS)])
 def test_every_sample_needs_its_own_condition(ends, slots):
-  with pytest.raises(ValueError, match=f'condition has a leaf .* {len(STARTS)} samples'):
+  with pytest.raises(ValueError, match=f'condition has a leaf .* {len(STARTS)} examples'):
     descent.descend_refilled(descent.gradient_descent(0.1), _toward, STARTS, ends, slots=slots,
                              max_steps=6, threshold=0.4)
 

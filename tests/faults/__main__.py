@@ -14,13 +14,14 @@ import random
 import tempfile
 
 from tests.faults import (
-    commands, configs, damages, disk, kills, logs, nans, paths, records, results, startup, states,
-    tables, victim)
+    commands, configs, damages, disk, kills, logs, nans, paths, public, records, results, startup,
+    states, tables, victim)
 
 # The default numbers of cases.
 SHORT = {'kills': 20, 'points': len(victim.POINTS), 'signals': 2 * len(victim.PHASES), 'damages': 100,
          'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10, 'logs': 32,
-         'paths': 2 * len(paths.NAMES), 'commands': 300, 'startup': 3}
+         'paths': 2 * len(paths.NAMES), 'commands': 300, 'startup': 3,
+         'public': len(public.LAWS)}
 OF_VICTIM = 'kills', 'points', 'signals', 'damages'
 CHAINED = 10   # kills of one run of records
 
@@ -93,7 +94,8 @@ def measures(folder: pathlib.Path, seed: int) -> dict:
           'commands': (lambda i, wanted: commands.reject(folder, wanted, seed + i), 'cases'),
           'startup': (lambda i, wanted: startup.measure(), ''),
           'configs': (lambda i, wanted: configs.reject(folder, wanted, seed + i), 'cases'),
-          'nans': (poisoned, 'cases')}
+          'nans': (poisoned, 'cases'),
+          'public': (lambda i, wanted: public.judged(list(public.LAWS)[i]), '')}
 
 
 def main():

@@ -15,6 +15,7 @@ ROWS = {
     'configs': ('mutated configs, {}', 'cases', ('accepted',)),
     'nans': ('not finite: {}', 'cases', ('unclean',)),
     'disk': ('{}', 'cases', ('unreported', 'broken', 'other')),
+    'public': ('every public function, {}', 'cases', ('wrong',)),
     'records': ('records, killed while read', 'killed', (
         'lost', 'repeated', 'misplaced', 'processes left', 'files left')),
     'logs': ('the log of a run that is {} at random', 'interrupted', ('changed',)),

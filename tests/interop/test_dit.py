@@ -87,7 +87,8 @@ def test_golden_guidance_of_the_first_three_channels(scale):
   path, arrays = _golden()
   apply, params = interop.load(path, input_size=8, num_heads=4)
   condition, null = np.split(arrays['cfg_y'], 2)
-  predict = guidance.guided(Partial(apply, params), condition, null, scale=(scale,) * 3 + (1.0,))
+  by_channel = np.array([[[(scale,) * 3 + (1.0,)]]])
+  predict = guidance.guided(Partial(apply, params), condition, null, scale=by_channel)
   with jax.default_matmul_precision('highest'):
     y = jax.jit(predict)(jnp.asarray(arrays['x'][:2].transpose(0, 2, 3, 1)), jnp.zeros(2))
   assert _golden_error(y, -arrays[f'eqm.cfg{scale}.out'][:2]) < 2e-5
