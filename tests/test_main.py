@@ -14,7 +14,9 @@ import pytest
 
 from eqflow import main
 from eqflow.commands import options
-from tests import ROOT
+from eqflow.config import reading, schema
+from tests import ROOT, config_file
+from tests.faults import commands
 
 DIGITS = f'--config={ROOT}/configs/digits.py'
 TINY = ['--config.model.width=16', '--config.model.depth=1', '--config.model.heads=2',
@@ -88,7 +90,26 @@ REJECTED = [
     ([DIGITS, '--config.sample.scale=(1.0,2.0)'], ['config.sample.scale=(1.0, 2.0)', '(8, 8, 1)']),
     ([DIGITS, '--config.sample.scale=fast'], ["config.sample.scale='fast'", 'number']),
     ([], ['--config']),
+    ([DIGITS, '--config.data.flip=yes'], ["config.data.flip='yes'", 'True or False']),
+    ([DIGITS, '--config.loss.weight=edm'], ["{'name': 'edm', 'sigma_data': 0.5}"]),
+    ([DIGITS, '--config.train=5'], ['config.train=5', '--config.train.KEY=VALUE']),
+    ([DIGITS, '--config.model.width.x=3'], ['config.model.width is a value']),
+    ([DIGITS, '--mode=sample', '--labels=3,4,'], ['--labels=3,4, has an empty entry', '--labels=3,4']),
+    ([DIGITS, '--mode=sample', '--num_samples=x'], ['--num_samples=x must be a whole number']),
+    ([DIGITS, '--mode=sample', '--num_samples=1000000000000'], ['--num_samples=1000000000000', 'GB']),
+    ([DIGITS, '--config.train.batch=2147483647'], ['config.train.batch=2147483647', 'GB']),
+    ([DIGITS, '--config.model.width=131072'], ['config.model', 'GB of parameters']),
+    ([DIGITS, '--config.sample.num_steps=1000000000'], ['config.sample.num_steps=1000000000']),
+    ([DIGITS, '--config.data.shape=(100000,100000,1)'], ['config.data.shape', 'GB']),
+    ([DIGITS, '--config.sample.solver.step_size=1e30'], ['config.sample.solver', 'not finite']),
+    ([DIGITS, '--config.model.dtype=float16', '--config.train.max_skipped=3'],
+     ["config.model.dtype='float16'", 'bfloat16']),
+    ([DIGITS, '--config.ema.decays=(0.9999999,)'], ["['params', '0.9999999']"]),
 ]
+# Keys that take any text.
+FREE_OF_WORDS = ('data.name', 'data.split', 'data.dir', 'evaluate.split', 'sample.params',
+                 'sample.guide.workdir', 'sample.guide.params')
+
 
 
 @pytest.mark.parametrize('flags,words', REJECTED, ids=lambda v: '-'.join(map(str, v))[-40:])
@@ -102,11 +123,49 @@ def test_a_wrong_command_line_is_rejected_in_one_line(tmp_path, capsys, flags, w
   assert not (tmp_path / 'run').exists(), 'a rejected run leaves nothing behind'
 
 
-def test_a_file_that_raises_an_attribute_error_is_not_a_wrong_key(tmp_path, capsys):
-  (tmp_path / 'broken.py').write_text('def get_config():\n  return None.digits\n')
-  with pytest.raises(SystemExit):
+# What a config file may do wrong, and what the line says.
+BROKEN = {
+    'def get_config():\n  return None.digits\n': ('line 2', "'digits'"),
+    'def get_config():\n\n  raise RuntimeError("no GPU")\n': ('line 3', 'RuntimeError', 'no GPU'),
+    'def get_config():\n  return dict(seed=1)\n': ('get_config() returns dict', 'defaults.config'),
+    'def get_config(:\n': ('line 1', 'SyntaxError'),
+    '\nimport not_there\n': ('line 2', 'not_there'),
+    'x = 3\n': ('get_config', 'configs/digits.py'),
+    'import sys\nsys.exit(0)\n': ('line 2', 'SystemExit'),
+    'def get_config():\n  return get_config()\n': ('line 2', 'RecursionError'),
+}
+
+
+@pytest.mark.parametrize('text', BROKEN)
+def test_a_broken_config_file_is_rejected_by_its_line(tmp_path, capsys, text):
+  (tmp_path / 'broken.py').write_text(text)
+  with pytest.raises(SystemExit) as ended:
     program(f'--config={tmp_path}/broken.py', f'--workdir={tmp_path}')
-  assert 'broken.py, line 2' in (line := line_of(capsys.readouterr().err)) and "'digits'" in line
+  line = line_of(capsys.readouterr().err)
+  assert ended.value.code == 2 and all(word in line for word in ('broken.py', *BROKEN[text])), line
+
+
+def test_the_config_of_a_run_is_a_config(tmp_path):
+  config = config_file('toy').get_config()
+  (tmp_path / 'config.json').write_text(config.to_json_best_effort())
+  assert reading.read(f'{tmp_path}/config.json').to_dict() == config.to_dict()
+  argv = ['eqflow.main', f'--config={tmp_path}/config.json', '--config.sample.scale=(1.5,)']
+  with flagsaver.flagsaver(), mock.patch.object(sys, 'argv', argv):
+    main.parse(argv)
+    assert options.config().sample.scale == (1.5,)
+
+
+@pytest.mark.parametrize('key', [key for key in schema.KEYS if key not in FREE_OF_WORDS])
+def test_words_where_a_value_of_another_kind_is_wanted_are_ours(key, capsys):
+  with pytest.raises(SystemExit):
+    program(DIGITS, '--workdir=/nowhere', f'--config.{key}=(nothing')
+  line = line_of(capsys.readouterr().err)
+  assert f'config.{key}' in line and '<ast' not in line and 'literal' not in line
+
+
+def test_mutated_command_lines_are_rejected_in_one_line(tmp_path):
+  assert {said for said in map(commands.judged, commands.drawn(28, 3, tmp_path))} <= {
+      'rejected', 'accepted'}
 
 
 def test_a_flag_gives_a_guidance_scale_for_each_channel():
