@@ -250,7 +250,7 @@ NO_BATCH = {
     'samplers': 'Solver Traits contributions evaluations no_state',
     'samplers.base': 'calls check_num_steps check_velocity plane',
     'samplers.multistep': 'Corrected History kept_by_churn one_number renewed step_ratio',
-    'samplers.noise': 'kept_by_eta', 'samplers.runge_kutta': 'Count',
+    'samplers.noise': 'kept_by_eta root', 'samplers.runge_kutta': 'Count',
     'descent': 'Descent State constant evaluations from_optax', 'likelihood': 'Latent',
     'ema': 'PowerAverage PowerState averaged checked_std first_bad init is_std power_average '
            'power_from_std power_rate std_from_power update warmed',
