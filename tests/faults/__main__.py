@@ -15,11 +15,12 @@ import tempfile
 
 from tests.faults import (
     commands, configs, damages, disk, kills, logs, nans, paths, public, records, results, startup,
-    states, tables, victim)
+    states, streams, tables, victim)
 
 # The default numbers of cases.
 SHORT = {'kills': 20, 'points': len(victim.POINTS), 'signals': 2 * len(victim.PHASES), 'damages': 100,
          'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10, 'logs': 32,
+         'streams': len(streams.KINDS),
          'paths': 2 * len(paths.NAMES), 'commands': 300, 'startup': 3,
          'public': len(public.LAWS)}
 OF_VICTIM = 'kills', 'points', 'signals', 'damages'
@@ -87,8 +88,13 @@ def measures(folder: pathlib.Path, seed: int) -> dict:
     return dict(what='stopped' if signals else 'killed', interrupted=found['killed'] + found['stopped'],
                 lines=found['lines'], changed=found['changed'])
 
+  def silenced(i, wanted):
+    whole.setdefault('disk', None) or whole.update(disk=disk.unbroken(folder / 'disk'))
+    kind = list(streams.KINDS)[i % len(streams.KINDS)]
+    return dict(what=kind, **streams.without(folder / f'streams{i}', whole['disk'], kind))
+
   return {'kills': (killed, 'killed'), 'points': (at_point, ''), 'signals': (stopped, ''),
-          'logs': (logged, 'interrupted'),
+          'logs': (logged, 'interrupted'), 'streams': (silenced, ''),
           'damages': (damaged, ''), 'disk': (starved, ''), 'records': (read, 'killed'),
           'paths': (lambda i, wanted: paths.run(folder, i), ''),
           'commands': (lambda i, wanted: commands.reject(folder, wanted, seed + i), 'cases'),

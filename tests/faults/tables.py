@@ -22,6 +22,7 @@ ROWS = {
     'paths': ('a run in a folder with an odd name, {}', 'cases', ('lost', 'other', 'unnamed')),
     'commands': ('mutated {}', 'cases', ('tracebacks', 'unclear')),
     'startup': ('{}', 'cases', ()),
+    'streams': ('{}', 'cases', ('stopped', 'other', 'unsaid', 'unreported')),
     'stuck': ('one of two processes {}', 'stopped', ('late', 'misnamed', 'not ended', 'stackless')),
 }
 

@@ -17,7 +17,8 @@ from eqflow.commands import train
 from eqflow.runs.run import run_of
 from eqflow.training import checksums, sharding
 from eqflow.training.runtime import preemption
-from tests.faults import disk, kills, nans, reader, records, results, states, tables, victim
+from tests.faults import (
+    disk, kills, logs, nans, reader, records, results, states, streams, tables, victim)
 
 
 @pytest.mark.long
@@ -141,6 +142,22 @@ def test_a_run_that_is_killed_often_ends_in_the_state_of_an_undisturbed_one(tmp_
   found = results.summed(found)['all']
   wrong = {name: found[name] for name in ('lost', 'other', 'unsaved', 'regressed') if found[name]}
   assert found['killed'] == count and not wrong, found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('signals', [False, True])
+def test_the_log_of_a_run_that_is_interrupted_is_that_of_an_undisturbed_one(tmp_path, signals):
+  kills.finish(tmp_path / 'whole', '--short')
+  seconds = logs.trained_for(tmp_path / 'whole')
+  found = logs.chain(tmp_path, tmp_path / 'whole', seconds, 3, signals, 'log')
+  assert found['lines'] == victim.STEPS // victim.LOGGED_EVERY and not found['changed'], found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('kind', streams.KINDS)
+def test_a_training_needs_no_terminal_and_commands_say_what_they_could_not_print(tmp_path, kind):
+  found = streams.without(tmp_path, disk.unbroken(tmp_path), kind)
+  assert found == dict(cases=1, stopped=0, other=0, unsaid=0, unreported=0)
 
 
 @pytest.mark.long

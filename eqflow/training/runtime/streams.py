@@ -89,7 +89,7 @@ class Stream(io.TextIOBase):
 
   def __init__(self, handle: int, name: str, log: Log, lost: str = ''):
     self.handle, self.name, self.log, self.lost = handle, name, log, lost
-    self._lock, self._line = threading.RLock(), ''
+    self._lock, self._line, self._said = threading.RLock(), '', False
 
   def write(self, text: str) -> int:
     """Keeps the text until its line ends."""
@@ -109,9 +109,10 @@ class Stream(io.TextIOBase):
       try:
         self._write(data)
       except OSError as error:
-        if not self.lost:
-          self.lost = error.strerror
-          self.log.add(f'{self.name} cannot be written ({self.lost}): the program goes on\n'.encode())
+        self.lost = self.lost or error.strerror
+      if self.lost and not self._said:
+        self.log.add(f'{self.name} cannot be written ({self.lost}): the program goes on\n'.encode())
+        self._said = self.log.ours
 
   def _write(self, data):
     while data:
