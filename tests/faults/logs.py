@@ -52,17 +52,18 @@ def chain(folder: pathlib.Path, expected: pathlib.Path, seconds: float, wanted: 
           seed: str) -> dict[str, int]:
   """{'killed' or 'stopped', 'lines', 'changed'}: interrupts one run, lets it end, compares its log.
 
-  Instants are random within the `seconds` that an undisturbed run trains. `changed` counts lines of
-  metrics.jsonl and numbers of TensorBoard that are missing, more, or not equal to the last bit.
+  Instants are random after the first line of a session, within a part of the `seconds` that an
+  undisturbed run trains. `changed` counts lines of metrics.jsonl and numbers of TensorBoard that are
+  missing, more, or not equal to the last bit.
   """
   chance, workdir = random.Random(seed), folder / 'log'
   found = collections.Counter({'stopped' if signals else 'killed': 0})
   for _ in range(min(wanted, CHAINED)):
     begun, process = len(states.resumed_from(workdir)), kills.start(workdir, '--short')
-    while len(states.resumed_from(workdir)) == begun and process.poll() is None:
-      time.sleep(0.02)
+    while process.poll() is None and not _logged_since(workdir, begun):
+      time.sleep(0.002)
     with contextlib.suppress(subprocess.TimeoutExpired):
-      process.wait(timeout=chance.uniform(0, seconds))
+      process.wait(timeout=chance.uniform(0, seconds / CHAINED))
     if process.poll() is None:
       if signals:
         process.send_signal(chance.choice(preemption.SIGNALS))
@@ -80,6 +81,15 @@ def chain(folder: pathlib.Path, expected: pathlib.Path, seconds: float, wanted: 
   found.update(lines=len(ours), changed=differ(ours, theirs) + differ(board(workdir), board(expected)))
   shutil.rmtree(workdir)
   return dict(found)
+
+
+def _logged_since(workdir, begun):
+  """Whether the training after so many has written a line."""
+  starts = states.resumed_from(workdir)
+  with contextlib.suppress(OSError, ValueError, IndexError):
+    last = (workdir / 'metrics.jsonl').read_text().splitlines()[-1]
+    return len(starts) > begun and json.loads(last)['step'] > starts[-1]
+  return False
 
 
 def trained_for(workdir: pathlib.Path) -> float:
