@@ -21,6 +21,29 @@ def test_a_folder_is_replaced_as_a_whole_or_stays_as_it_was(tmp_path):
   assert os.listdir(tmp_path) == ['a'] and (tmp_path / 'a/second').read_text() == 'second'
 
 
+def test_a_folder_is_what_it_resolves_to(tmp_path, monkeypatch):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'link').symlink_to('run')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for same in ('run', './run', 'run/', 'link', 'link/../run', f'{tmp_path}/run', '~/run', '~/link/'):
+    assert files.resolved(same) == tmp_path / 'run', same
+  assert files.resolved('./~') == tmp_path / '~'
+  (tmp_path / 'circle').symlink_to('circle')
+  for wrong in ('gs://bucket/run', 'circle/x'):
+    with pytest.raises(ValueError, match=wrong):
+      files.resolved(wrong)
+
+
+def test_a_plain_name_leads_to_a_folder_of_any_name(tmp_path):
+  assert files.plain(tmp_path) == tmp_path
+  for name in ('lr=[0.003]', 'C:\\x', os.fsdecode(b'\xff')):
+    link = files.plain(tmp_path / name)
+    link.resolve().mkdir()
+    (link / 'file').write_text(ascii(name))
+    assert (tmp_path / name / 'file').read_text() == ascii(name) and str(link).isascii()
+
+
 def test_the_file_has_the_new_content_at_the_end_of_the_block(tmp_path):
   path = tmp_path / 'a.json'
   path.write_text('old')

@@ -32,7 +32,8 @@ def rehearse(run: Run) -> None:
   output = bind(OUTPUTS, config.output, 'output')
   noise = np.random.default_rng(config.seed).normal(size=(8, *config.data.shape)).astype(np.float32)
   exact = Model(lambda _: _exact(recipe.sampling, output, noise[:2] / 2), ())
-  x, *_ = recipe.sampling.generate([exact] * len(shapes), keys, labels)
+  exacts = [exact] * len(shapes)
+  x = jax.jit(lambda keys, labels: recipe.sampling.generate(exacts, keys, labels)[0])(keys, labels)
   if not np.isfinite(x).all():
     raise ConfigError('sample.solver', config.sample.solver.to_dict(),
                       'gives samples that are not finite, even for the exact field of two records',

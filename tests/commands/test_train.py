@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import jax
 from jax import numpy as jnp
@@ -17,7 +18,8 @@ from eqflow.config import recipes
 from eqflow.fields import Model
 from eqflow.runs import claim, dataset, generate, identity
 from eqflow.runs.run import run_of
-from eqflow.training import checkpoint, sharding, train_state, train_step
+from eqflow.training import checkpoint, logging, sharding, train_state, train_step
+from eqflow.training.runtime import ledger, preemption
 from tests import config_file as load
 from tests.faults import logs
 from tests.rejected import rejected
@@ -145,6 +147,15 @@ def test_a_run_that_is_trained_longer_ends_as_if_it_had_been_asked_to_at_once(tm
   assert_bitwise_equal(train.train(run_of(points(), tmp_path / 'longer')), whole)
   with rejected('train.num_examples', 96, 192):
     train.last_step(points(num_examples=96), int(whole.step))
+
+
+def test_a_preview_that_fails_is_reported_and_skipped(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(train, 'preview', lambda *given: 1 / 0)
+  log = logging.Log(tmp_path, step=0, until=12, batch=16)
+  with checkpoint.open_checkpoints(tmp_path, keep=1) as checkpoints:
+    train.actions(run_of(points(), tmp_path), log, checkpoints, preemption.Stop(),
+                  ledger.Ledger()).preview(types.SimpleNamespace(step=3))
+  assert 'no samples at step 3: ZeroDivisionError' in ''.join(capsys.readouterr())
 
 
 @pytest.mark.long

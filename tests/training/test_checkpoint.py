@@ -11,6 +11,7 @@ from eqflow import files
 from eqflow.training import checkpoint, checksums
 from eqflow.training.nonfinite import start
 from eqflow.training.train_state import TrainState
+from tests.faults import paths
 
 
 def state(step, size=400):
@@ -44,6 +45,17 @@ def test_a_state_comes_back_bit_for_bit_and_the_newest_are_kept(tmp_path):
   folder = written(tmp_path, 1, 2, 3, 5, keep=2)
   assert sorted(path.name for path in folder.iterdir()) == ['3', '5']
   assert_is(read(tmp_path), 5)
+
+
+@pytest.mark.parametrize('name', [
+    each if each in ('lr=[0.003]', '*', 'C:\\x') else pytest.param(each, marks=pytest.mark.long)
+    for each in paths.NAMES], ids=ascii)
+def test_a_folder_may_have_any_name(tmp_path, name):
+  # A pattern of this name would match the other folder too.
+  written(tmp_path / 'x', 1)
+  for folder in (tmp_path / name, tmp_path / name / 'run'):
+    written(folder, 2)
+    assert_is(read(folder), 2)
 
 
 def _flip(path, random):
