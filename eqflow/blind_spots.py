@@ -55,12 +55,8 @@ def needs_along(times: Grid, *, process: Process, along: Output, name: str, reme
 
 
 def needs_x(times: Grid, *, process: Process, name: str) -> None:
-  """`needs_along` x wherever a step starts that moves: a grid may end at data, but not start there."""
-  if arrays.is_traced(times):
-    return
-  times = np.asarray(times, np.float64)
-  moving = np.append(times[:-1][np.diff(times) != 0], times[-1:])
-  needs_along(moving, process=process, along=outputs.x, name=name, remedy='use ddim or heun')
+  """`needs_along` x: a grid may end at data, but not start there."""
+  needs_along(times, process=process, along=outputs.x, name=name, remedy='use ddim or heun')
 
 
 def needs_diffusion(times: Grid, *, process: Process, diffusion: Callable) -> None:
@@ -148,7 +144,8 @@ def _check_grid(times, process, output, *, last):
 
 
 def _evaluated(times, last=False):
-  """The times at which a solver evaluates the network; at s = 0 none does."""
+  """The times at which a solver evaluates the network: not at s = 0, nor again where one repeats."""
+  times = times[np.append(True, np.diff(times) != 0)]
   return times if last and times[-1] > 0 else times[:-1]
 
 
@@ -175,7 +172,7 @@ def _check_sight(what, process, vector, times, evaluated, other):
 
 def _check_along(times, process, along, *, name, remedy):
   _check_sight(f'{name} steps along {arrays.name_of(along)!r}, which is blind', process, along, times,
-               times[:-1], lambda at: remedy)
+               _evaluated(times), lambda at: remedy)
 
 
 def _check_velocity(times, process, *, name, last):

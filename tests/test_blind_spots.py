@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 import numpy as np
 import pytest
 
-from eqflow import blind_spots, densities, fields, grids, outputs, processes
+from eqflow import blind_spots, densities, fields, grids, outputs, processes, samplers
 from eqflow.mix import Mix
 from eqflow.processes import tables
 from tests import rows
@@ -18,11 +18,11 @@ from tests import rows
     ('linear', 'eps', grids.uniform(10),
      r"output 'eps' is blind at t=1: start the grid at t<=0.999999 or train 'v'"),
     ('cosine', 'score', grids.uniform(10), r"output 'score' is blind at t=1"),
-    ('linear', 'x', [0.5, 0.0, 0.0],
-     r"output 'x' is blind at t=0: end the grid at t>=1e-06 or train 'v'"),
-    ('linear', 'equilibrium_truncated', [0.5, 0.0, 0.0], r"output 'equilibrium' is blind at"),
-    ('linear', 'score', [0.5, 0.0, 0.0], r"output 'score' is blind at t=0"),
-    ('variance_preserving', 'u', [0.5, 0.0, 0.0], r"output 'u' is blind at t=0"),
+    ('linear', 'x', [0.0, 0.0, 0.5],
+     r"output 'x' is blind at t=0: start the grid at t>=1e-06 or train 'v'"),
+    ('linear', 'equilibrium_truncated', [0.0, 0.5], r"output 'equilibrium' is blind at"),
+    ('linear', 'score', [0.0, 0.5], r"output 'score' is blind at t=0"),
+    ('variance_preserving', 'u', [0.0, 0.5], r"output 'u' is blind at t=0"),
     ('linear', 'v', [1.0, 0.5, 0.7], r'times fall from 1 to 0.5 and rise from 0.5 to 0.7'),
     ('linear', 'v', [1.5, 0.0], r"process 'linear' at t=1.5 is not a mix"),
     ('edm', 'v', [80.0, -1.0], r"process 'edm' at t=-1 is not a mix"),
@@ -53,10 +53,20 @@ def test_the_time_that_an_error_names_is_accepted(process, output, grid):
 @pytest.mark.parametrize('output,grid,remedy', [
     ('x', [1e-9, 0.5, 1.0], 'start the grid at t>=1e-06'),
     ('x', [0.0, 0.5], 'start the grid at t>=1e-06'),
-    ('eps', [0.1, 0.5, 1.0, 1.0], 'end the grid at t<=0.999999')])
+    ('eps', [0.1, 0.5, 1.0], 'end the grid at t<=0.999999')])
 def test_a_rising_grid_is_moved_at_the_right_end(output, grid, remedy):
   with pytest.raises(ValueError, match=re.escape(remedy)):
-    blind_spots.check_grid(np.array(grid), process=processes.linear, output=rows.OUTPUTS[output])
+    blind_spots.check_grid(np.array(grid), process=processes.linear, output=rows.OUTPUTS[output],
+                           last=True)
+
+
+@pytest.mark.parametrize('output,grid', [
+    ('x', [0.5, 0.0, 0.0]), ('score', [0.5, 0.2, 0.0, 0.0]), ('equilibrium_truncated', [1.0, 0.0, 0.0]),
+    ('eps', [0.1, 0.5, 1.0, 1.0])])
+def test_a_last_time_that_repeats_is_not_evaluated(output, grid):
+  given = dict(process=processes.linear, output=rows.OUTPUTS[output])
+  blind_spots.check_grid(np.array(grid), **given)
+  samplers.ddim(**given).check(np.array(grid))
 
 
 def test_a_process_that_is_nan_is_not_blamed_on_the_grid():

@@ -18,13 +18,19 @@ from tests.laws.solvers import SOLVERS
 WAYS = 'eager', 'jit', 'vmap'
 
 
+def _crossed(some, others):
+  """All pairs, so ordered that the first of them have every one of `some` and of `others`."""
+  some = list(some)
+  return [(some[(i + shift) % len(some)], other) for shift in range(len(some))
+          for i, other in enumerate(others)]
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--results', type=pathlib.Path, default=pathlib.Path('runs/laws'))
   folder = parser.parse_args().results
   repeats = list(itertools.product(WAYS, SOLVERS))
-  compared = [name for name in SOLVERS if name != 'adaptive']
-  derivatives = list(itertools.product(test_gradients.PROCESSES, compared))
+  derivatives = _crossed(test_gradients.PROCESSES, [name for name in SOLVERS if name != 'adaptive'])
 
   def repeated(i, wanted):
     way, name = repeats[i]
