@@ -1,18 +1,21 @@
-"""Files that are written whole or not at all, also when the power fails; folders of any name."""
+"""Files written whole or not at all; regular files read within a bound; folders of any name."""
 
 import atexit
 from collections.abc import Iterator
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 Path = str | os.PathLike
 _PLAIN = re.compile(r'[\w./ +=,@-]*', re.ASCII)
+_NESTED = 100
 
 
 @contextlib.contextmanager
@@ -102,3 +105,65 @@ def sync(path: Path) -> None:
     os.fsync(handle)
   finally:
     os.close(handle)
+
+
+def opened(path: Path) -> BinaryIO:
+  """The regular file `path`, open for reading: unlike `open`, this never waits for another process.
+
+  Raises ValueError for a folder, FIFO, socket or device, and OSError as `open` does.
+  """
+  # Looked at before it is opened, since opening a device may act on it; and again, for what it is now.
+  check_regular(path, os.stat(path))
+  file = open(path, 'rb', opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
+  try:
+    check_regular(path, os.fstat(file.fileno()))
+  except ValueError:
+    file.close()
+    raise
+  return file
+
+
+def check_regular(path: Path, status: os.stat_result) -> None:
+  """Raises ValueError, with what it is, unless `status` is of a regular file."""
+  if not stat.S_ISREG(status.st_mode):
+    kinds = {stat.S_IFDIR: 'folder', stat.S_IFIFO: 'FIFO', stat.S_IFSOCK: 'socket'}
+    kind = kinds.get(stat.S_IFMT(status.st_mode), 'device')
+    raise ValueError(f'{shown(path)} is a {kind}, not a file with contents: give a regular file')
+
+
+def read(path: Path, *, most: int) -> bytes:
+  """The bytes of a regular file. Raises ValueError for more than `most`, before they are read."""
+  with opened(path) as file:
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+      raise ValueError(f'{shown(path)} has {size:,} bytes, more than the {most:,} that are read: give '
+                       'a smaller file')
+    return file.read(size)
+
+
+def read_json(path: Path, *, most: int = 2**24) -> Any:
+  """The value in a JSON file of at most `most` bytes; parsing takes up to 25 times as much memory.
+
+  Raises ValueError for another file, and for lists and objects nested more than 100 times.
+  """
+  text = read(path, most=most)
+  try:
+    value = json.loads(text)
+    level = [value]
+    for _ in range(_NESTED):
+      level = [each for found in level for each in _below(found)]
+  except RecursionError:
+    level = True
+  if level:
+    raise ValueError(f'{shown(path)} has lists or objects nested more than {_NESTED} times: give '
+                     'another file')
+  return value
+
+
+def _below(value):
+  return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def shown(path: Path) -> str:
+  """The path as text that any stream can print: bytes that are not UTF-8 are shown as \\xff."""
+  return os.fsencode(path).decode(errors='backslashreplace')

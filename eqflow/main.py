@@ -89,7 +89,8 @@ def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
       streams.log_to(workdir / f'log-evaluate{f"-{process}" * (process > 0)}.txt')
     # What has been drawn and compared is drawn and compared again.
     stop.remedy = preemption.AGAIN
-    evaluate.evaluate(run, book=book, **given)
+    # Few records can be trained on, as after --mode=train, but not evaluated.
+    evaluate.evaluate(run, book=book, few=mode == 'train', **given)
   if jax.process_index() == 0:
     print(next_commands(config, workdir), flush=True)
   multihost.leave()

@@ -1,6 +1,7 @@
 """A file is replaced as a whole or stays as it was; nothing else is left in its folder."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -86,6 +87,47 @@ def test_a_killed_write_leaves_the_old_file_and_the_next_one_removes_its_trace(t
   with files.replacing(path) as file:
     file.write(b'newer')
   assert path.read_text() == 'newer' and os.listdir(tmp_path) == ['a.json']
+
+
+KINDS = {
+    'FIFO': os.mkfifo, 'folder': os.mkdir, 'device': lambda path: os.symlink('/dev/zero', path),
+    'socket': lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path)),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('read', [files.opened, lambda path: files.read(path, most=9), files.read_json])
+def test_what_is_not_a_regular_file_is_rejected_at_once(tmp_path, monkeypatch, kind, read):
+  monkeypatch.chdir(tmp_path)
+  KINDS[kind](tmp_path / 'x')
+  with pytest.raises(ValueError, match=f'x is a {kind}.*regular file'):
+    read(tmp_path / 'x')
+
+
+def test_no_more_is_read_than_allowed(tmp_path):
+  path = tmp_path / 'x'
+  path.write_bytes(b'12345')
+  assert files.read(path, most=5) == b'12345' and files.read_json(path, most=5) == 12345
+  os.truncate(path, 2**40)
+  with pytest.raises(ValueError, match='1,099,511,627,776 bytes.* 4 '):
+    files.read(path, most=4)
+  with pytest.raises(FileNotFoundError, match='nothing'):
+    files.read(tmp_path / 'nothing', most=4)
+
+
+@pytest.mark.parametrize('text', [
+    '[' * 100_000, '[' * 101 + ']' * 101, '{"a":' * 500 + '1' + '}' * 500])
+def test_json_that_is_nested_too_deeply_is_rejected(tmp_path, text):
+  (tmp_path / 'x').write_text(text)
+  with pytest.raises(ValueError, match='x has .* nested more than 100 times'):
+    files.read_json(tmp_path / 'x')
+  (tmp_path / 'x').write_text('[' * 100 + ']' * 100)
+  files.read_json(tmp_path / 'x')
+
+
+def test_any_name_can_be_shown():
+  name = os.fsdecode(b'a\xff\xc3\xa4.png')
+  assert files.shown(name) == 'a\\xffä.png'
 
 
 def test_the_content_is_on_disk_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 
 from eqflow import files
 from eqflow.commands import nearest
+from eqflow.config import consistency
 from eqflow.data import pipeline
 from eqflow.evaluation import report
 from eqflow.runs import dataset, generate, restore, room
@@ -18,7 +19,7 @@ from eqflow.training.runtime import ledger, watchdog
 
 
 def evaluate(run: Run, *, neighbours: bool = False, restored: tuple[int, Any] | None = None,
-             book: ledger.Ledger | None = None) -> dict[str, dict[str, float]]:
+             book: ledger.Ledger | None = None, few: bool = False) -> dict[str, dict[str, float]]:
   """{row: {column: number}}: the newest checkpoint's samples and the baselines, against all records.
 
   Draws config.evaluate.num_samples samples with the labels of the data; images are clipped to
@@ -26,17 +27,21 @@ def evaluate(run: Run, *, neighbours: bool = False, restored: tuple[int, Any] | 
   samples.png and samples.npz to workdir. The distances are not FIDs: they are computed in pixels and
   in fixed random features. With `neighbours`, samples are compared with their nearest training records
   too. `restored` is (step, models) to evaluate instead of the newest checkpoint. Wall time is booked in
-  `book`, or in a new ledger.
+  `book`, or in a new ledger. Fewer than 8 records raise ConfigError; with `few` they are not evaluated.
   """
   active = jax.process_index() == 0 and checkpoint.exists(run.workdir)
   with ledger.booked(run.workdir, book, active=active) as book, book.on('evaluate'):
-    return _evaluate(run, neighbours, restored, book)
+    return _evaluate(run, neighbours, restored, book, few)
 
 
-def _evaluate(run, neighbours, restored, book):
+def _evaluate(run, neighbours, restored, book, few):
   config, workdir, recipe, _ = run
   room.check_samples(run, config.evaluate.num_samples, 'evaluate.num_samples')
-  source = dataset.evaluation_source(run)
+  source = dataset.evaluation_source(run, few=few)
+  if len(source) < consistency.FEWEST:
+    print(f'not evaluated: {source.name} has {len(source)} records, and evaluation needs '
+          f'{consistency.FEWEST} or more', flush=True)
+    return {}
   progress.say(f'reading {len(source):,} records of {source.name}')
   real, label = pipeline.arrays(source)
   with book.on('restore'):

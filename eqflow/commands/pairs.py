@@ -5,7 +5,7 @@ import math
 import pathlib
 
 from eqflow.config import consistency
-from eqflow.runs import claim, generate, restore, room
+from eqflow.runs import claim, dataset, generate, restore, room
 from eqflow.runs.run import Run
 from eqflow.training import progress, train_state
 
@@ -23,7 +23,7 @@ def draw_pairs(run: Run, *, out: pathlib.Path, num_samples: int, seed: int = 0) 
   step, models = restore.models(run)
   labels = generate.labels_of(seed, num_samples, classes)
   made = {'config': json.loads(config.to_json_best_effort()), 'step': step, 'num_classes': classes,
-          'shape': config.data.shape}
+          'shape': config.data.shape, 'classes': dataset.class_names(workdir)}
   progress.say(f'drawing {num_samples:,} pairs; the first batch compiles the sampler')
   with claim.locked(out, 'writing to', '--out'):
     if not (out / 'pairs.json').exists():

@@ -44,7 +44,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
     # Before the data are opened: they may be on a disk that does not answer.
     stack.enter_context(watchdog.watching(
         workdir, config.train.stuck_seconds, book.pulse, process=process, count=jax.process_count()))
-    source = dataset.evaluation_source(run)
+    source = dataset.evaluation_source(run, few=True)
     if config.evaluate.split != config.data.split or config.data.name == 'pairs':
       source = dataset.open_source(config)
     rehearsal.rehearse(run)
@@ -53,8 +53,8 @@ def train(run: Run, stop: preemption.Stop | None = None,
     stack.enter_context(ledger.booked(workdir, book, active=process == 0))
     checkpoints = stack.enter_context(checkpoint.open_checkpoints(
         workdir, keep=config.train.keep_checkpoints, run=identity.identity(config)))
-    if process == 0 and source.damaged:
-      print(f'{source.name}: skipping {len(source.damaged)} damaged images, listed in data.json')
+    if process == 0:
+      print(dataset.described(source), flush=True)
     state = started(run, like, checkpoints, book)
     until = last_step(config, int(state.step))
     if int(state.step) >= until:

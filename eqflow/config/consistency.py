@@ -16,14 +16,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from eqflow import blind_spots, ema
+from eqflow import blind_spots, ema, files
 from eqflow.config import networks, objective
 from eqflow.config.averages import Averages
 from eqflow.config.errors import ConfigError, naming
 from eqflow.config.networks import Architecture
 from eqflow.config.sampling import Sampling, scale_of
 from eqflow.config.tables import DESCENDED, DESCENTS, SOLVERS
-from eqflow.data import sources
+from eqflow.data import records, sources
 from eqflow.models import partitioning
 from eqflow.outputs import Output
 from eqflow.planning import machine
@@ -31,6 +31,8 @@ from eqflow.processes import Process
 from eqflow.training import sharding
 
 Rule = tuple[Any, str, str, str]
+# With fewer records, a model can be trained, but not evaluated.
+FEWEST = 8
 
 
 def check(config: ConfigDict, model: Architecture, sampling: Sampling, output: Output) -> None:
@@ -55,21 +57,27 @@ def check_devices(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_source(config: ConfigDict, source: sources.Source) -> None:
-  """Raises ConfigError if the data differ from config.data in shape or classes."""
+  """Raises ConfigError if the data differ from config.data in shape, classes or labels."""
   data = config.data
+  wrong = records.wrong_label(source) if data.num_classes else ''
+  named = ', '.join(map(files.shown, source.classes[:20]))
   _hold(config, [
       (tuple(source.shape) != tuple(data.shape), 'data.shape',
        f'must be {tuple(source.shape)}, the shape of the records of {source.name}', ''),
       (data.num_classes not in (0, source.num_classes), 'data.num_classes',
-       f'must be {source.num_classes}, the classes of {source.name}, or 0 for no labels', '')])
+       f'must be {source.num_classes}, the classes of {source.name}{named and ": "}{named}, or 0 for '
+       'no labels', ''),
+      (wrong, 'data.num_classes', f'needs a class for each record, but {wrong}',
+       'use another config.data.split, or --config.data.num_classes=0 to train without labels')])
 
 
 def check_evaluation(config: ConfigDict, source: sources.Source, mesh: Mesh) -> None:
-  """Raises ConfigError for what would fail only after training: the records, and the devices."""
-  count, devices = len(source), sharding.parts(mesh)
+  """Raises ConfigError if samples cannot be compared with these records, or drawn on these devices."""
+  devices = sharding.parts(mesh)
   _hold(config, [
       (config.sample.batch % devices, *_undivided('sample.batch', config.sample.batch, devices)),
-      (count < 8, 'evaluate.split', f'has {count} records, but evaluation needs 8 or more', '')])
+      (len(source) < FEWEST, 'evaluate.split',
+       f'has {len(source)} records, but evaluation needs {FEWEST} or more', '')])
 
 
 def check_pairs(config: ConfigDict, sampling: Sampling) -> None:

@@ -1,7 +1,6 @@
 """A config from its file: a Python file with get_config, or the config.json of a run."""
 
 import importlib.util
-import json
 import pathlib
 import sys
 import textwrap
@@ -9,6 +8,8 @@ import traceback
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
+
+from eqflow import files
 
 _ADVICE = 'give a file of configs/, such as configs/digits.py, or the config.json of a run'
 
@@ -33,9 +34,9 @@ def read(given: str) -> ConfigDict:
 def stored(path: pathlib.Path) -> ConfigDict:
   """The config that a run has written. Raises ValueError for another file."""
   try:
-    config = ConfigDict(_tuples(json.loads(path.read_text())))
+    config = ConfigDict(_tuples(files.read_json(path)))
     config.sample.scale = numbered(config.sample.scale)
-  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+  except (OSError, ValueError, TypeError, AttributeError) as error:
     raise ValueError(f'{path} is not the config of a run ({error})') from error
   return config
 

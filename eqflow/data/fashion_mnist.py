@@ -1,6 +1,7 @@
 """Fashion-MNIST's 70,000 images of clothes, read from the four published files."""
 
 import gzip
+import math
 import os
 import pathlib
 import zlib
@@ -8,11 +9,14 @@ import zlib
 from jaxtyping import UInt8
 import numpy as np
 
+from eqflow import files
 from eqflow.data.records import InMemory, Source
 
 # Where Debian's package dataset-fashion-mnist puts them.
 SYSTEM = '/usr/share/datasets/fashion-mnist'
 PREFIXES = {'train': ('train',), 'test': ('t10k',), 'all': ('train', 't10k')}
+# Of 60,000 images, with the 16 bytes before them.
+_MOST = 16 + 60_000 * 28 * 28
 CLASSES = ('T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag',
            'ankle boot')
 
@@ -37,10 +41,11 @@ def source(folder: str | os.PathLike, *, split: str) -> Source:
                      'with python -m eqflow.data.prepare --name=fashion_mnist')
   parts = [tuple(map(_read, _paths(pathlib.Path(folder), prefix))) for prefix in PREFIXES[split]]
   x, label = (np.concatenate(part) for part in zip(*parts))
-  if x.shape[1:] != (28, 28) or len(x) != len(label) or label.max() > 9:
+  if x.shape[1:] != (28, 28) or label.shape != (len(x),) or label.max() > 9:
     raise ValueError(f'{folder}: images {x.shape} and labels {label.shape} up to {label.max()} are '
                      'not Fashion-MNIST: copy the four files again')
-  return Source(InMemory(x[..., np.newaxis], label.astype(np.int32)), (28, 28, 1), 10, 'fashion_mnist')
+  return Source(InMemory(x[..., np.newaxis], label.astype(np.int32)), (28, 28, 1), 10, 'fashion_mnist',
+                CLASSES)
 
 
 def _paths(folder, prefix):
@@ -48,13 +53,18 @@ def _paths(folder, prefix):
 
 
 def _read(path) -> UInt8[np.ndarray, '...']:
-  """The array of an IDX file: bytes 0, 0, 8 (uint8), the rank, each size in 4 bytes, the data."""
+  """The array of an IDX file: bytes 0, 0, 8 (uint8), the rank, each size in 4 bytes, the data.
+
+  At most 47 MB of it are unpacked, the size of 60,000 images.
+  """
   try:
-    content = gzip.decompress(path.read_bytes())
+    with files.opened(path) as file, gzip.open(file) as unpacked:
+      content = unpacked.read(_MOST + 1)
   except (OSError, EOFError, zlib.error) as error:
     raise ValueError(f'{path} cannot be read ({error}): copy it again') from error
   rank = content[3] if len(content) > 3 else 0
   sizes = np.frombuffer(content[4:4 + 4 * rank], '>u4')
-  if content[:3] != b'\0\0\x08' or len(content) != 4 + 4 * rank + sizes.prod(dtype=np.int64):
+  # In Python's integers, since the sizes of a damaged file may have any product.
+  if content[:3] != b'\0\0\x08' or len(content) != 4 + 4 * rank + math.prod(map(int, sizes)):
     raise ValueError(f'{path} is not a complete IDX file of bytes: copy it again')
   return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes)

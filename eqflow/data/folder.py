@@ -4,170 +4,162 @@ Every file is decoded once before its first run to find damaged ones: the order 
 depend on a file that fails in the middle of a run.
 """
 
-import concurrent.futures
+from collections.abc import Sequence
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
 
 from absl import logging
+from jaxtyping import Int
 import numpy as np
 from PIL import Image
 
 from eqflow import files
-from eqflow.data import images
-from eqflow.data.records import Source
+from eqflow.data import images, index
+from eqflow.data.records import Labels, Part, Source
 
-CACHE = '~/.cache/eqflow/folders'
+# As many files that are left out are named in the log; data.json of a run names all.
+_NAMED = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files:
-  """Records decoded on access: folder/paths[i], cropped to [size, size, channels]."""
+  """Records decoded on access: folder/files[i].name, cropped to [height, width, channels]."""
 
   folder: str
-  paths: tuple[str, ...]
-  label: np.ndarray
-  size: int
-  channels: int
+  files: Sequence[Part]
+  shape: tuple[int, int, int]
 
   def __len__(self):
-    return len(self.paths)
+    return len(self.files)
 
   def __getitem__(self, i):
-    path = os.path.join(self.folder, self.paths[i])
+    path = os.path.join(self.folder, self.files[i].name)
     try:
-      x = images.read(path, channels=self.channels, size=self.size)
+      x = images.read(path, channels=self.shape[2], size=self.shape[:2])
     except Exception as error:
-      error.add_note(f'while reading {path}, which was readable when the run began')
+      error.add_note(f'while reading {files.shown(path)}, which was readable when the run began')
       raise
-    return {'x': x, 'label': int(self.label[i])}
+    return {'x': x, 'label': self.files[i].label}
+
+  def labels(self, rows: Int[np.ndarray, 'b']) -> Labels:
+    """The labels of the records numbered `rows`."""
+    return np.array([self.files[row].label for row in rows], np.int32)
+
+  def parts(self) -> Sequence[Part]:
+    """The files, in the order of the records."""
+    return self.files
 
 
-def source(folder: str | os.PathLike, *, size: int, channels: int = 3,
+def source(folder: str | os.PathLike, *, size: tuple[int, int], channels: int = 3,
            cache_dir: str | os.PathLike | None = None) -> Source:
-  """The images below `folder`, sorted by path, centre-cropped to uint8 [size, size, channels].
+  """The images below `folder`, sorted by path, cropped to uint8 [height, width, channels].
 
-  Subfolders are classes, labelled in sorted order (images may lie deeper inside them); images
-  directly in the folder are one class 0 and num_classes is 0. Names that begin with a dot are
-  skipped. Damaged files are named in a warning and left out, see `Source.damaged`; `cache_dir` has the
-  index of intact files
-  (default ~/.cache/eqflow/folders).
+  `size` is (height, width); for the crop and the channels see `images.read`. Subfolders are classes,
+  labelled in sorted order (images may lie deeper inside them); images directly in the folder are one
+  class 0 and num_classes is 0. Names that begin with a dot are skipped.
 
-  Raises FileNotFoundError for a missing folder, ValueError where no image is found, where images
-  are next to class folders, or for channels other than 1 and 3.
+  Links are followed, and each file is one record, under its name without links if it has one. Files
+  that are damaged, are not regular files or are links to other images here are left out: see
+  `Source.left_out`; the first 20 are named in warnings. `cache_dir` has the index of intact files
+  (default ~/.cache/eqflow/index).
+
+  Raises FileNotFoundError for a missing folder, and ValueError where no image is found, where images
+  are next to class folders, or for channels other than 1 to 4.
   """
-  if channels not in (1, 3):
-    raise ValueError(f'channels={channels}: an image folder is read with 1 or 3 channels')
+  if channels not in images.MODES:
+    raise ValueError(f'channels={channels}: an image folder is read with 1 to 4 channels')
   root = pathlib.Path(folder).expanduser()
-  paths = _list_images(root)
-  classes = _classes(root, paths)
-  damaged = frozenset(_damaged(root, paths, cache_dir))
-  intact = tuple(path for path in paths if path not in damaged)
-  if not intact:
-    raise ValueError(f'{root}: all {len(paths)} images are damaged (named in the warnings above); '
-                     'copy the folder again')
-  label = np.array([classes[_top(path)] for path in intact], np.int32)
-  records = Files(str(root), intact, label, size, channels)
-  return Source(records, (size, size, channels), 0 if '' in classes else len(classes),
-                f'folder {root}', tuple(path for path in paths if path in damaged))
+  paths, links = find(root)
+  found, unreadable = index.digests(root, paths, _examined, kind='images', cache_dir=cache_dir)
+  left_out = dict(sorted((links | unreadable).items()))
+  _report(root, left_out)
+  if not found:
+    raise ValueError(f'{files.shown(root)}: none of its {len(paths)} images can be read (named in the '
+                     'warnings above); copy the folder again')
+  classes = classes_of(root, list(found))
+  label = {name: i for i, name in enumerate(classes)}
+  parts = tuple(Part(path, label[_top(path)], *entry) for path, entry in found.items())
+  records = Files(os.fspath(root), parts, (*size, channels))
+  return Source(records, records.shape, len(classes) if classes != [''] else 0,
+                f'folder {files.shown(root)}', tuple(filter(None, classes)), left_out)
+
+
+def find(root: pathlib.Path) -> tuple[list[str], dict[str, str]]:
+  """(the images below root, sorted by path, {path: why it is left out}). Opens no file.
+
+  Raises FileNotFoundError for a missing folder, and ValueError for one without images.
+  """
+  if not root.is_dir():
+    raise FileNotFoundError(f'image folder {files.shown(root)!r} does not exist: give data_dir a '
+                            'folder of images, or of class folders with images in them')
+  folders, found, left_out, links = {}, {}, {}, ['']
+  # Links come last, so that an image has the name by which it is reached without them, if any.
+  while links:
+    links = [each for path in sorted(links) for each in _visit(root, path, folders, found, left_out)]
+  if not found:
+    raise ValueError(f'no images in {files.shown(root)!r}: expected files such as .png or .jpg in it, '
+                     'or in its subfolders, one subfolder a class')
+  return sorted(found.values()), left_out
+
+
+def _visit(root, start, folders, found, left_out):
+  """Adds what is in or below root/start to `folders` and `found`, {real path: path}; returns links."""
+  real = os.path.realpath(os.path.join(root, start))
+  links, pending = [], [(start, real, os.path.isdir(real))]
+  while pending:
+    path, real, is_folder = pending.pop()
+    known = folders if is_folder else found
+    if not is_folder and not _is_image(path):
+      continue
+    if known.setdefault(real, path) != path:
+      left_out[path] = f'is {files.shown(known[real]) or "the folder"} again'
+    elif is_folder:
+      try:
+        entries = [entry for entry in os.scandir(real) if not entry.name.startswith('.')]
+      except OSError as error:
+        left_out[path] = f'cannot be listed: {error.strerror}'
+        continue
+      links += [os.path.join(path, entry.name) for entry in entries if entry.is_symlink()]
+      pending += [(os.path.join(path, entry.name), entry.path, entry.is_dir())
+                  for entry in entries if not entry.is_symlink()]
+  return links
 
 
 @functools.cache
 def _suffixes():
-  formats = Image.registered_extensions()
-  return frozenset(suffix for suffix, format_ in formats.items() if format_ in Image.OPEN)
+  return frozenset(suffix for suffix, format_ in Image.registered_extensions().items()
+                   if format_ in images.FORMATS)
 
 
-def _list_images(root):
-  if not root.is_dir():
-    raise FileNotFoundError(f'image folder {str(root)!r} does not exist: give data_dir a folder of '
-                            'images, or of class folders with images in them')
-  found = []
-  for place, folders, names in os.walk(root, followlinks=True):
-    folders[:] = [name for name in folders if not name.startswith('.')]
-    found += [os.path.relpath(os.path.join(place, name), root) for name in names
-              if not name.startswith('.') and os.path.splitext(name)[1].lower() in _suffixes()]
-  if not found:
-    raise ValueError(f'no images in {str(root)!r}: expected files such as .png or .jpg in it, or '
-                     'in its subfolders, one subfolder a class')
-  return sorted(found)
+def _is_image(path):
+  return os.path.splitext(path)[1].lower() in _suffixes()
+
+
+def classes_of(root: pathlib.Path, paths: Sequence[str]) -> list[str]:
+  """The class folders of images, sorted; [''] for images without. Raises ValueError for both."""
+  names = sorted({_top(path) for path in paths})
+  if '' in names and len(names) > 1:
+    stray = [path for path in paths if not _top(path)]
+    raise ValueError(f'{files.shown(root)!r} has {len(stray)} images ({files.shown(stray[0])}, ...) '
+                     f'next to the class folders {list(map(files.shown, names[1:6]))}: move them '
+                     'into a class folder, or elsewhere')
+  return names
 
 
 def _top(path):
   return path.split(os.sep)[0] if os.sep in path else ''
 
 
-def _classes(root, paths):
-  names = sorted({_top(path) for path in paths})
-  if '' in names and len(names) > 1:
-    stray = [path for path in paths if not _top(path)]
-    raise ValueError(f'{str(root)!r} has {len(stray)} images ({stray[0]}, ...) next to the class '
-                     f'folders {names[1:6]}: move them into a class folder, or elsewhere')
-  return {name: label for label, name in enumerate(names)}
+def _examined(file):
+  images.check(file)
+  file.seek(0)
+  return index.digest(file)
 
 
-def _damaged(root, paths, cache_dir):
-  """The paths that cannot be decoded. Files that the index lists as intact are not read again.
-
-  The index lists intact files only: a file that was unreadable for an hour is tried again.
-  """
-  index = _index_file(root, cache_dir)
-  known = _read_index(index)
-  stamps = {path: _stamp(root / path) for path in paths}
-  new = [path for path in paths if stamps[path] is None or known.get(path) != stamps[path]]
-  if not new:
-    return []
-  logging.info('Decoding %d of the %d images in %s once, to find damaged ones.',
-               len(new), len(paths), root)
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    reasons = list(pool.map(lambda path: _reason(root / path), new))
-  damaged = {path: reason for path, reason in zip(new, reasons) if reason}
-  for path, reason in damaged.items():
-    logging.warning('Skipping the damaged image %s: %s', root / path, reason)
-  if damaged:
-    logging.warning('Skipped %d damaged of %d images in %s.', len(damaged), len(paths), root)
-  _write_index(index, {path: stamps[path] for path in paths if path not in damaged})
-  return list(damaged)
-
-
-def _reason(path):
-  try:
-    images.read(path, channels=3)
-  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and others.
-  except Exception as error:  # noqa: BLE001
-    return f'{type(error).__name__}: {error}'
-  return None
-
-
-def _stamp(path):
-  try:
-    status = path.stat()
-  except OSError:
-    return None
-  return [status.st_size, status.st_mtime_ns]
-
-
-def _index_file(root, cache_dir):
-  place = str(root.resolve())
-  digest = hashlib.sha256(place.encode()).hexdigest()[:16]
-  return pathlib.Path(cache_dir or CACHE).expanduser() / f'{root.resolve().name}-{digest}.json'
-
-
-def _read_index(file):
-  try:
-    known = json.loads(file.read_text())
-  except (OSError, ValueError):
-    return {}
-  return known if isinstance(known, dict) else {}
-
-
-def _write_index(file, intact):
-  try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(file, json.dumps(intact))
-  except OSError as error:
-    logging.warning('Cannot write %s (%s): the next run decodes every image again.',
-                    file, error)
+def _report(root, left_out):
+  for path, reason in list(left_out.items())[:_NAMED]:
+    logging.warning('Left out: %s: %s', files.shown(os.path.join(root, path)), reason)
+  if left_out:
+    logging.warning('Left out %d files of %s.', len(left_out), files.shown(root))

@@ -1,10 +1,21 @@
 """A user's own inputs, from a .npy or .npz file: checked against the records of a config's data."""
 
+from collections.abc import Callable
+import contextlib
+import io
+import math
 import os
 import pathlib
+from typing import BinaryIO
+import zipfile
 
 from jaxtyping import Float32, Int32, Shaped
 import numpy as np
+
+from eqflow import files
+
+MOST = 2**30       # bytes of an array, where uint8 counts as the float32 that it becomes
+_HEADER = 10_000   # bytes before an array; numpy's own limit
 
 
 def read(path: str | os.PathLike, shape: tuple[int, ...]) -> tuple[
@@ -12,23 +23,95 @@ def read(path: str | os.PathLike, shape: tuple[int, ...]) -> tuple[
   """(x [n, *shape], labels or None): a .npy file's array, or 'samples' or 'x' of a .npz file.
 
   uint8 images become x/127.5 - 1, as data do; floating inputs are unchanged. Labels are 'labels' of a
-  .npz file, unchecked: see `classes`. Pickles are never read. Raises ValueError for other files, other
-  shapes, NaN and infinite numbers.
+  .npz file, unchecked: see `classes`. Other arrays are not read, and pickles never are. Kinds, shapes
+  and sizes are checked before an array is read: at most 2^30 bytes as float32 or wider, so that reading
+  needs at most 2 GiB. Raises ValueError for other files, other shapes, NaN and infinite numbers.
   """
-  path = pathlib.Path(path).expanduser()
+  path, shape = pathlib.Path(path).expanduser(), tuple(shape)
   try:
-    found = np.load(path, allow_pickle=False)
-    arrays = dict(found) if isinstance(found, np.lib.npyio.NpzFile) else {'x': found}
+    with files.opened(path) as file:
+      x, labels = (_of_zip if zipfile.is_zipfile(file) else _of_array)(file, shape)
   except FileNotFoundError as error:
     raise FileNotFoundError(f'--inputs={path} does not exist: give a .npy or .npz file') from error
+  # zipfile, zlib, numpy and the file system raise errors of their own.
   except Exception as error:
-    # zipfile, numpy and the file system raise errors of their own; pickles are rejected here too.
-    raise ValueError(f'{path} is not a .npy or .npz file of numbers ({error}): write it with np.save, '
-                     'or np.savez(..., x=inputs)') from error
-  key = next((key for key in ('samples', 'x') if key in arrays), None)
-  if key is None:
-    raise ValueError(f"{path} has the arrays {sorted(arrays)}: call the inputs 'x'")
-  return _as_data(path, arrays[key], shape), arrays.get('labels')
+    raise ValueError(f'{path} cannot be used: {error}; give a file of np.save, or of '
+                     'np.savez(..., x=inputs)') from error
+  return x, labels
+
+
+def _of_array(file, shape):
+  size = file.seek(0, os.SEEK_END)
+
+  def opened():
+    file.seek(0)
+    return contextlib.nullcontext(file)
+
+  return _as_data(_array(opened, size, lambda *found: _check(*found, shape))), None
+
+
+def _of_zip(file, shape):
+  with zipfile.ZipFile(file) as archive:
+    members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
+    key = next((key for key in ('samples', 'x') if key in members), None)
+    if key is None:
+      raise ValueError(f"it has the arrays {sorted(members)[:20]}, but the inputs are called 'x'")
+
+    def array(key, check):
+      info = members[key]
+      # The other methods need memory without a bound.
+      if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f'{key!r} is compressed by another method than of np.savez_compressed')
+      return _array(lambda: archive.open(info), info.file_size, check)
+
+    x = array(key, lambda *found: _check(*found, shape))
+    return _as_data(x), array('labels', _check_labels) if 'labels' in members else None
+
+
+def _array(opened: Callable[[], contextlib.AbstractContextManager[BinaryIO]], size: int,
+           check: Callable[[tuple[int, ...], np.dtype], None]) -> np.ndarray:
+  """The array of a .npy file of `size` bytes, after check(its shape, its dtype)."""
+  with opened() as file:
+    head = io.BytesIO(file.read(_HEADER))
+  header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+      np.lib.format.read_magic(head), np.lib.format.read_array_header_2_0)
+  shape, _, dtype = header(head, max_header_size=_HEADER)
+  check(shape, dtype)
+  needed = head.tell() + math.prod(shape) * dtype.itemsize
+  if min(shape, default=0) < 0 or size < needed:
+    raise ValueError(f'its header promises {needed:,} bytes, but it has {size:,}')
+  with opened() as file:
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check(found, dtype, shape):
+  if found[1:] != shape or not found[0]:
+    raise ValueError(f'the inputs have shape {found}, but config.data.shape={shape} needs '
+                     f'[n, {", ".join(map(str, shape))}], n of 1 or more')
+  if not (dtype == np.uint8 and len(shape) == 3 or np.issubdtype(dtype, np.floating)):
+    raise ValueError(f'the inputs are {dtype}, but must be floating, images without noise in [-1, 1], '
+                     'or uint8 images')
+  if math.prod(found) * max(dtype.itemsize, 4) > MOST:
+    raise ValueError(f'{math.prod(found):,} numbers are more than {MOST:,} bytes; split them')
+
+
+def _check_labels(found, dtype):
+  if dtype.hasobject or math.prod(found) * dtype.itemsize > MOST // 16:
+    raise ValueError(f"'labels' are {dtype} of shape {found}, but must be an integer for each input")
+
+
+def _as_data(x):
+  if x.dtype == np.uint8:
+    x = x.astype(np.float32)
+    x /= 127.5
+    x -= 1
+    return x
+  with np.errstate(over='ignore'):
+    x = x.astype(np.float32)
+  bad = int((~np.isfinite(x.reshape(len(x), -1)).all(1)).sum())
+  if bad:
+    raise ValueError(f'{bad} of {len(x)} inputs contain NaN or inf')
+  return x
 
 
 def classes(path: str | os.PathLike, labels: Shaped[np.ndarray, '...'], count: int,
@@ -41,19 +124,3 @@ def classes(path: str | os.PathLike, labels: Shaped[np.ndarray, '...'], count: i
     raise ValueError(f"{path}: 'labels' range from {labels.min()} to {labels.max()}, the classes of "
                      f'the model from 0 to {num_classes - 1}')
   return labels.astype(np.int32)
-
-
-def _as_data(path, x, shape):
-  if x.shape[1:] != tuple(shape) or not len(x):
-    raise ValueError(f'{path} has inputs of shape {x.shape}, but config.data.shape='
-                     f'{tuple(shape)}: give [n, {", ".join(map(str, shape))}], n of 1 or more')
-  if x.dtype == np.uint8 and len(shape) == 3:
-    return x.astype(np.float32) / 127.5 - 1
-  if not np.issubdtype(x.dtype, np.floating):
-    raise ValueError(f'{path} has inputs of {x.dtype}: give floating inputs, images without noise in '
-                     '[-1, 1], or uint8 images')
-  x = x.astype(np.float32)
-  bad = int((~np.isfinite(x.reshape(len(x), -1)).all(1)).sum())
-  if bad:
-    raise ValueError(f'{path}: {bad} of {len(x)} inputs contain NaN or inf: remove them')
-  return x

@@ -7,6 +7,7 @@ pairs requested and written, and the config, step and seed of the model that the
 from collections.abc import Callable
 import dataclasses
 import functools
+import io
 import json
 import os
 import pathlib
@@ -16,7 +17,8 @@ from jaxtyping import Int
 import numpy as np
 
 from eqflow import files
-from eqflow.data.records import Batch, Source
+from eqflow.data import index
+from eqflow.data.records import Batch, Labels, Part, Source
 
 _COMMAND = ('python -m eqflow.main --config=CONFIG --workdir=RUN --mode=pairs --num_samples=N '
             '--out=FOLDER')
@@ -39,6 +41,15 @@ class Paired:
   def gather(self, rows: Int[np.ndarray, 'b']) -> Batch:
     """The pairs numbered `rows`, as fresh arrays."""
     return {key: np.array(a[rows]) for key, a in self._arrays.items()}
+
+  def labels(self, rows: Int[np.ndarray, 'b']) -> Labels:
+    """The labels of the pairs numbered `rows`."""
+    return self._arrays['label'][rows]
+
+  def parts(self) -> list[Part]:
+    """The files of the pairs. Raises ValueError if they contain NaN or infinity."""
+    return index.parts(self.folder, [f'{key}.npy' for key in _DTYPES], _finite) + [
+        Part('pairs.json', -1, len(self.made), index.digest(io.BytesIO(self.made.encode())))]
 
   @functools.cached_property
   def _arrays(self):
@@ -64,12 +75,12 @@ def source(folder: str | os.PathLike | None) -> Source:
   shape = tuple(made['shape'])
   try:
     whole = {key: a.shape for key, a in pairs._arrays.items()}
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, OverflowError) as error:
     raise ValueError(f'the pairs in {root} are not readable ({error}): draw them again') from error
   wanted = {key: (made['count'], *size) for key, size in _sizes(shape).items()}
   if whole != wanted:
     raise ValueError(f'the pairs in {root} have the shapes {whole}, not {wanted}: draw them again')
-  return Source(pairs, shape, made['num_classes'], 'pairs')
+  return Source(pairs, shape, made['num_classes'], 'pairs', tuple(made.get('classes', ())))
 
 
 def record(folder: str | os.PathLike | None) -> dict[str, Any]:
@@ -81,7 +92,10 @@ def record(folder: str | os.PathLike | None) -> dict[str, Any]:
   if folder is None or not path.exists():
     raise FileNotFoundError(f'no pairs in {folder!s:.200}: draw them from a trained model with\n'
                             f'  {_COMMAND}')
-  return json.loads(path.read_text())
+  made = files.read_json(path)
+  if not isinstance(made, dict) or not made.keys() >= {'count', 'written', 'shape', 'num_classes'}:
+    raise ValueError(f'{path} does not describe pairs: draw them again')
+  return made
 
 
 def write(folder: pathlib.Path, made: dict[str, Any], blocks: Callable) -> None:
@@ -107,12 +121,12 @@ def write(folder: pathlib.Path, made: dict[str, Any], blocks: Callable) -> None:
       np.lib.format.open_memmap(folder / f'{key}.npy', mode='w+', dtype=_DTYPES[key],
                                 shape=(made['count'], *size)).flush()
     _write_record(path, made | {'written': 0})
-  files = _open(folder, 'r+')
+  arrays = _open(folder, 'r+')
   for eps, x, label in blocks(done) if done < made['count'] else ():
     rows = slice(done, done + len(x))
     for key, values in (('x', x), ('eps', eps), ('label', label)):
-      files[key][rows] = values
-      files[key].flush()
+      arrays[key][rows] = values
+      arrays[key].flush()
     done += len(x)
     _write_record(path, made | {'written': done})
 
@@ -125,7 +139,24 @@ def _sizes(shape):
 
 
 def _open(folder, mode):
-  return {key: np.load(folder / f'{key}.npy', mmap_mode=mode) for key in _DTYPES}
+  """The arrays of the files, mapped, not read. Raises ValueError for files of another kind or dtype."""
+  arrays = {}
+  for key, dtype in _DTYPES.items():
+    path = folder / f'{key}.npy'
+    files.opened(path).close()
+    arrays[key] = np.lib.format.open_memmap(path, mode=mode)
+    if arrays[key].dtype != dtype:
+      raise ValueError(f'{path} has numbers of {arrays[key].dtype}, not {np.dtype(dtype)}')
+  return arrays
+
+
+def _finite(file):
+  """The digest of a .npy file, whose numbers are read and must be finite."""
+  numbers = np.lib.format.open_memmap(file.name, mode='r').reshape(-1)
+  for start in range(0, len(numbers), 2**24):
+    if not np.isfinite(numbers[start:start + 2**24]).all():
+      raise ValueError('it contains NaN or infinity; draw the pairs again')
+  return index.digest(file)
 
 
 def _flat(made):

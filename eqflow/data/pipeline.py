@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int, Int32
 import numpy as np
 
 from eqflow.data.pairs import Paired
-from eqflow.data.records import Source, decoded, gather, in_arrays
+from eqflow.data.records import Source, decoded, gather, in_arrays, wrong_label
 
 # One past the largest example number in a uint32: the iterator ends there.
 END = 2**32
@@ -35,7 +35,8 @@ def batches(source: Source, *, seed: int, batch: int, start: int = 0, process_in
 
   `workers` processes decode (0: threads here, or nothing but a gather for records in memory); the
   batches do not depend on it. Close the iterator, for example with contextlib.closing. It ends
-  where k exceeds uint32. Raises ValueError where process_count does not divide batch.
+  where k exceeds uint32. Raises ValueError where process_count does not
+  divide batch; a batch with a label that is not a class raises it too.
   """
   _check(source, batch, start, process_index, process_count, flip)
   own = slice(process_index, batch, process_count)
@@ -90,7 +91,11 @@ def _in_worker(rows, first):
 
 def _rows(source, seed, flip, offsets, first):
   k = first + offsets
-  batch = gather(source, record_index(len(source), seed, k))
+  rows = record_index(len(source), seed, k)
+  batch = gather(source, rows)
+  # Records that are not in arrays were not all looked at before.
+  if source.num_classes and (wrong := wrong_label(source, rows, batch['label'])):
+    raise ValueError(wrong)
   x = batch['x']
   if flip:
     mirrored = _of_epoch(len(source), seed, k, 1).astype(bool)

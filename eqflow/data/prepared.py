@@ -3,22 +3,31 @@
 import dataclasses
 import io
 import os
+import pathlib
 import re
 
+from jaxtyping import Int
+import numpy as np
+
 from eqflow import files
-from eqflow.data import images
-from eqflow.data.records import Records, Source
+from eqflow.data import images, index
+from eqflow.data.records import Labels, Part, Records, Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-  """Records of a TFDS data source, decoded on access; the label is 0 for data without labels."""
+  """Records of a TFDS data source, decoded on access; the label is 0 for data without labels.
+
+  The records are in the files folder/shards.
+  """
 
   encoded: Records
   image: str
   label: str | None
   channels: int
-  size: int | None
+  size: tuple[int, int] | None
+  folder: str
+  shards: tuple[str, ...]
 
   def __len__(self):
     return len(self.encoded)
@@ -28,10 +37,19 @@ class Encoded:
     x = images.read(io.BytesIO(record[self.image]), channels=self.channels, size=self.size)
     return {'x': x, 'label': int(record[self.label]) if self.label else 0}
 
+  def labels(self, rows: Int[np.ndarray, 'b']) -> Labels:
+    """The labels of the records numbered `rows`, whose images are not decoded."""
+    read = lambda row: int(self.encoded[int(row)][self.label])
+    return np.array([read(row) for row in rows] if self.label else np.zeros(len(rows)), np.int32)
+
+  def parts(self) -> list[Part]:
+    """The files that the records are in."""
+    return index.parts(self.folder, self.shards)
+
 
 def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
-           size: int | None = None) -> Source:
-  """The split of a prepared TFDS data set; images are cropped to size x size, or size=None keeps them.
+           size: tuple[int, int] | None = None) -> Source:
+  """The split of a prepared TFDS data set; images are cropped to (height, width), size=None keeps them.
 
   `name` is 'cifar10', 'imagenet_resized/64x64' or either with ':version'; `split` may be sliced and
   added ('train[:90%]', 'train+test'). Raises FileNotFoundError if data_dir has no such data set,
@@ -42,10 +60,19 @@ def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
   place = find(name, data_dir)
   if place is None:
     raise FileNotFoundError(_unprepared(name, data_dir))
-  builder = tfds.builder_from_directory(place)
+  # Also before TFDS reads them: opening a FIFO would wait forever.
+  for path in pathlib.Path(place).iterdir():
+    if not path.is_dir():
+      files.check_regular(path, path.stat())
+  try:
+    builder = tfds.builder_from_directory(place)
+  # TFDS and protobuf raise errors of their own.
+  except Exception as error:
+    raise ValueError(f'{name} in {place} cannot be read ({error}): prepare it again, into another '
+                     f'data_dir, with\n  {_command(name, "ELSEWHERE")}') from error
   features = dict(builder.info.features.items())
   image = _image_feature(name, features, tfds)
-  shape = features[image].shape if size is None else (size, size, features[image].shape[-1])
+  shape = features[image].shape if size is None else (*size, features[image].shape[-1])
   if None in shape:
     raise ValueError(f'{name}: its images have no fixed shape ({features[image].shape}); set '
                      'size=, to which they are cropped')
@@ -58,8 +85,11 @@ def source(name: str, *, split: str, data_dir: str | os.PathLike | None,
                      'has no random access: prepare it again as array_record, '
                      f'into another data_dir, with\n  {_command(name, "ELSEWHERE")}') from error
   labelled = isinstance(features.get('label'), tfds.features.ClassLabel)
-  records = Encoded(encoded, image, 'label' if labelled else None, shape[-1], size)
-  return Source(records, tuple(shape), features['label'].num_classes if labelled else 0, name)
+  shards = tuple(os.path.basename(each.filename)
+                 for each in builder.info.splits[split].file_instructions)
+  records = Encoded(encoded, image, 'label' if labelled else None, shape[-1], size, place, shards)
+  classes = tuple(features['label'].names or ()) if labelled else ()
+  return Source(records, tuple(shape), features['label'].num_classes if labelled else 0, name, classes)
 
 
 def find(name: str, data_dir: str | os.PathLike | None) -> str | None:

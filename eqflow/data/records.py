@@ -1,12 +1,14 @@
 """A data set: numbered records {'x', 'label'} of one shape.
 
-Pairs of noise and data also have 'eps', with the shape of x.
+Pairs of noise and data also have 'eps', with the shape of x. What identifies a data set: identity.py.
 """
 
+from collections.abc import Mapping, Sequence
 import concurrent.futures
 import dataclasses
+import hashlib
 import os
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
@@ -29,19 +31,30 @@ class Records(Protocol):
     ...
 
 
+class Part(NamedTuple):
+  """What a data set consists of, in order: a file, or a record of arrays. See identity.py."""
+
+  name: str     # the path below the folder of the data, or 'record 7'
+  label: int    # -1 for a file of several records
+  size: int     # bytes
+  digest: str   # half of the SHA-256 of the content, in hexadecimal
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
   """Records at random access: source[i] = {'x': uint8 [h, w, c] or float32, 'label': int}.
 
-  `records` returns these dicts, `shape` is the shape of x, `num_classes` is 0 for data without labels,
-  and `damaged` lists the files that cannot be read.
+  `records` returns these dicts, `shape` is the shape of x, and `num_classes` is 0 for data without
+  labels. `classes` names the classes, if they have names. `left_out` has {file: reason} of each file
+  that is not read.
   """
 
   records: Records
   shape: tuple[int, ...]
   num_classes: int
   name: str
-  damaged: tuple[str, ...] = ()
+  classes: tuple[str, ...] = ()
+  left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __len__(self):
     return len(self.records)
@@ -52,10 +65,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InMemory:
-  """Records in two arrays, x [n, ...] and label int32 [n], so that a batch is one gather."""
+  """Records in two arrays, x [n, ...] and label int32 [n], so that a batch is one gather.
+
+  `files` lists the file of each record, if each had one.
+  """
 
   x: np.ndarray
   label: np.ndarray
+  files: Sequence[Part] = ()
 
   def __len__(self):
     return len(self.x)
@@ -67,6 +84,17 @@ class InMemory:
     """The records numbered `rows`, as fresh arrays."""
     return {'x': self.x[rows], 'label': self.label[rows]}
 
+  def labels(self, rows: Int[np.ndarray, 'b']) -> Labels:
+    """The labels of the records numbered `rows`."""
+    return self.label[rows]
+
+  def parts(self) -> Sequence[Part]:
+    """The files; without them, the records."""
+    return self.files or [
+        Part(f'record {i}', int(label), x.nbytes,
+             hashlib.sha256(np.ascontiguousarray(x)).hexdigest()[:32])
+        for i, (x, label) in enumerate(zip(self.x, self.label))]
+
 
 def gather(source: Source, rows: Int[np.ndarray, 'b']) -> Batch:
   """{'x': [b, ...], 'label': int32 [b]} of the records numbered `rows`, as fresh arrays."""
@@ -76,6 +104,24 @@ def gather(source: Source, rows: Int[np.ndarray, 'b']) -> Batch:
   picked = [records[int(row)] for row in rows]
   label = np.array([record['label'] for record in picked], np.int32)
   return {'x': np.stack([record['x'] for record in picked]), 'label': label}
+
+
+def wrong_label(source: Source, rows: Int[np.ndarray, 'b'] | None = None,
+                label: Labels | None = None) -> str:
+  """'record 7 ... has the label -1, ...' if a label of these rows is not in [0, num_classes), else ''.
+
+  By default it looks at all labels in arrays; of other records at a thousand, spread evenly.
+  """
+  if rows is None:
+    n = len(source)
+    rows = np.arange(n) if in_arrays(source) else np.unique(np.linspace(0, n - 1, 1_000).astype(int))
+    label = source.records.labels(rows)
+  outside = np.flatnonzero((label < 0) | (label >= source.num_classes))
+  if not len(outside):
+    return ''
+  return (f'record {rows[outside[0]]} of {source.name} has the label {label[outside[0]]}, which is not '
+          f'a class from 0 to {source.num_classes - 1} ({len(outside):,} of {len(rows):,} labels are '
+          'not)')
 
 
 def in_arrays(source: Source) -> bool:
@@ -98,7 +144,7 @@ def decoded(source: Source) -> Source:
     # Reading the results raises the errors of the threads.
     for _ in pool.map(decode, range(len(source))):
       pass
-  return dataclasses.replace(source, records=InMemory(x, label))
+  return dataclasses.replace(source, records=InMemory(x, label, getattr(source.records, 'files', ())))
 
 
 def decoded_if_small(source: Source) -> Source:

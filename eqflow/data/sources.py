@@ -13,21 +13,22 @@ TOYS = {
 }
 
 
-def load(name: str, *, split: str, data_dir: str | os.PathLike | None, size: int | None = None,
+def load(name: str, *, split: str, data_dir: str | os.PathLike | None,
+         size: tuple[int, int] | None = None,
          seed: int = 0, num_points: int = 10_000, channels: int = 3,
          cache_dir: str | os.PathLike | None = None) -> Source:
   """The records of data set `name`; data sets of at most 256 MiB are decoded and kept in memory.
 
   'digits' (prepared in data_dir on first use): 'train', 'heldout' or 'all', in a fixed order.
-  'folder' (data_dir is the folder): 'train' or 'all', both every image, [size, size, channels];
-    `cache_dir` stores the index of intact files.
+  'folder' (data_dir is the folder): 'train' or 'all', both every image, [*size, channels];
+    `cache_dir` stores the index of intact files (default ~/.cache/eqflow/index).
   'pairs' (data_dir is the folder that --mode=pairs wrote): 'train' or 'all', both every pair.
   'fashion_mnist' (prepared by TFDS in data_dir, or its four published files there, or where Debian's
     package dataset-fashion-mnist puts them): 'train', 'test' or 'all'.
   A toy: 'train' and 'heldout' are the first and the next num_points points of `seed`, 'all' both.
   Any other name is a TFDS data set prepared in data_dir, with the splits of TFDS.
 
-  Images are uint8 [h, w, c]; size=None keeps their size, otherwise they are cropped to size x size.
+  Images are uint8 [h, w, c]; size=None keeps their size, else they are cropped to (height, width).
   Raises ValueError for an unknown split and FileNotFoundError for missing data; both say what exists
   and what to do.
   """
@@ -84,9 +85,9 @@ def _fashion_mnist(split, data_dir, size):
       raise FileNotFoundError(
           f"{error}. Or put the four files of Fashion-MNIST there, or install Debian's package "
           'dataset-fashion-mnist') from error
-  if size not in (None, 28):
-    raise ValueError(f'size={size}, but the images of fashion_mnist have size=28: prepare it with '
-                     'python -m eqflow.data.prepare --name=fashion_mnist to resize them')
+  if size not in (None, (28, 28)):
+    raise ValueError(f'size={size}, but the images of fashion_mnist have size=(28, 28): prepare it '
+                     'with python -m eqflow.data.prepare --name=fashion_mnist to resize them')
   return fashion_mnist.source(place, split=split)
 
 

@@ -31,6 +31,7 @@ def convert(source: Path, target: Path, *, key: str | None = None) -> str | None
   from safetensors.torch import save_file
   if pathlib.Path(target).exists():
     raise ValueError(f'{target} exists: remove it, or choose another target')
+  files.opened(source).close()
   loaded = _loaded(torch, source)
   state, key = _state(torch, source, loaded, key)
   with files.replacing(target) as file:

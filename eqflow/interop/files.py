@@ -1,4 +1,8 @@
-"""Safetensors files: read one tensor at a time, written, and compared with an expected layout."""
+"""Safetensors files: read one tensor at a time, written, and compared with an expected layout.
+
+Reading needs the memory of the largest tensor, and at most 16 MiB of header. The library checks the
+header against the size of the file.
+"""
 
 from collections.abc import Iterable, Mapping
 import os
@@ -7,7 +11,10 @@ import numpy as np
 import safetensors
 from safetensors import numpy as arrays
 
+from eqflow import files
+
 Path = str | os.PathLike
+HEADER = 2**24   # bytes
 DTYPES = 'F32', 'BF16', 'F16'
 
 
@@ -20,10 +27,15 @@ def described(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
 
 
 def read(path: Path, key: str) -> np.ndarray:
-  """The tensor of this key."""
+  """The tensor of this key. Raises ValueError for NaN and infinite numbers."""
   # Opened for each tensor: the pages of a mapped file stay in memory until it is closed.
   with _open(path) as file:
-    return file.get_tensor(key)
+    a = file.get_tensor(key)
+  bad = a.size - int(np.isfinite(a).sum())
+  if bad:
+    raise ValueError(f'{path}: {bad:,} of {a.size:,} numbers of {key} are NaN or infinite; weights '
+                     'must be finite: get the file again, or an earlier checkpoint')
+  return a
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -34,9 +46,12 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _open(path):
-  if os.path.isdir(path):
-    raise ValueError(f'{path} is a directory: give the path of a safetensors file')
+  with files.opened(path) as file:
+    length = int.from_bytes(file.read(8), 'little')
   try:
+    # The library would parse 100 MB of them, in several times as much memory.
+    if length > HEADER:
+      raise safetensors.SafetensorError(f'its header of {length:,} bytes is longer than {HEADER:,}')
     return safetensors.safe_open(path, framework='numpy')
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} is not a safetensors file ({error}). A pickle, such as a .pt file, can '

@@ -1,4 +1,4 @@
-"""A run's folder: locked by one training process; it stores the config and a digest of the data."""
+"""A run's folder: locked by one training process; it stores the config and the identity of the data."""
 
 from collections.abc import Iterator
 import contextlib
@@ -10,14 +10,17 @@ import pathlib
 from ml_collections import ConfigDict
 
 from eqflow import files
-from eqflow.data import sources
+from eqflow.data import identity, sources
 from eqflow.runs.identity import check_config
 from eqflow.training.runtime import multihost
 
 
 @contextlib.contextmanager
 def claimed(config: ConfigDict, workdir: pathlib.Path, source: sources.Source) -> Iterator[None]:
-  """Locks workdir for one training process and writes config.json and data.json there.
+  """Locks workdir for one training process; writes config.json, data.json and records.txt there.
+
+  data.json has the names of the classes and the files that are left out; records.txt lists each file or
+  record, as `data.identity` describes.
 
   Raises ValueError if another process has it locked, or if it contains a run of another config or data.
   """
@@ -25,8 +28,9 @@ def claimed(config: ConfigDict, workdir: pathlib.Path, source: sources.Source) -
   with contextlib.ExitStack() as stack:
     def enter():
       stack.enter_context(locked(workdir, 'training in', '--workdir'))
-      _check_data(workdir / 'data.json', source)
-      _write(workdir / 'config.json', json.loads(config.to_json_best_effort()))
+      check_data(workdir, source)
+      _write(workdir / 'config.json',
+             json.dumps(json.loads(config.to_json_best_effort()), indent=2) + '\n')
     # An error of the first process is raised in all: otherwise the others would wait for it.
     multihost.broadcast(enter)
     yield
@@ -52,28 +56,39 @@ def locked(folder: pathlib.Path, doing: str, flag: str) -> Iterator[None]:
     yield
 
 
-def _check_data(path, source):
-  # What identifies the records: the paths of a folder, the model that drew the pairs.
-  names = getattr(source.records, 'made', '\n'.join(getattr(source.records, 'paths', ())))
-  ours = {'records': len(source), 'damaged': list(source.damaged),
-          'files': hashlib.sha256(names.encode()).hexdigest()}
-  try:
-    theirs = json.loads(path.read_text()) if path.exists() else ours
-  except ValueError as error:
-    raise ValueError(f'{path} cannot be read ({error}); restore it from a copy, or delete it if the '
-                     'data have not changed') from error
-  if theirs != ours:
-    raise ValueError(f'{source.name} has {len(source)} records, which differ from the training data '
-                     f'in {path}; restore the data, or give another --workdir')
-  _write(path, ours)
+def check_data(workdir: pathlib.Path, source: sources.Source) -> None:
+  """Raises ValueError if the run in workdir was trained on other data, with what changed first.
 
-
-def _write(path, value):
-  text = json.dumps(value, indent=2).encode() + b'\n'
-  if path.exists() and path.read_bytes() == text:
+  Writes data.json and records.txt if there is no run yet.
+  """
+  parts = source.records.parts()
+  lines = identity.text(parts)
+  ours = {'name': source.name, 'records': len(source), 'classes': list(source.classes),
+          'identity': hashlib.sha256(lines.encode()).hexdigest(), 'left_out': dict(source.left_out)}
+  path, listed = workdir / 'data.json', workdir / 'records.txt'
+  if not path.exists():
+    _write(listed, lines)
+    _write(path, json.dumps(ours, indent=2) + '\n')
     return
   try:
-    with files.replacing(path) as file:
-      file.write(text)
+    theirs = files.read_json(path)
+    count, classes, digest = theirs['records'], theirs['classes'], theirs['identity']
+    if digest == ours['identity'] and classes == ours['classes']:
+      return
+    change = identity.first_change(identity.parsed(files.read(listed, most=2**30).decode()), parts)
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise ValueError(f'{path} or {listed.name} cannot be read ({error}); restore them from a copy, or '
+                     'delete data.json if the data have not changed') from error
+  change = change or f'the classes are {ours["classes"]}, not {classes}'
+  raise ValueError(f'{source.name} has {len(source):,} records and is not the data that {workdir} was '
+                   f'trained on, {count:,} records: {change}; restore the data, or give '
+                   'another --workdir')
+
+
+def _write(path, text):
+  if path.exists() and path.read_bytes() == text.encode():
+    return
+  try:
+    files.write_text(path, text)
   except OSError as error:
     raise OSError(f'{path} cannot be written ({error}); free space on the disk') from error

@@ -14,7 +14,7 @@ import numpy as np
 from eqflow import files, guidance
 from eqflow.config.sampling import Sampling
 from eqflow.fields import Model
-from eqflow.runs import generate, restore, second_run
+from eqflow.runs import dataset, generate, restore, second_run
 from eqflow.runs.run import Run
 
 
@@ -33,8 +33,9 @@ def composed(run: Run, labels: list[str] | None, default: np.ndarray, *,
   """The newest model of the run and of `others`, at `labels` repeated in turn, or at `default` [n].
 
   A label is a class, or classes joined by '+': several classes of one model, or one class for each
-  model. Raises ValueError for labels, weights or models that do not fit, before a checkpoint is read,
-  and FileNotFoundError if a folder contains no checkpoint.
+  model. A class is the name that the run's data give it, or its number if no class has that name.
+  Raises ValueError for labels, weights or models that do not fit, before a checkpoint is read, and
+  FileNotFoundError if a folder contains no checkpoint.
   """
   runs = [run]
   for folder in map(files.resolved, others or []):
@@ -47,7 +48,7 @@ def composed(run: Run, labels: list[str] | None, default: np.ndarray, *,
   if labels is None and any(count not in (0, classes[0]) for count in classes):
     raise ValueError(f'the models have {classes} classes; use --labels, with one class for each model '
                      'joined by +')
-  terms = _terms(labels, default, classes)
+  terms = _terms(labels, default, classes, [dataset.class_names(each.workdir) for each in runs])
   scales = _weights(weights, terms)
   sampling = run.recipe.sampling
   if sampling.grid is not None and not np.allclose(scales.sum(1), 1, atol=1e-6):
@@ -83,7 +84,7 @@ def added(parts: Sequence[tuple[Sampling, int]], weights: np.ndarray | None = No
   return parts[0][0]._replace(predictor=predictor)
 
 
-def _terms(given, default, classes):
+def _terms(given, default, classes, names):
   """int32 [n, k] labels, -1 where an example has fewer than k."""
   count, models = len(default), len(classes)
   if given is None:
@@ -91,21 +92,26 @@ def _terms(given, default, classes):
   text = ','.join(given)
   if not 1 <= len(given) <= count:
     raise ValueError(f'--labels={text} must be 1 to {count} labels, at most one for each sample')
-  rows = [label.split('+') for label in given]
+  rows = [[label] if label in names[0] else label.split('+') for label in given]
   if models > 1:
     rows = [row * models if len(row) == 1 else row for row in rows]
     if any(len(row) != models for row in rows):
       raise ValueError(f'--labels={text} must be one class for all {models} models, or {models} '
                        'classes joined by +')
+  numbers = []
   for row in rows:
+    numbers.append([])
     for i, label in enumerate(row):
-      limit = classes[i] if models > 1 else classes[0]
+      limit, known = (classes[i], names[i]) if models > 1 else (classes[0], names[0])
+      number = known.index(label) if limit and label in known else label
       # A model without classes takes 0, next to a model with classes.
-      if not label.isdecimal() or int(label) >= max(limit, int(models > 1)):
-        raise ValueError(f'--labels={text} must be classes from 0 to {limit - 1}' if limit else
+      if not str(number).isdecimal() or int(number) >= max(limit, int(models > 1)):
+        called = f', or their names {", ".join(map(files.shown, known[:20]))}' if known else ''
+        raise ValueError(f'--labels={text} must be classes from 0 to {limit - 1}{called}' if limit else
                          f'--labels={text} needs classes, but config.data.num_classes=0')
+      numbers[-1].append(int(number))
   width = max(map(len, rows))
-  filled = np.array([[int(label) for label in row] + [-1] * (width - len(row)) for row in rows])
+  filled = np.array([row + [-1] * (width - len(row)) for row in numbers])
   return np.resize(filled, (count, width)).astype(np.int32)
 
 

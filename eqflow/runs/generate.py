@@ -20,6 +20,7 @@ from eqflow.config.sampling import Sampling
 from eqflow.data import pairs
 from eqflow.evaluation import images
 from eqflow.fields import Model
+from eqflow.runs import dataset
 from eqflow.runs.run import Run
 from eqflow.training import progress, sharding
 
@@ -186,9 +187,10 @@ def captions(labels: np.ndarray, names: Sequence[str]) -> list[str]:
 
 
 def class_names(run: Run) -> tuple[str, ...]:
-  """The names of the classes: their numbers. () for at most one class."""
-  count = run.config.data.num_classes
-  return tuple(map(str, range(count))) if count > 1 else ()
+  """The names of the classes: as in the data, or their numbers. () for at most one class."""
+  count, names = run.config.data.num_classes, dataset.class_names(run.workdir)
+  names = map(files.shown, names) if len(names) == count else map(str, range(count))
+  return tuple(names) if count > 1 else ()
 
 
 def write(path: pathlib.Path, x: np.ndarray, labels: np.ndarray, *, title: str, names: Sequence[str],

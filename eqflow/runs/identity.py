@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from eqflow import files
 from eqflow.config.schema import KEYS
 from eqflow.config.tables import SCHEDULES
 
@@ -26,7 +27,7 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
   if not path.exists():
     return
   try:
-    theirs = flat(json.loads(path.read_text()))
+    theirs = flat(files.read_json(path))
   except (ValueError, AttributeError) as error:
     raise ValueError(f'{path} cannot be read ({error}); give another --workdir, or delete the file: '
                      'the given config replaces it') from error

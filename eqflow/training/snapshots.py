@@ -131,7 +131,7 @@ def _index(folder):
     return {}
   try:
     return {name: {'sha256': str(entry['sha256']), 'bytes': int(entry['bytes'])}
-            for name, entry in json.loads(path.read_text()).items()}
+            for name, entry in files.read_json(path, most=2**26).items()}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{path} cannot be read ({error}): restore it from a copy, or move the folder '
                      'away and train again') from error

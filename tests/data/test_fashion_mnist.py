@@ -64,8 +64,8 @@ def test_a_damaged_file_is_rejected(folder, damage, named):
 def test_slices_and_sizes_need_tfds(folder):
   with pytest.raises(ValueError, match=r"no split 'train\[:3\]'.*prepare --name=fashion_mnist"):
     sources.load('fashion_mnist', split='train[:3]', data_dir=folder)
-  with pytest.raises(ValueError, match=r'size=32.*28'):
-    sources.load('fashion_mnist', split='train', data_dir=folder, size=32)
+  with pytest.raises(ValueError, match=r'size=.32, 32.*28'):
+    sources.load('fashion_mnist', split='train', data_dir=folder, size=(32, 32))
 
 
 def test_missing_files_are_reported_with_two_remedies(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ from eqflow.data import digits, prepare, prepared, sources
 
 
 def test_a_prepared_set_is_cropped_and_may_have_no_labels(data_dir):
-  source = sources.load('paintings', split='train[:2]', data_dir=data_dir, size=4)
+  source = sources.load('paintings', split='train[:2]', data_dir=data_dir, size=(4, 4))
   assert (len(source), source.shape, source.num_classes) == (2, (4, 4, 3), 0)
   assert (source[1]['x'][0, 0, 2], source[1]['label']) == (200, 0)
-  assert len(sources.load('paintings:2.0.0', split='all', data_dir=data_dir, size=4)) == 3
+  assert len(sources.load('paintings:2.0.0', split='all', data_dir=data_dir, size=(4, 4))) == 3
 
 
 def test_images_of_several_sizes_need_a_size(data_dir):
@@ -37,12 +37,12 @@ def test_an_unknown_split_lists_the_known_ones(data_dir, tmp_path):
                      ('moons', r"\['all', 'heldout', 'train'\]"),
                      ('folder', r"\['all', 'train'\]; for held-out images")):
     with pytest.raises(ValueError, match=rf"{name} .*'test'.* {text}"):
-      sources.load(name, split='test', data_dir=data_dir, size=4)
+      sources.load(name, split='test', data_dir=data_dir, size=(4, 4))
 
 
 def test_an_empty_split_is_rejected(data_dir):
   with pytest.raises(ValueError, match=r"'train\[:0\]' of paintings"):
-    sources.load('paintings', split='train[:0]', data_dir=data_dir, size=4)
+    sources.load('paintings', split='train[:0]', data_dir=data_dir, size=(4, 4))
 
 
 def test_files_without_random_access_are_rejected(tmp_path):

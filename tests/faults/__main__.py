@@ -14,15 +14,16 @@ import random
 import tempfile
 
 from tests.faults import (
-    commands, configs, damages, disk, kills, logs, nans, paths, public, records, results, startup,
-    states, streams, tables, victim)
+    commands, configs, damages, datasets, disk, hostile, images, kills, logs, nans, paths, public,
+    records, results, startup, states, streams, tables, victim)
 
 # The default numbers of cases.
 SHORT = {'kills': 20, 'points': len(victim.POINTS), 'signals': 2 * len(victim.PHASES), 'damages': 100,
          'configs': 100, 'nans': 24, 'disk': len(disk.KINDS), 'records': 10, 'logs': 32,
          'streams': len(streams.KINDS),
          'paths': 2 * len(paths.NAMES), 'commands': 300, 'startup': 3,
-         'public': len(public.LAWS)}
+         'public': len(public.LAWS), 'datasets': len(datasets.CASES), 'images': len(images.CASES),
+         'hostile': len(hostile.CASES)}
 OF_VICTIM = 'kills', 'points', 'signals', 'damages'
 CHAINED = 10   # kills of one run of records
 
@@ -101,7 +102,10 @@ def measures(folder: pathlib.Path, seed: int) -> dict:
           'startup': (lambda i, wanted: startup.measure(), ''),
           'configs': (lambda i, wanted: configs.reject(folder, wanted, seed + i), 'cases'),
           'nans': (poisoned, 'cases'),
-          'public': (lambda i, wanted: public.judged(list(public.LAWS)[i]), '')}
+          'public': (lambda i, wanted: public.judged(list(public.LAWS)[i]), ''),
+          'datasets': (lambda i, wanted: datasets.change(folder / 'x', *datasets.CASES[i]), 'cases'),
+          'images': (lambda i, wanted: images.case(folder / 'odd', i), 'cases'),
+          'hostile': (lambda i, wanted: hostile.cases(folder, i, min(wanted, 10)), 'cases')}
 
 
 def main():

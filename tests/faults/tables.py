@@ -23,6 +23,10 @@ ROWS = {
     'commands': ('mutated {}', 'cases', ('tracebacks', 'unclear')),
     'startup': ('{}', 'cases', ()),
     'streams': ('{}', 'cases', ('stopped', 'other', 'unsaid', 'unreported')),
+    'datasets': ('data changed between stop and resume: {}', 'cases', (
+        'unequal', 'accepted', 'unnamed')),
+    'images': ('odd {}', 'cases', ('tracebacks', 'unnamed', 'over', 'wrong')),
+    'hostile': ('{}, 4 GiB allowed', 'cases', ('tracebacks', 'over', 'hung', 'idle')),
     'stuck': ('one of two processes {}', 'stopped', ('late', 'misnamed', 'not ended', 'stackless')),
 }
 

@@ -17,6 +17,7 @@ from eqflow import energies, guidance, interop
 from eqflow.models import embed
 from eqflow.models.dit import DiT
 from tests import golden
+from tests.faults import hostile
 
 # field: (our output over theirs, noise conditioning at our t).
 FIELDS = {'eqm': (-1, lambda t: 0 * t), 'velocity': (-1, lambda t: 1 - t),
@@ -321,8 +322,24 @@ def test_a_file_without_tensors_is_rejected(saved):
     interop.load(saved({}), **TINY)
 
 
+@pytest.mark.parametrize('dtype', [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_rejected(saved, value, dtype):
+  state = _state(dtype)
+  state['blocks.0.mlp.fc1.weight'][3, 5] = value
+  with pytest.raises(ValueError, match='1 of 1,024 numbers of blocks.0.mlp.fc1.weight are NaN or inf'):
+    interop.load(saved(state), **TINY)
+
+
+@pytest.mark.parametrize('name', hostile.WEIGHTS)
+def test_a_hostile_file_is_rejected(tmp_path, name):
+  hostile.WEIGHTS[name](tmp_path / 'w.safetensors')
+  with pytest.raises(ValueError, match='w.safetensors'):
+    interop.load(tmp_path / 'w.safetensors', **TINY)
+
+
 def test_a_directory_is_rejected(tmp_path):
-  with pytest.raises(ValueError, match=f'{tmp_path}.*directory'):
+  with pytest.raises(ValueError, match=f'{tmp_path}.*folder'):
     interop.load(tmp_path, **TINY)
 
 

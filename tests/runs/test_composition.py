@@ -70,6 +70,25 @@ def _noise_keys(count):
     yield jax.random.fold_in(jax.random.fold_in(key, 0), 0)
 
 
+def test_a_class_is_its_name_or_its_number(eqm, other):
+  names = ['circle', 'a+b', '1', 'wavy line', *'456789']
+  (eqm.workdir / 'data.json').write_text(json.dumps({'classes': names}))
+  (other.workdir / 'data.json').write_text(json.dumps({'classes': names[::-1]}))
+  try:
+    found = compose(eqm, ['circle', 'a+b', '0+wavy line', '1'], count=4)
+    # The class that is called 1 is number 2; no class is called 0.
+    np.testing.assert_array_equal(found.labels, [[0, -1], [1, -1], [0, 3], [2, -1]])
+    assert found.names[:2] == ('circle', 'a+b')
+    both = compose(eqm, ['circle+circle'], others=[str(other.workdir)])
+    np.testing.assert_array_equal(both.labels, [[0, 9]] * 4)
+    for wrong in ('square', '10', '-1', '', 'circle+'):
+      with pytest.raises(ValueError, match='--labels=.* 0 to 9, or their names circle, a.b, 1, wavy'):
+        compose(eqm, [wrong])
+  finally:
+    (eqm.workdir / 'data.json').unlink()
+    (other.workdir / 'data.json').unlink()
+
+
 def test_weights_scale_each_field(eqm):
   alone, doubled = drawn(compose(eqm, ['3'])), drawn(compose(eqm, ['3+5'], weights=['1', '0']))
   np.testing.assert_allclose(doubled, alone, atol=1e-5)
