@@ -71,13 +71,18 @@ def write_text(path: Path, text: str) -> None:
 def resolved(path: Path) -> pathlib.Path:
   """The absolute path without ~, .. and symbolic links: one folder has one name.
 
-  Raises ValueError for an address (gs://bucket), and for links that go in circles.
+  Raises ValueError for an address (gs://bucket), an unknown ~user, and a path that cannot exist.
   """
   if '://' in os.fspath(path):
     raise ValueError(f'{path} is not a folder of a file system; mount the bucket as one')
+  # pathlib would take ./~ for ~.
+  home = os.path.expanduser(path)
+  if os.fspath(home).startswith('~'):
+    raise ValueError(f'{path} names no user of this machine; use ./{path} for a folder of that name')
   try:
-    # pathlib would take ./~ for ~, and rejects ~ with an unknown user.
-    return pathlib.Path(os.path.expanduser(path)).resolve()
+    found = pathlib.Path(home).resolve()
+    found.exists()   # raises for a name that is too long, or a folder that may not be read
+    return found
   except (OSError, RuntimeError) as error:
     raise ValueError(f'{path} cannot be followed: {error}') from error
 

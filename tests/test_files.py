@@ -31,7 +31,7 @@ def test_a_folder_is_what_it_resolves_to(tmp_path, monkeypatch):
     assert files.resolved(same) == tmp_path / 'run', same
   assert files.resolved('./~') == tmp_path / '~'
   (tmp_path / 'circle').symlink_to('circle')
-  for wrong in ('gs://bucket/run', 'circle/x'):
+  for wrong in ('gs://bucket/run', 'circle/x', '~nobody-of-this-name/x', 'b' * 300):
     with pytest.raises(ValueError, match=wrong):
       files.resolved(wrong)
 

@@ -32,6 +32,7 @@ def train(run: Run, stop: preemption.Stop | None = None,
   cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.
   """
   config, workdir = run.config, run.workdir
+  identity.check_config(config, workdir)
   # Evaluation follows: what it would reject must not be found after hours of training.
   second_run.guide_of(run)
   consistency.check_training(config, run.recipe.model, run.recipe.averages, run.mesh)

@@ -36,7 +36,9 @@ def stored(path: pathlib.Path) -> ConfigDict:
   try:
     config = ConfigDict(_tuples(files.read_json(path)))
     config.sample.scale = numbered(config.sample.scale)
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except OSError as error:
+    raise ValueError(str(error)) from error
+  except (ValueError, TypeError, AttributeError) as error:
     raise ValueError(f'{path} is not the config of a run ({error})') from error
   return config
 

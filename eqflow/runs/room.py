@@ -61,7 +61,8 @@ def check_saves(config: ConfigDict, workdir: pathlib.Path, state: TrainState, sa
   section, every = config.train, config.ema.snapshot_examples
   left = section.num_examples // every * (not saved) if every else 0
   # The next one is written before the oldest is deleted.
-  needed = size(state) * max(1, section.keep_checkpoints + 1 - saved)
+  most = min(section.keep_checkpoints, section.num_examples // section.checkpoint_examples + 1) + 1
+  needed = size(state) * max(1, most - saved)
   check_disk(workdir, needed + left * len(config.ema.stds) * size(state.params),
              'checkpoints and snapshots')
 
