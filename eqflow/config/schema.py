@@ -57,7 +57,7 @@ KEYS = {
     'seed': Key(whole(0, 2**32 - 1), 0),
     'data.name': Key(text),
     'data.split': Key(text),
-    # Where the data are. It decides what they are if they are a folder of images: runs/identity.py.
+    # Where the data are; what they are is in data.json: runs/claim.py.
     'data.dir': _free(text),
     'data.shape': Key(several(COUNT, least=1)),
     'data.num_classes': Key(whole(0)),

@@ -18,8 +18,8 @@ FREE = tuple(key for key, each in KEYS.items() if each.free)
 def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Raises ValueError if workdir contains a run of another config, with every key that differs.
 
-  Keys in FREE may differ, except the folder of images; and train.num_examples, if the schedule of the
-  learning rate does not depend on it.
+  Keys in FREE may differ, and train.num_examples, if the schedule of the learning rate does not depend
+  on it.
   """
   path, ours = workdir / 'config.json', flat(config)
   if workdir.exists() and not workdir.is_dir():
@@ -46,13 +46,9 @@ def check_config(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _free(config):
-  """FREE, without data.dir if the folder decides what the data are, and with the length of a training.
-
-  A schedule that receives the length of the training, as cosine does, decides its numbers with it.
-  """
-  free = [key for key in FREE if key != 'data.dir' or config.data.name != 'folder']
+  """FREE, with the length of the training unless the schedule receives it, as cosine does."""
   lasting = 'num_examples' in SCHEDULES[config.optimizer.schedule.name].received
-  return free if lasting else [*free, 'train.num_examples']
+  return FREE if lasting else (*FREE, 'train.num_examples')
 
 
 def flat(config: Any, prefix: str = '') -> dict[str, Any]:
