@@ -149,7 +149,7 @@ IMAGES: dict[str, tuple[Callable[[pathlib.Path], object], bool]] = {
 }
 
 
-def _peak():
+def peak_memory():
   """The largest resident memory since the last call, in bytes, above that of now."""
   status = pathlib.Path('/proc/self/status').read_text()
   high, now = (1024 * int(re.search(rf'{name}:\s+(\d+)', status)[1]) for name in ('VmHWM', 'VmRSS'))
@@ -169,11 +169,11 @@ def read(place: pathlib.Path, name: str) -> dict[str, int | str]:
   make, readable = IMAGES[name]
   make(root / name)
   found = dict(tracebacks=0, unnamed=0, over=0, wrong=0)
-  _peak()
+  peak_memory()
   try:
     source = folder.source(root, size=SHAPE[:2], cache_dir=place / 'index')
     records = {part.name: source[i]['x'] for i, part in enumerate(source.records.parts())}
-    peak = _peak()
+    peak = peak_memory()
     found['unnamed'] = int((name in records) != readable or readable == bool(source.left_out.get(name)))
     if name in records:
       found['wrong'] = int(abs(records[name].mean() - GREY) > 3)
