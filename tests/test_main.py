@@ -97,7 +97,7 @@ REJECTED = [
     ([DIGITS, '--mode=sample', '--labels=3,4,'], ['--labels=3,4, has an empty entry', '--labels=3,4']),
     ([DIGITS, '--mode=sample', '--num_samples=x'], ['--num_samples=x must be a whole number']),
     ([DIGITS, '--mode=sample', '--num_samples=1000000000000'], ['--num_samples=1000000000000', 'GB']),
-    ([DIGITS, '--config.train.batch=2147483647'], ['config.train.batch=2147483647', 'GB']),
+    ([DIGITS, '--config.train.batch=2147483640'], ['config.train.batch=2147483640', 'GB']),
     ([DIGITS, '--config.model.width=131072'], ['config.model', 'GB of parameters']),
     ([DIGITS, '--config.sample.num_steps=1000000000'], ['config.sample.num_steps=1000000000']),
     ([DIGITS, '--config.data.shape=(100000,100000,1)'], ['config.data.shape', 'GB']),
