@@ -6,7 +6,8 @@
 PYTHON ?= python3
 NEWEST ?= python3.13
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 2
+# A file of tests stays in one process, which trains and traces what they share once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 RUFF := $(BIN)/ruff check --line-length 104 --select E,F,W,B \
 	--ignore E731,E741,F722,F821,B008,B023,B905 --per-file-ignores 'eqflow/main.py:E402'
 
@@ -29,7 +30,7 @@ test-newest:
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[dev]'
 	.venv-newest/bin/python -m pip list | grep -iE '^(jax|flax|optax|orbax-checkpoint|grain|numpy) '
-	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -n 2 -m 'not long'
+	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -n 2 --dist loadfile -m 'not long'
 
 # From a folder without the sources, so that the installed package is imported.
 light: .venv/bin/python

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from eqflow import arrays, descent, fields, guidance, samplers
-from eqflow.arrays import Data, Keys, Stream
+from eqflow.arrays import Data, Keys, Number, Stream
 from eqflow.config.errors import naming
 from eqflow.config.rows import bind
 from eqflow.config.tables import DESCENTS, GRIDS, INTERVALS, SOLVERS
@@ -107,12 +107,12 @@ def build(config: ConfigDict, process: Process, output: Output) -> Sampling:
                   refill if section.threshold else None)
 
 
-def scale_of(section: ConfigDict) -> float | tuple[float, ...]:
+def scale_of(section: ConfigDict) -> Number | tuple[float, ...]:
   """config.sample.scale: a number, or one for each entry of the last axis; 1 if all are 1."""
   if not isinstance(section.scale, (tuple, list)):
     return section.scale
   scale = tuple(map(float, section.scale))
-  return 1 if set(scale) == {1.0} else scale
+  return 1.0 if set(scale) == {1.0} else scale
 
 
 def _guidance(config: ConfigDict, process: Process) -> Callable[[Sequence[Model], Any], Predict]:

@@ -13,7 +13,7 @@ import pytest
 from eqflow.commands import posthoc_ema, train
 from eqflow.config import recipes
 from eqflow.evaluation import report
-from eqflow.runs import identity, restore
+from eqflow.runs import restore
 from eqflow.runs.run import run_of
 from eqflow.training import optimizers, sharding, snapshots, train_state, train_step
 from tests.commands.test_train import Interrupted, assert_bitwise_equal, tiny
@@ -119,16 +119,6 @@ def test_the_last_reconstruction_of_a_width_is_sampled(copied):
 def test_a_time_after_the_last_snapshot_is_rejected(copied):
   with pytest.raises(ValueError, match=r'--examples=385\b.*\b384\b'):
     posthoc_ema.reconstruct(run_of(*copied), std=[0.1], examples=385)
-
-
-def test_the_folder_identifies_a_data_set_of_images_only(tmp_path):
-  found = tiny(tmp_path)
-  with found.unlocked():
-    names = set()
-    for kind, dir in (('digits', 'a'), ('digits', 'b'), ('folder', 'a'), ('folder', 'b')):
-      found.data.update(dict(name=kind, dir=dir))
-      names.add(identity.identity(found))
-  assert len(names) == 3, 'digits are the same in every folder'
 
 
 @pytest.mark.long

@@ -100,7 +100,7 @@ REJECTED = [
     ('model.c_noise.name', 'time', 'sample.solver.name', 'time', 'none'),
     ('sample.solver.name', 'dimm', 'sample.solver.name', 'ddim'),
     ('sample.solver.momentum', 0.3, 'sample.solver.momentum', 'gradient_descent', 'step_size'),
-    ('sample.num_steps', 0, 'sample.num_steps', 1, 2147483647),
+    ('sample.num_steps', 0, 'sample.num_steps', 1, 1_000_000),
     ('sample.params', '0.99', 'sample.params', '0.999'),
     ('ema.decays', (1.5,), 'ema.decays', 1.5),
     ('ema.decays', ('a',), 'ema.decays', 'a'),

@@ -29,13 +29,16 @@ class _Tensor:
     return types.SimpleNamespace(data_ptr=lambda: self.pointer)
 
 
-def _converting(monkeypatch, save_file):
-  """Replaces torch by a file of three tensors; a and its tie share memory."""
+def _converted(monkeypatch, tmp_path, save_file):
+  """Converts a file of three tensors to out/b, without torch; a and its tie share memory."""
   state = {'a': _Tensor(1), 'tied to a': _Tensor(1), 'b': _Tensor(2)}
   torch = types.SimpleNamespace(is_tensor=lambda a: isinstance(a, _Tensor))
   monkeypatch.setattr(convert, '_torch', lambda: torch)
   monkeypatch.setattr(convert, '_loaded', lambda torch, source: state)
   monkeypatch.setitem(sys.modules, 'safetensors.torch', types.SimpleNamespace(save_file=save_file))
+  (tmp_path / 'in.pt').touch()
+  (tmp_path / 'out').mkdir()
+  convert.convert(tmp_path / 'in.pt', tmp_path / 'out/b')
 
 
 def test_tensors_that_share_memory_are_each_written_in_full(monkeypatch, tmp_path):
@@ -43,22 +46,19 @@ def test_tensors_that_share_memory_are_each_written_in_full(monkeypatch, tmp_pat
     assert {name: a.pointer for name, a in state.items()} == {'a': 1, 'tied to a': 101, 'b': 2}
     pathlib.Path(path).write_text('whole')
 
-  _converting(monkeypatch, save_file)
-  convert.convert('in.pt', tmp_path / 'out')
-  assert [path.read_text() for path in tmp_path.iterdir()] == ['whole']
-  assert (tmp_path / 'out').exists()
+  _converted(monkeypatch, tmp_path, save_file)
+  assert {path.name: path.read_text() for path in (tmp_path / 'out').iterdir()} == {'b': 'whole'}
 
 
 def test_an_interrupted_conversion_leaves_no_file(monkeypatch, tmp_path):
   def save_file(state, path):
     pathlib.Path(path).write_text('ha')
-    assert not (tmp_path / 'out').exists()
+    assert not (tmp_path / 'out/b').exists()
     raise KeyboardInterrupt
 
-  _converting(monkeypatch, save_file)
   with pytest.raises(KeyboardInterrupt):
-    convert.convert('in.pt', tmp_path / 'out')
-  assert not list(tmp_path.iterdir())
+    _converted(monkeypatch, tmp_path, save_file)
+  assert not list((tmp_path / 'out').iterdir())
 
 
 def test_converting_needs_a_safe_torch(monkeypatch, tmp_path, capsys):

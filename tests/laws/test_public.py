@@ -240,7 +240,9 @@ NO_BATCH = {
     'arrays': 'combine batch_size check_alike check_floating check_functions check_keys check_labels '
               'check_numbers check_rows check_scalars is_number is_traced name_of num_elements pytree '
               'Static Stream',
-    'mix': 'Mix', 'files': 'replacing replacing_folder resolved sync write_text',
+    'mix': 'Mix',
+    'files': 'check_regular opened read read_json replacing replacing_folder resolved shown sync '
+             'write_text',
     'processes': 'Transport table_angles',
     'processes.tables': 'check cosine linear scaled_linear zero_terminal_snr',
     'densities': 'Adaptive Density', 'grids': 'karras leading linspace logsnr trailing uniform',

@@ -124,7 +124,8 @@ def _walked(solver, predict, z, t, s, noise):
   def step(carry, now):
     t, s, eps = now
     with mock.patch.object(arrays, 'noise_like', lambda keys, z: eps):
-      carry = solver.step(at_all, *carry, t, s, keys)
+      # As samplers.run does, which gives a solver no step of length zero.
+      carry = jax.lax.cond(t != s, lambda: solver.step(at_all, *carry, t, s, keys), lambda: carry)
     return carry, carry[0]
 
   states = jax.lax.scan(step, (z, solver.init(z)), (t, s, noise))[1]
