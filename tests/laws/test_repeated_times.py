@@ -42,10 +42,14 @@ def _calls(solver, grid):
   return np.asarray(end), state, len(made)
 
 
+# Alike enough to another row for the long tests alone; a new row of the table runs in all.
+ALIKE = 'euler', 'ancestral', 'edm', 'adams_bashforth', 'dpmpp_2m'
+
+
 # adaptive compiles its steps: its calls are counted in tests/samplers/test_runge_kutta.py.
 @pytest.mark.parametrize('name', [
-    name if name in tables.SOLVERS else pytest.param(name, marks=pytest.mark.long) for name in SOLVERS
-    if not name.startswith('adaptive')])
+    pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE or name not in tables.SOLVERS))
+    for name in SOLVERS if not name.startswith('adaptive')])
 def test_repeated_times_change_neither_the_sample_nor_the_calls(name):
   solver = _solver(name)
   for grid in GRIDS.values():
