@@ -230,10 +230,10 @@ def _keep(handle, terminal):
   null = os.open(os.devnull, os.O_RDWR)
   for other in (0, 1, 2):
     os.dup2(null, other)
-  told = b''
+  found = b''
   while part := os.read(handle, 4096):
-    told += part
-  if path := os.fsdecode(told.split(b'\0')[-2]):
+    found += part
+  if path := os.fsdecode(found.split(b'\0')[-2]):
     line = f'eqflow: the process has ended early: {_why(pathlib.Path(path))}\n'
     with contextlib.suppress(OSError):
       os.write(terminal, line.encode(errors='surrogateescape'))
