@@ -39,7 +39,7 @@ def test_averages_do_not_alias_the_parameters():
 
 
 def _of_every_kind(i):
-  """A tree whose leaves are i, or the key of i, in every kind of dtype."""
+  """A tree of leaves i, or the key of i, in every kind of dtype."""
   return {'float8': jnp.float32(i).astype(jnp.float8_e4m3fn), 'bfloat16': jnp.bfloat16(i),
           'float32': jnp.float32(i), 'number': float(i), 'complex64': jnp.complex64(1j * i),
           'int': i, 'int32': jnp.int32(i), 'uint32': jnp.uint32(i), 'uint8': np.uint8(i),

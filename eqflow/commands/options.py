@@ -38,7 +38,7 @@ OPTIONS = {
         flags.DEFINE_list, 'Weights of the composed fields, in order; equal with sum 1 by default.',
         optional=('sample', 'denoise')),
     'others': Option(
-        flags.DEFINE_list, 'Run folders of other models, whose fields are added.',
+        flags.DEFINE_list, 'Run folders of other models; their fields are added.',
         optional=('sample', 'denoise')),
     'seed': Option(
         flags.DEFINE_integer, 'Sample i is a function of the seed and i; 0 by default.',
@@ -50,7 +50,7 @@ OPTIONS = {
         flags.DEFINE_string, "A .npy file [n, *config.data.shape], or a .npz file with it as 'x'.",
         needed=('denoise', 'ood'), convert=files.resolved),
     'noise': Option(
-        flags.DEFINE_float, 'The time whose noise is mixed into the inputs first.',
+        flags.DEFINE_float, 'The time t: its noise is mixed into the inputs first.',
         optional=('denoise',)),
     'out': Option(
         flags.DEFINE_string, 'The folder that the pairs are written to.', needed=('pairs',),
@@ -94,7 +94,7 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def define(modes: Sequence[str]) -> None:
-  """Defines all flags, and --mode as one of `modes`. Absent flags are None."""
+  """Defines all flags, and --mode as one of `modes`. An absent flag has the value None."""
   config_flags.DEFINE_config_file('config', None, 'A file of configs/, such as configs/digits.py or '
                                   'configs/digits.py:edm, or the config.json of a run.')
   flags.FLAGS['config'].parser = _ConfigParser()

@@ -157,7 +157,7 @@ def actions(run: Run, log: logging.Log, checkpoints: checkpoint.Checkpoints, sto
       nonfinite.check(*pending, run.config.train.max_skipped, log.progress.say)
 
   def write(n, state):
-    # Skipped steps are no updates. The rate is the one of the last update.
+    # A skipped step does not count as an update. The rate is the one of the last update.
     updates = n - int(state.guard.skipped)
     log.write(n, train_state.means(state) | skipped(run.config, state) | dict(
         learning_rate=float(run.recipe.rate(np.int32(max(updates - 1, 0))))))

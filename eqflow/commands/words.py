@@ -21,7 +21,7 @@ _VALUES = {'invalid literal for int': 'must be a whole number',
 
 
 def of(error: Exception, argv: list[str]) -> str:
-  """The sentence about a command line whose parsing raises `error`."""
+  """The sentence about a command line that raises `error` when it is parsed."""
   given = {name.lstrip('-'): value for name, _, value in (arg.partition('=') for arg in argv)}
   text = str(error).removeprefix('flag ').removeprefix('ERROR:: ')
   text = text.replace(f'--config={given.get("config")}: ', '--config: ', 1)
@@ -67,7 +67,7 @@ def _wrong_key(given):
 
 
 def _whole_section(config: ConfigDict, given: Mapping[str, str], key: str) -> str:
-  """How to give 'config.sample.solver.churn' to a solver whose section has no churn yet, or ''.
+  """How to give 'config.sample.solver.churn' to a solver without churn in its section, or ''.
 
   The section comes from the command line, else from the file of --config.
   """

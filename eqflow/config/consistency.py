@@ -88,7 +88,7 @@ def check_pairs(config: ConfigDict, sampling: Sampling) -> None:
 
 
 def check_detection(config: ConfigDict) -> None:
-  """Raises ConfigError for a field that is no OOD score: it needs a time, or is not small at data."""
+  """Raises ConfigError for a field that needs a time or is not small at data: it cannot be a score."""
   _hold(config, [
       (config.model.c_noise.name != 'none', 'model.c_noise.name',
        'needs the time of an input, which --mode=ood does not know',

@@ -24,7 +24,7 @@ class Architecture(NamedTuple):
   init: Callable                  # key -> params
   rules: Any                      # how parameters are sharded over a mesh: see models/partitioning.py
   network: Callable               # params -> Network; without classes, it ignores labels
-  energy: Callable | None         # params -> the Energy whose gradient the network is, or None
+  energy: Callable | None         # params -> the Energy, if the network is its gradient, or None
   prepare: Callable | None        # params -> params at the start of every training step, or None
   trained: Callable               # (params, keys) -> Network in the loss: with dropout, or activations
   log_variance: Callable | None   # params -> t [b] -> the log variance of the loss [b], or None

@@ -134,7 +134,7 @@ C_NOISE = {
     'table_index': row(fields.table_index),
     'none': row(fields.none),
 }
-# The energy whose gradient is the field; None: the network is the field.
+# The energy; its gradient is the field. None: the network is the field.
 ENERGIES = {
     'none': row(None),
     'dot': row(energies.dot),

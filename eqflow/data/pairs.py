@@ -151,7 +151,7 @@ def _open(folder, mode):
 
 
 def _finite(file):
-  """The digest of a .npy file, whose numbers are read and must be finite."""
+  """The digest of a .npy file. Its numbers are read and must be finite."""
   numbers = np.lib.format.open_memmap(file.name, mode='r').reshape(-1)
   for start in range(0, len(numbers), 2**24):
     if not np.isfinite(numbers[start:start + 2**24]).all():

@@ -38,7 +38,7 @@ class Encoded:
     return {'x': x, 'label': int(record[self.label]) if self.label else 0}
 
   def labels(self, rows: Int[np.ndarray, 'b']) -> Labels:
-    """The labels of the records numbered `rows`, whose images are not decoded."""
+    """The labels of the records numbered `rows`, without decoding their images."""
     read = lambda row: int(self.encoded[int(row)][self.label])
     return np.array([read(row) for row in rows] if self.label else np.zeros(len(rows)), np.int32)
 

@@ -13,7 +13,7 @@ import threadpoolctl
 from eqflow.evaluation import baselines, distances, features
 
 Records = Float[Array | np.ndarray, '_ ...']
-# What `compare` measures, for those who read its numbers.
+# What `compare` measures, for readers of its numbers.
 LEGEND = ('frechet: the squared distance of Gaussians fitted to samples and data, 0 at best; precision,'
           ' recall: fractions of samples near data and of data near samples, in pixels, 1 at best')
 # The most rows that are computed at a time, and the elements of their records.

@@ -25,7 +25,7 @@ def rate(process: Process, t: Coef) -> Mix:
 
 
 def root(a: Coef) -> Coef:
-  """sqrt(a), the sigma of a process whose velocity is infinite at data.
+  """sqrt(a), the sigma of a process that has an infinite velocity at data.
 
   At a = 0 its slope is 1e154 (1e19 in float32). sigma is 0 there for all numbers of the process, and 0
   times this slope is their derivative, 0; 0 times infinity would be NaN. `rate` returns infinity.

@@ -59,7 +59,7 @@ def locked(folder: pathlib.Path, doing: str, flag: str) -> Iterator[None]:
 def check_data(workdir: pathlib.Path, source: sources.Source) -> None:
   """Raises ValueError if the run in workdir was trained on other data, with what changed first.
 
-  Writes data.json and records.txt if there is no run yet.
+  Writes data.json and records.txt if the folder has no run yet.
   """
   parts = source.records.parts()
   lines = identity.text(parts)

@@ -19,7 +19,7 @@ from eqflow.runs.run import Run
 def rehearse(run: Run) -> None:
   """Samples, draws and evaluates noise. Raises ConfigError for what would fail after the training.
 
-  The network is only traced. The solver runs on the exact field of two records, whose samples must be
+  The network is only traced. The solver runs on the exact field of two records, and its samples must be
   finite; then the picture of a preview and the features of the evaluation are computed.
   """
   config, recipe = run.config, run.recipe

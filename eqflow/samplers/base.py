@@ -106,8 +106,8 @@ def evaluations(solver: Solver, times: Grid, state: Any = None) -> int | Int[Arr
   """How often `sample` calls predict on this grid.
 
   The calls of a step, and of a step to s = 0, are counted by tracing `solver.step`; a time that repeats
-  costs none. A solver whose steps differ otherwise has `stages=None` and counts for itself, per sample
-  [b]: pass the state that `run` returns. Raises ValueError where it is needed and missing.
+  costs none. A solver with steps that differ otherwise has `stages=None` and counts for itself, per
+  sample [b]: pass the state that `run` returns. Raises ValueError where it is needed and missing.
   """
   if solver.traits.stages is None:
     if state is None:

@@ -100,7 +100,7 @@ class Checkpoints:
     self.check()
 
   def restore(self, like: Any, *, repair: bool = False) -> Any | None:
-    """The newest state whose files match their checksums, sharded like `like`, or None.
+    """The newest state with files that match their checksums, sharded like `like`, or None.
 
     Damaged checkpoints are reported and passed over; `repair` also renames them to <step>.damaged and
     deletes what interrupted saves have left. Raises ValueError if all are damaged, or if the newest

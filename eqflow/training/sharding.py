@@ -57,7 +57,7 @@ def parts(mesh: Mesh) -> int:
 
 
 def of(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree[NamedSharding]:
-  """The sharding of every leaf: by the first rule whose pattern ends the leaf's path, else replicated.
+  """Each leaf's sharding: by the first rule with a pattern that ends its path, else replicated.
 
   Paths of moments and EMAs end like the paths of their parameters, so they are sharded alike.
   """

@@ -125,7 +125,7 @@ def norms_of(states: np.ndarray, size: float) -> np.ndarray:
 
 
 def first_below(norms: np.ndarray, threshold: float) -> np.ndarray:
-  """The first step [n] with its norm [k, n] below the threshold; k if there is none."""
+  """The first step [n] with its norm [k, n] below the threshold; k if it never is."""
   below = norms < threshold
   return np.where(below.any(0), below.argmax(0), len(norms))
 

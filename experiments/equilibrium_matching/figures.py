@@ -55,7 +55,7 @@ def decays(data: str):
     for row, colour in zip(rows, colours.CYCLE):
       found = read[row]
       if found:
-        # On the digits the curve of gain 8 lies on that of gain 4.
+        # On the digits the curves of gains 8 and 4 coincide.
         style = dict(linestyle=(0, (3, 3))) if row == 'gain_8' else {}
         _line(axis, [one['curve'] for one in found], tables.TITLES[row], colour, **style)
     steps = 'steps of size .003 (linear: .006)' if 'linear' in rows else 'steps of size .012/gain'

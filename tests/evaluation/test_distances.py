@@ -85,7 +85,7 @@ def test_frechet_distance_of_few_and_of_many_records(n):
   rng = np.random.default_rng(n)
   x, y = rng.standard_normal((2, n, 40)) * np.geomspace(1, 1e-3, 40)
   a, b = (np.cov(each, rowvar=False) for each in (x, y))
-  # Square roots of the eigenvalues of A B, whose smallest are rounding errors for few records.
+  # Square roots of the eigenvalues of A B; the smallest are rounding errors for few records.
   cross = np.sqrt(np.maximum(np.real(scipy.linalg.eigvals(a @ b)), 0)).sum()
   want = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(a + b) - 2 * cross
   got = distances.frechet_distance(distances.moments(x), distances.moments(y))

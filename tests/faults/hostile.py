@@ -293,7 +293,7 @@ CASES: dict[str, tuple[Callable, tuple[int, ...], str]] = {
     **{f'inputs: {name}': (_denoise(make, 'x.npy'), (2,), 'x.npy|/dev/zero')
        for name, make in INPUTS.items()},
     **{f'inputs: {name}': (_denoise(make, 'x.npz'), (2,), 'x.npz') for name, make in ZIPPED.items()},
-    # These can be used: there is no run to use them with.
+    # These can be used, but a run to use them with is missing.
     'inputs: 3 GiB that are not used': (_denoise(UNUSED, 'x.npz'), (2,),
                                         'contains no checkpoint|labels'),
     **{f'weights: {name}': (_loaded(make), (2,), 'w.safetensors') for name, make in WEIGHTS.items()},

@@ -150,7 +150,7 @@ IMAGES: dict[str, tuple[Callable[[pathlib.Path], object], bool]] = {
 
 
 def peak_memory():
-  """The largest resident memory since the last call, in bytes, above that of now."""
+  """The largest resident memory since the last call, in bytes, above the present one."""
   status = pathlib.Path('/proc/self/status').read_text()
   high, now = (1024 * int(re.search(rf'{name}:\s+(\d+)', status)[1]) for name in ('VmHWM', 'VmRSS'))
   pathlib.Path('/proc/self/clear_refs').write_text('5')

@@ -1,6 +1,6 @@
 """Calls every public function of levels 1 to 3 at its edges, and counts those that break a law.
 
-The rows and the laws are those of tests/laws/test_public.py, with every dtype.
+The rows and the laws come from tests/laws/test_public.py, with every dtype.
 """
 
 from jax import numpy as jnp

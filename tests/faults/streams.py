@@ -1,4 +1,4 @@
-"""A training, and commands after it, whose output goes nowhere."""
+"""A training, and commands after it, with output that goes nowhere."""
 
 import pathlib
 import subprocess
@@ -31,8 +31,8 @@ def without(folder: pathlib.Path, expected: str, kind: str) -> dict[str, int]:
   """{'cases', 'stopped', 'other', 'unsaid', 'unreported'}: one training, then each of MODES.
 
   stopped: the training has another exit code than 0; other: it ends in another state; unsaid: its log
-  does not say once that stdout is lost. unreported: a command after it whose exit code is not 74 where
-  what it prints is lost, and not 0 where it is not.
+  does not say once that stdout is lost. unreported: a command after it with an exit code other than 74
+  where what it prints is lost, and not 0 where it is not.
   """
   wrap, lost = KINDS[kind]
   workdir = folder / kind.replace(' ', '_')

@@ -47,7 +47,7 @@ SOLVERS = {
 
 
 def predict(z, t, *, w=1.5):
-  """A network whose output bends with z, t and its parameter w."""
+  """A network with an output that bends with z, t and its parameter w."""
   return jnp.tanh(w * z) + w * jnp.cos(t)[:, None]
 
 

@@ -428,7 +428,7 @@ KINDS = {'function': callable, 'number': lambda value: isinstance(value, (int, f
 
 
 def arguments(kind: str) -> Iterator[tuple[str, str]]:
-  """(name, argument) of every door whose argument in its row is a function, or a number."""
+  """(name, argument) of every argument of a door that is a function, or a number, in its row."""
   for name, made in ROWS.items():
     if name.split('.')[0] in DOORS and name not in FORMULAS | ON_HOST:
       for argument, value in made(E, _parameters(name)).items():

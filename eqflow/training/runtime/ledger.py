@@ -224,7 +224,7 @@ def totals(path: pathlib.Path) -> dict[str, float]:
 
 
 def _lost(lines, resumed):
-  """The indices of earlier lines whose work is not in the checkpoint that `resumed` starts from."""
+  """The indices of earlier lines with work that is not in the checkpoint that `resumed` starts from."""
   trainings = {line['session'] for line in lines if 'from' in line} - {resumed['session']}
   step, lost = -1 if resumed['from'] is None else resumed['from'], set()
   for i in reversed(range(len(lines))):

@@ -99,7 +99,7 @@ ENDS = {
     'killed': ('os.kill(os.getpid(), signal.SIGKILL)', -9, 'something killed it'),
     'aborted': ('os.abort()', -6, 'a library crashed (Aborted)'),
     'crashed': ('ctypes.string_at(0)', -11, 'a library crashed (Segmentation fault)'),
-    'told to quit': ('os.kill(os.getpid(), signal.SIGQUIT)', -3, 'something killed it'),
+    'asked to quit': ('os.kill(os.getpid(), signal.SIGQUIT)', -3, 'something killed it'),
     'another process ended': ('os.write(2, b"the JAX distributed service has failed\\n"); os.abort()',
                               -6, 'another process of this run has ended'),
     'no memory left': ('os.write(2, b"what(): std::bad_alloc\\n"); os.abort()', -6, 'memory ran out'),
@@ -121,7 +121,7 @@ def test_the_last_line_is_ours_and_what_libraries_print_is_in_the_log(tmp_path, 
   assert len(lines) == 1 and lines[0].startswith('eqflow: ') and words in lines[0], said
   log = (tmp_path / 'log.txt').read_text()
   assert log.count('a line of a library') == 600
-  assert str(tmp_path / 'log.txt') in lines[0] or kind in ('killed', 'told to quit')
+  assert str(tmp_path / 'log.txt') in lines[0] or kind in ('killed', 'asked to quit')
 
 
 def test_a_program_that_ends_well_says_nothing_and_leaves_no_temporary_file(tmp_path):
