@@ -25,8 +25,9 @@ def train(run: Run, stop: preemption.Stop | None = None,
           book: ledger.Ledger | None = None) -> train_state.TrainState:
   """Trains until config.train.num_examples, or until_examples, from the newest undamaged checkpoint.
 
-  Writes config.json, data.json, parameters.txt, metrics.jsonl, ledger.jsonl, tensorboard/,
-  samples-*.png, checkpoints/ and snapshots/ there. Wall time is booked in `book`, or in a new ledger.
+  Writes config.json, data.json, records.txt, parameters.txt, log.txt, metrics.jsonl, ledger.jsonl,
+  tensorboard/, samples-*.png, checkpoints/ and snapshots/ there. Wall time is booked in `book`, or in a
+  new ledger.
   Raises ValueError for a config that cannot run, before anything compiles; FloatingPointError for a
   loss, gradient or parameters that are not finite, which are not saved; OSError if a checkpoint
   cannot be written; preemption.Stopped, with the state saved, if a signal came to `stop`.

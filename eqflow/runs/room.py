@@ -14,6 +14,7 @@ from eqflow.runs.run import Run
 from eqflow.training import sharding
 from eqflow.training.train_state import TrainState
 
+
 def check_state(state: TrainState, mesh: Mesh) -> None:
   """Raises ConfigError if the state of a training does not fit on each device of the mesh."""
   sizes, limit = costs.state_bytes(state), machine.device_memory(mesh)
