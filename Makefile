@@ -6,8 +6,10 @@
 PYTHON ?= python3
 NEWEST ?= python3.13
 BIN := .venv/bin
-# A file of tests stays in one process, which trains and traces what they share once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file of tests stays in one process, which trains and traces what they share once. The files keep
+# their order: sorted by number of tests, the few that train would come last.
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest $(SPREAD)
 RUFF := $(BIN)/ruff check --line-length 104 --select E,F,W,B \
 	--ignore E731,E741,F722,F821,B008,B023,B905 --per-file-ignores 'eqflow/main.py:E402'
 
@@ -30,7 +32,7 @@ test-newest:
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[dev]'
 	.venv-newest/bin/python -m pip list | grep -iE '^(jax|flax|optax|orbax-checkpoint|grain|numpy) '
-	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -n 2 --dist loadfile -m 'not long'
+	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest $(SPREAD) -m 'not long'
 
 # From a folder without the sources, so that the installed package is imported.
 light: .venv/bin/python

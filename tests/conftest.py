@@ -7,6 +7,7 @@ All processes of one session share a compilation cache, a folder that the first 
 removes.
 """
 
+import gc
 import importlib.util
 from importlib import metadata
 import os
@@ -28,6 +29,10 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
 
 import jax
 import pytest
+
+# Tracing makes many objects that live long; looking through them at the default rate takes a twentieth
+# of the time.
+gc.set_threshold(100_000, 50, 1000)
 
 
 def pytest_collection_modifyitems(config, items):

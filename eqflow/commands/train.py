@@ -218,7 +218,7 @@ def preview(run: Run, state: train_state.TrainState, log: logging.Log,
   at, classes = int(state.step), config.data.num_classes
   count = 1_000 if len(config.data.shape) == 1 else images.fitting(tuple(config.data.shape))
   label = np.arange(count, dtype=np.int32) % max(classes, 1)
-  progress.say(f'drawing {count:,} samples at step {at:,}; the first time compiles the sampler')
+  progress.say(f'drawing {count:,} samples at step {at:,}; the first preview compiles the sampler')
   params = train_state.parameters(state, config.sample.params)
   models = [Model(recipe.model.network, params)]
   x, *_ = generate.samples(recipe.sampling, models, label, seed=config.seed,
