@@ -78,14 +78,14 @@ def law(name, way):
   all_at_once = lambda grids, w: jnp.stack([jax.vmap(sample, (0, None))(grids, w), (
       jax.jacfwd if name.startswith('adaptive') else jax.jacrev)(
           lambda w: jax.vmap(sample, (0, None))(grids, w))(w)], 1)
-  compiled = both if way == 'eager' else jax.jit(both)
+  compiled, together = both if way == 'eager' else jax.jit(both), jax.jit(all_at_once)
+  samples = lambda grids: np.asarray(
+      together(grids, 1.5) if way == 'vmap' else [compiled(each, 1.5) for each in grids])
   with jax.disable_jit(way == 'eager' and not name.startswith('adaptive')):
     for grid in GRIDS.values():
-      once, many = compiled(np.asarray(grid), 1.5), np.stack(list(repeated(grid).values()))
-      found = (jax.jit(all_at_once)(many, 1.5) if way == 'vmap'
-               else np.stack([compiled(each, 1.5) for each in many]))
-      for each in np.asarray(found):
-        unit = np.finfo(each.dtype).eps * abs(np.asarray(once)).max(axis=(1, 2), keepdims=True)
+      once, = samples(np.asarray([grid]))
+      for each in samples(np.stack(list(repeated(grid).values()))):
+        unit = np.finfo(each.dtype).eps * abs(once).max(axis=(1, 2), keepdims=True)
         counts['cases'] += 1
         counts['beyond'] += int((abs(each - once) > 4 * unit).any())
         counts['not finite'] += int(not np.isfinite(each).all())
