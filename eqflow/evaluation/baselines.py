@@ -4,6 +4,8 @@ A model that is not better than a clipped Gaussian per class has learned little;
 than two halves of the data may have memorized it. All are pure functions of (data, labels, seed).
 """
 
+from __future__ import annotations
+
 from jaxtyping import Array, Float, Integer
 import numpy as np
 

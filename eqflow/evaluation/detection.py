@@ -1,5 +1,7 @@
 """How well a score separates inputs outside the distribution from inputs inside."""
 
+from __future__ import annotations
+
 from jaxtyping import Array, Num
 import numpy as np
 

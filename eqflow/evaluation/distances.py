@@ -1,5 +1,7 @@
 """Distances between two sets of features [n, d]: numpy, float64, in blocks of bounded memory."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

@@ -4,6 +4,8 @@ No network is pretrained. A distance is named after its feature space; compare i
 distances in the same space, for the same number of records.
 """
 
+from __future__ import annotations
+
 import itertools
 
 import jax

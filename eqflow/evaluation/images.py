@@ -1,5 +1,7 @@
 """Pictures of samples: grids of images, scatter plots, PNG files."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 import functools
 import importlib.resources

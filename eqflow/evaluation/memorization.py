@@ -1,5 +1,7 @@
 """How near samples are to the training records: is a model memorizing?"""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int

@@ -1,5 +1,7 @@
 """Rows of numbers: one set of samples against the data, and the baselines to read them by."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 import functools

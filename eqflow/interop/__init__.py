@@ -1,5 +1,7 @@
 """Conventions and published weights of other projects."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from jaxtyping import PyTree

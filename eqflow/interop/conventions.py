@@ -18,6 +18,8 @@ With a convention, a network of theirs, as a JAX function, is a predictor for an
     samplers.sample(solver, conventions.as_predict(theirs, model), z, times)
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -5,6 +5,8 @@ construct is argparse.Namespace, which the files of EqM and SiT contain. No othe
 torch.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import os

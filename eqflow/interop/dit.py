@@ -10,6 +10,8 @@ Where the sign differs, `load` negates the last layer: the params then fit our o
 safetensors; `convert` writes them from torch checkpoints.
 """
 
+from __future__ import annotations
+
 import collections
 from collections.abc import Callable
 import math

@@ -9,6 +9,8 @@ of the reference, after `import pickle, safetensors.torch`, two lines write a fi
 `net.init_kwargs` are the options of `load`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 import re
 

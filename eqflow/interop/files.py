@@ -4,6 +4,8 @@ Reading needs the memory of the largest tensor, and at most 16 MiB of header. Th
 header against the size of the file.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 import os
 
