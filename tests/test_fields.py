@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eqflow import fields, outputs, processes
+from eqflow.mix import mix
 from tests import rows
 
 
@@ -22,8 +23,8 @@ def test_noise_conditioning_matches_the_papers():
 
 def test_edms_preconditioning_is_conditioned_plus_the_edm_output(x64):
   # D(z; s) = c_skip z + c_out F(c_in z, ln(s)/4) [Karras+ 2206.00364, table 1].
-  s, sd = jnp.array([0.1, 2.0]), 0.5
-  z = jnp.array([[1.0, -2.0], [0.5, 3.0]])
+  s, sd = np.array([0.1, 2.0]), 0.5
+  z = np.array([[1.0, -2.0], [0.5, 3.0]])
   def network(z, c_noise, condition):
     return jnp.sin(z) + c_noise[:, None]
   edm = Partial(outputs.edm, sigma_data=sd)
@@ -35,24 +36,29 @@ def test_edms_preconditioning_is_conditioned_plus_the_edm_output(x64):
   n = np.sqrt(s**2 + sd**2)[:, None]
   f = np.sin(z / n) + np.log(s)[:, None] / 4
   expected = sd**2 / n**2 * z + (s[:, None] * sd / n) * f
-  np.testing.assert_allclose(denoise(z, s), expected, rtol=1e-12)
+  np.testing.assert_allclose(jax.jit(denoise)(z, s), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', ['linear', 'cosine', 'variance_preserving'])
 def test_unit_variance_scales_the_state_to_unit_variance(name):
   process, t = rows.PROCESSES[name], rows.times(name, 9, 'float32')
-  state = process(t)
-  scale = fields.unit_variance(process, t, sigma_data=0.5)
-  np.testing.assert_allclose(scale**2 * (state.eps**2 + 0.25 * state.x**2), 1, rtol=1e-5)
+  alpha, sigma, scale = map(np.asarray, jax.jit(
+      lambda t: (*process(t), fields.unit_variance(process, t, sigma_data=0.5)))(t))
+  np.testing.assert_allclose(scale**2 * (sigma**2 + 0.25 * alpha**2), 1, rtol=1e-5)
 
 
 def test_a_predictor_of_one_output_is_converted_to_any_other(x64):
-  x, eps = jax.random.normal(jax.random.key(0), (2, 5, 3))
-  t = jnp.linspace(0.1, 0.9, 5)
-  for source in rows.OUTPUTS.values():
-    exact = Partial(lambda z, t, out: out.x[:, None] * x + out.eps[:, None] * eps,
-                    out=source(processes.cosine, t))
-    state = processes.cosine(t)
-    z = state.x[:, None] * x + state.eps[:, None] * eps
-    predict = fields.as_output(exact, process=processes.cosine, output=source, to=outputs.x)
-    np.testing.assert_allclose(predict(z, t), x, atol=1e-12)
+  x, eps = np.random.default_rng(0).normal(size=(2, 5, 3))
+  t = np.linspace(0.1, 0.9, 5)
+
+  @jax.jit
+  def converted(t):
+    found = {}
+    for name, source in rows.OUTPUTS.items():
+      exact = lambda z, t: mix(source(processes.cosine, t), x, eps)
+      predict = fields.as_output(exact, process=processes.cosine, output=source, to=outputs.x)
+      found[name] = predict(mix(processes.cosine(t), x, eps), t)
+    return found
+
+  for name, found in converted(t).items():
+    np.testing.assert_allclose(found, x, atol=1e-12, err_msg=name)
