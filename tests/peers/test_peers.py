@@ -155,7 +155,13 @@ def _path(i, case):
   return np.asarray(_walked(solver, predict, z, begin, end, drawn))[pad:]
 
 
-@pytest.mark.parametrize('i,case', CASES, ids=[case['name'] for _, case in CASES])
+# The last case of each scheduler; `make peers` and `make test-all` compare them all.
+LAST = {case['scheduler']: i for i, case in CASES}
+
+
+@pytest.mark.parametrize('i,case', [
+    pytest.param(i, case, id=case['name'], marks=[pytest.mark.long] * (LAST[case['scheduler']] != i))
+    for i, case in CASES])
 def test_a_trajectory_equals_diffusers(i, case):
   expected, found = FOUND[f'{i}/states'], _path(i, case)
   assert found.shape == expected.shape and np.isfinite(expected).all()
@@ -201,12 +207,13 @@ def test_a_grid_of_a_table_equals_diffusers(spacing):
 
 
 def test_sigmas_equal_those_that_schedulers_list():
+  sigma = jax.jit(processes.noise_to_signal)
   for i, case in CASES:
     if f'{i}/sigmas' not in FOUND or 'Discrete' in case['scheduler']:
       continue
     t, s = _steps(i, case)
     with jax.enable_x64(True):
-      found = processes.noise_to_signal(_process(i, case), jnp.asarray(np.append(t, s[-1])))
+      found = sigma(_process(i, case), np.append(t, s[-1]))
     np.testing.assert_allclose(found, FOUND[f'{i}/sigmas'], rtol=1e-6, err_msg=case['name'])
 
 
@@ -218,6 +225,7 @@ def test_flow_matchings_sigmas_are_those_of_the_shifted_process():
       np.testing.assert_allclose(found, FOUND[f'{i}/sigmas'], atol=1e-7, err_msg=case['name'])
 
 
+@pytest.mark.long
 @pytest.mark.needs('diffusers')
 @pytest.mark.parametrize('solver', ['DDIM', 'DPM-Solver++ 2M', 'Heun'])
 def test_a_transformer_is_sampled_as_in_torch(solver):
@@ -226,6 +234,7 @@ def test_a_transformer_is_sampled_as_in_torch(solver):
   peers.runs(*peers.networks(64, 2), solver, batch=2)
 
 
+@pytest.mark.long
 @pytest.mark.needs('diffusers')
 def test_the_stored_trajectories_are_up_to_date():
   recorded = FOUND if LIVE else _recorded_now()

@@ -29,8 +29,8 @@ def test_cosine_is_exactly_noise_at_one_and_its_log_snr_is_not_nan():
 
 @pytest.mark.parametrize('name', ['cosine', 'variance_preserving'])
 def test_variance_is_preserved(name, x64):
-  state = rows.PROCESSES[name](rows.times(name, 33, 'float64'))
-  np.testing.assert_allclose(state.x**2 + state.eps**2, 1, rtol=1e-14)
+  state = jax.jit(rows.PROCESSES[name])(rows.times(name, 33, 'float64'))
+  np.testing.assert_allclose(np.hypot(*state), 1, rtol=1e-14)
 
 
 def test_the_variance_preserving_process_solves_its_sde(x64):
@@ -45,26 +45,33 @@ def test_the_variance_preserving_process_solves_its_sde(x64):
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_velocity_is_the_slope_of_the_process(name, x64):
   process, t = rows.PROCESSES[name], rows.times(name, 33, 'float64')
-  h = 1e-4 * t
-  slope = jax.tree.map(lambda a, b: (a - b) / (2 * h), process(t + h), process(t - h))
-  for found, expected in zip(processes.rate(process, t), slope):
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+  h = 1e-4 * np.asarray(t)
+  rate, ahead, behind = jax.jit(
+      lambda t: (processes.rate(process, t), process(t + h), process(t - h)))(t)
+  for found, a, b in zip(rate, ahead, behind):
+    np.testing.assert_allclose(found, (np.asarray(a) - b) / (2 * h), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_log_snr_falls_and_its_inverse_finds_the_time(name, x64):
   process, t = rows.PROCESSES[name], rows.times(name, 33, 'float64')
-  value = processes.logsnr(process, t)
+  inverse = Partial(processes.time_of_logsnr, process, high=100.0 if name == 'edm' else 1.0)
+
+  @jax.jit
+  def there_and_back(t):
+    value = processes.logsnr(process, t)
+    slope = jax.vmap(jax.grad(inverse))(value)
+    return value, inverse(value), slope, processes.logsnr_rate(process, t)
+
+  value, found, slope, rate = there_and_back(t)
   assert (np.diff(value) < 0).all()
-  high = 100.0 if name == 'edm' else 1.0
-  found = processes.time_of_logsnr(process, value, high=high)
   np.testing.assert_allclose(found, t, rtol=1e-9)
-  slope = jax.vmap(jax.grad(lambda v: processes.time_of_logsnr(process, v, high=high)))(value)
-  np.testing.assert_allclose(slope, 1 / processes.logsnr_rate(process, t), rtol=1e-6)
+  np.testing.assert_allclose(slope, 1 / np.asarray(rate), rtol=1e-6)
 
 
 def test_the_inverse_of_an_infinite_log_snr_is_the_nearer_end():
-  ends = processes.time_of_logsnr(processes.linear, jnp.array([jnp.inf, -jnp.inf]))
+  inverse = jax.jit(lambda value: processes.time_of_logsnr(processes.linear, value))
+  ends = inverse(np.float32([np.inf, -np.inf]))
   np.testing.assert_allclose(ends, [0, 1], atol=1e-6)
 
 
@@ -80,7 +87,7 @@ def test_the_inverse_is_differentiable_in_the_process_too(x64):
     return processes.time_of_logsnr(process, 0.5)
   # shift t/(1 - t) = exp(-1/4), so t = r/(1 + r) with r = exp(-1/4)/shift.
   r = np.exp(-0.25) / 3
-  np.testing.assert_allclose(jax.grad(time)(3.0), -r / 3 / (1 + r) ** 2, rtol=1e-6)
+  np.testing.assert_allclose(jax.jit(jax.grad(time))(3.0), -r / 3 / (1 + r) ** 2, rtol=1e-6)
 
 
 def test_shift_lowers_the_log_snr_of_the_linear_process_by_twice_its_logarithm(x64):
@@ -119,12 +126,12 @@ def test_tables_end_at_their_known_values(table, terminal):
 
 def test_a_table_is_exact_at_its_entries_and_linear_in_angle_between(x64):
   table = tables.zero_terminal_snr(tables.scaled_linear(50))
-  process = Partial(processes.discrete, angles=processes.table_angles(table))
-  at_entries = process(jnp.arange(1, 51) / 50)
+  process = jax.jit(Partial(processes.discrete, angles=processes.table_angles(table)))
+  at_entries = process(np.arange(1, 51) / 50)
   np.testing.assert_allclose(at_entries.x, np.sqrt(table), atol=1e-15)
   np.testing.assert_allclose(at_entries.eps, np.sqrt(1 - table), atol=1e-15)
-  assert process(jnp.float64(1.0)).x == 0 and process(jnp.float64(0.0)) == (1, 0)
-  angle = lambda t: float(np.arctan2(*process(jnp.float64(t))[::-1]))
+  assert process(1.0).x == 0 and process(0.0) == (1, 0)
+  angle = lambda t: np.arctan2(*process(t)[::-1])
   between = 0.75 * angle(7 / 50) + 0.25 * angle(8 / 50)
   np.testing.assert_allclose(angle(7.25 / 50), between, rtol=1e-13)
 
@@ -171,10 +178,12 @@ def test_sub_vp_has_the_square_of_vps_noise(x64):
 
 def test_drift_and_diffusion_of_the_cosine_process_are_known(x64):
   # alpha = cos(pi t/2), so f = -(pi/2) tan(pi t/2) and g^2 = pi tan(pi t/2).
-  t = jnp.linspace(0.1, 0.9, 17)
+  t = np.linspace(0.1, 0.9, 17)
   tangent = np.tan(np.pi / 2 * t)
-  np.testing.assert_allclose(sde.drift(processes.cosine, t), -np.pi / 2 * tangent, rtol=1e-12)
-  np.testing.assert_allclose(sde.square_diffusion(processes.cosine, t), np.pi * tangent, rtol=1e-12)
+  drift, square = jax.jit(lambda t: (
+      sde.drift(processes.cosine, t), sde.square_diffusion(processes.cosine, t)))(t)
+  np.testing.assert_allclose(drift, -np.pi / 2 * tangent, rtol=1e-12)
+  np.testing.assert_allclose(square, np.pi * tangent, rtol=1e-12)
 
 
 # (process, f, g^2).
@@ -193,54 +202,54 @@ DRIFTS = {
 @pytest.mark.parametrize('name', DRIFTS)
 def test_the_process_of_a_drift_and_a_diffusion_is_the_original_process(name, x64):
   process, f, g2 = DRIFTS[name]
-  t = jnp.append(jnp.linspace(0.0, 0.9, 19), 1 - 10.0 ** -jnp.arange(2, 7))
-  found = sde.process(t, drift=f, square_diffusion=g2)
-  for a, b in zip(found, process(t)):
+  t = jnp.asarray(np.append(np.linspace(0.0, 0.9, 19), 1 - 10.0 ** -np.arange(2, 7)))
+  state_and_rate = lambda process: jax.jit(lambda t: (process(t), processes.rate(process, t[2:])))(t)
+  found, found_rate = state_and_rate(Partial(sde.process, drift=f, square_diffusion=g2))
+  state, rate = state_and_rate(process)
+  for a, b in zip(found, state):
     # Near 1, 1 - t itself is known to 1e-10 of it.
     np.testing.assert_allclose(a[:-2], b[:-2], rtol=1e-12)
     np.testing.assert_allclose(a, b, rtol=1e-9)
-  made, t = Partial(sde.process, drift=f, square_diffusion=g2), t[2:]
-  for a, b in zip(processes.rate(made, t), processes.rate(process, t)):
+  for a, b in zip(found_rate, rate):
     np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
 def test_the_process_is_nan_where_its_drift_is_infinite(x64):
   # cos and sin of 54 degrees; without the factor alpha before the root, sigma would be 1.376.
-  _, f, g2 = DRIFTS['cosine']
-  at = sde.process(0.6, drift=f, square_diffusion=g2)
-  assert abs(float(at.x) - 0.587785) < 1e-6 and abs(float(at.eps) - 0.809017) < 1e-6
+  made = {name: jax.jit(Partial(sde.process, drift=f, square_diffusion=g2))
+          for name, (_, f, g2) in DRIFTS.items()}
+  np.testing.assert_allclose(made['cosine'](0.6), (0.587785, 0.809017), atol=1e-6)
   for name in ('cosine', 'linear'):
-    _, f, g2 = DRIFTS[name]
     for t in (1.0, np.float32(1)):
-      assert np.isnan(tuple(sde.process(t, drift=f, square_diffusion=g2))).all()
-  _, f, g2 = DRIFTS['variance_preserving']
-  assert np.isfinite(tuple(sde.process(1.0, drift=f, square_diffusion=g2))).all()
+      assert np.isnan(tuple(made[name](t))).all()
+  assert np.isfinite(tuple(made['variance_preserving'](1.0))).all()
 
 
 def test_sbdms_coefficient_is_half_the_square_of_the_forward_noise_times_eta(x64):
   # w = (eta g)^2/2 with g^2 = pi tan(pi t/2) on the cosine process, and norm = eta^2.
-  t = jnp.linspace(0.1, 0.9, 5)
+  t = np.linspace(0.1, 0.9, 5)
   w = 0.3**2 * np.pi * np.tan(np.pi / 2 * t) / 2
-  np.testing.assert_allclose(diffusions.sbdm(processes.cosine, t, norm=0.09), w, rtol=1e-12)
+  found = jax.jit(lambda t: diffusions.sbdm(processes.cosine, t, norm=0.09))(t)
+  np.testing.assert_allclose(found, w, rtol=1e-12)
 
 
 @pytest.mark.parametrize('a,b', [('cosine', 'linear'), ('linear', 'cosine'), ('edm', 'linear'),
                                  ('variance_preserving', 'discrete')])
 def test_a_transported_state_is_a_state_of_the_other_process(a, b, x64):
   first, second = rows.PROCESSES[a], rows.PROCESSES[b]
-  t = rows.times(b, 33, 'float64')
-  t = t[processes.logsnr(second, t) > -9]
   time, scale = processes.transport(first, second, high=200.0 if a == 'edm' else 1.0)
-  for there, here in zip(first(time(t)), second(t)):
-    np.testing.assert_allclose(there, scale(t) * here, rtol=1e-7)
+  there, here, scaled, value = jax.jit(lambda t: (
+      first(time(t)), second(t), scale(t), processes.logsnr(second, t)))(rows.times(b, 33, 'float64'))
+  seen = np.asarray(value) > -9
+  np.testing.assert_allclose(np.stack(there)[:, seen], (scaled * np.stack(here))[:, seen], rtol=1e-7)
 
 
 def test_transport_reaches_pure_noise_or_is_nan(x64):
   one = jnp.float64(1.0)
   time, scale = processes.transport(processes.linear, processes.cosine)
-  assert float(time(one)) == 1 and float(scale(one)) == 1
-  beyond = processes.transport(rows.PROCESSES['variance_preserving'], processes.linear).time(one)
-  assert np.isnan(beyond), 'a process that keeps some data has no state of pure noise'
+  assert jax.jit(time)(one) == 1 and jax.jit(scale)(one) == 1
+  beyond = processes.transport(rows.PROCESSES['variance_preserving'], processes.linear).time
+  assert np.isnan(jax.jit(beyond)(one)), 'a process that keeps some data has no state of pure noise'
 
 
 @pytest.mark.parametrize('table', [tables.scaled_linear, tables.linear, tables.cosine])
