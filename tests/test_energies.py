@@ -48,12 +48,13 @@ def test_a_field_equals_finite_differences_of_its_energy(kind, x64):
   z = {'a': rng.normal(size=(2, 3, 2)), 'b': rng.normal(size=2)}
   t, condition = np.array([0.3, 0.9]), np.array([1.5, -0.5])
   energy = KINDS[kind](_tree_network)
-  field = energies.energy_gradient(energy)(jax.tree.map(jnp.asarray, z), jnp.asarray(t), condition)
+  field = jax.jit(energies.energy_gradient(energy))(z, t, condition)
+  network = jax.jit(_tree_network)
   def written(z):
-    f = jax.tree.map(np.asarray, _tree_network(z, t, condition))
+    f = jax.tree.map(np.asarray, network(z, t, condition))
     return np.array([RESTATED[kind](z['a'][j], f['a'][j]) + RESTATED[kind](z['b'][j], f['b'][j])
                      for j in range(2)])
-  np.testing.assert_allclose(energy(z, t, condition), written(z), rtol=1e-12)
+  np.testing.assert_allclose(jax.jit(energy)(z, t, condition), written(z), rtol=1e-12)
   for name in z:
     expected = _differences(lambda leaf, name=name: written(z | {name: leaf}).sum(), z[name])
     np.testing.assert_allclose(field[name], expected, atol=1e-6, rtol=1e-6)
@@ -89,13 +90,13 @@ def _of_gaussian(kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_descending_a_closed_form_energy_reaches_the_zero_of_its_field(kind, x64):
   network = energies.energy_gradient(KINDS[kind](_of_gaussian(kind)))
-  z = jnp.asarray(np.random.default_rng(1).normal(size=(5, 2)) * 2)
-  t = jnp.full(5, WHEN)
-  np.testing.assert_allclose(network(z, t, None), FIELD(z, t), rtol=1e-9)
+  z = np.random.default_rng(1).normal(size=(5, 2)) * 2
+  np.testing.assert_allclose(*jax.jit(lambda z, t: (network(z, t, None), FIELD(z, t)))(
+      z, np.full(5, WHEN)), rtol=1e-9)
   # The zero of that field: alpha m + m/k for the slope k of E[eps - x | z].
   zero = (1 - WHEN) * MEAN + MEAN * 4 / _slope(WHEN)
-  there = descent.descend(descent.gradient_descent(0.02), lambda z, t: network(z, t + WHEN, None), z,
-                          num_steps=300)
+  there = descent.descend(descent.gradient_descent(0.02), lambda z, t: network(z, t + WHEN, None),
+                          jnp.asarray(z), num_steps=300)
   np.testing.assert_allclose(there, np.broadcast_to(zero, (5, 2)), atol=1e-8)
 
 
@@ -109,9 +110,10 @@ def test_only_the_right_sign_of_the_energy_reaches_the_minimum_loss(kind):
       keys, predict, x, process=processes.linear, output=rows.OUTPUTS['equilibrium_truncated'],
       density=densities.uniform_on(0.3, 0.9))[0].mean()
   network = energies.energy_gradient(KINDS[kind](_of_gaussian(kind)))
-  found = loss(fields.bind(network, None))
-  np.testing.assert_allclose(found, loss(FIELD), rtol=1e-4)
-  assert loss(lambda z, t: -network(z, t, None)) > 2 * found
+  found, least, wrong = jax.jit(lambda: (
+      loss(fields.bind(network, None)), loss(FIELD), loss(lambda z, t: -network(z, t, None))))()
+  np.testing.assert_allclose(found, least, rtol=1e-4)
+  assert wrong > 2 * found
 
 
 def test_any_function_with_one_number_per_example_is_an_energy(x64):
@@ -122,9 +124,10 @@ def test_any_function_with_one_number_per_example_is_an_energy(x64):
     alpha, variance = 1 - t[:, None], ((1 - t[:, None]) * mixture['stds']) ** 2 + t[:, None] ** 2
     square = jnp.sum((z[:, None] - alpha[..., None] * mixture['means']) ** 2, -1)
     return -jax.nn.logsumexp(jnp.log(mixture['weights'] / variance) - square / (2 * variance), axis=1)
-  z, t = jnp.asarray(np.random.default_rng(2).normal(size=(6, 2))), jnp.linspace(0.1, 0.9, 6)
-  score = oracles.mixture(z, t, process=processes.linear, output=outputs.score, **mixture)
-  np.testing.assert_allclose(energies.energy_gradient(surprise)(z, t, None), -score, rtol=1e-9)
+  score = Partial(oracles.mixture, process=processes.linear, output=outputs.score, **mixture)
+  found, expected = jax.jit(lambda z, t: (energies.energy_gradient(surprise)(z, t, None), -score(z, t)))(
+      np.random.default_rng(2).normal(size=(6, 2)), np.linspace(0.1, 0.9, 6))
+  np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_an_energy_that_is_not_one_number_per_example_is_rejected():
@@ -142,30 +145,33 @@ def test_an_energy_that_is_not_one_number_per_example_is_rejected():
 def test_training_takes_the_gradient_of_the_gradient(kind, make, shape, x64):
   # Against differences: of the energy along a direction in z, of the loss along one in the parameters.
   module = make(final_scale=0.3, dtype=jnp.float64, param_dtype=jnp.float64)
-  z, t = jax.random.normal(jax.random.key(0), shape), jnp.linspace(0.2, 0.8, 3)
-  target = jax.random.normal(jax.random.key(4), z.shape)
-  params = jax.jit(module.init)(jax.random.key(1), z, t)['params']
   rng = np.random.default_rng(5)
+  z, target, t = rng.normal(size=shape), rng.normal(size=shape), jnp.linspace(0.2, 0.8, 3)
+  params = jax.device_get(jax.jit(module.init)(jax.random.key(1), z, t)['params'])
   # Gates initialized at zero would hide the blocks; fixed tables have no gradient.
   moved = lambda size: jax.tree.map(lambda a, free: size * free * rng.normal(size=a.shape), params,
                                     embed.trainable(params))
   params, along = jax.tree.map(np.add, params, moved(0.3)), moved(1.0)
-  energy = lambda params, z: KINDS[kind](Partial(module.apply, {'params': params}))(z, t, None).sum()
-  field = lambda params: energies.energy_gradient(
-      KINDS[kind](Partial(module.apply, {'params': params})))(z, t, None)
-  loss = lambda params: jnp.sum((field(params) - target) ** 2)
+  energy = lambda params: KINDS[kind](Partial(module.apply, {'params': params}))
+
+  def loss(params, z):
+    field = energies.energy_gradient(energy(params))(z, t, None)
+    return jnp.sum((field - target) ** 2), (field, energy(params)(z, t, None).sum())
+
+  # One program: (loss, (field, energy)) and the gradient of the loss.
+  at = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
   def difference(function, h=2e-3):
     once = lambda h: (function(h) - function(-h)) / (2 * h)
     # Of fourth order: of second, it would need an h at which the rounding is seen.
     return (4 * once(h) - once(2 * h)) / 3
 
-  value, (cost, slope) = jax.jit(energy), (jax.jit(loss), jax.jit(field)(params))
+  (_, (field, _)), slope = at(params, z)
   # The softmax of attention is in float32 for queries of any dtype.
-  np.testing.assert_allclose(jnp.vdot(slope, target), difference(
-      lambda h: value(params, z + h * target)), rtol=2e-3)
-  found = sum(map(jnp.vdot, jax.tree.leaves(jax.jit(jax.grad(loss))(params)), jax.tree.leaves(along)))
-  expected = difference(lambda h: cost(jax.tree.map(lambda a, d: a + h * d, params, along)))
+  np.testing.assert_allclose(np.vdot(field, target), difference(
+      lambda h: at(params, z + h * target)[0][1][1]), rtol=2e-3)
+  found = sum(map(np.vdot, jax.tree.leaves(slope), jax.tree.leaves(along)))
+  expected = difference(lambda h: at(jax.tree.map(lambda a, d: a + h * d, params, along), z)[0][0])
   assert abs(expected) > 1
   np.testing.assert_allclose(found, expected, rtol=2e-3)
 
@@ -207,7 +213,7 @@ def test_a_config_samples_by_the_gradient_of_its_energy(kind):
   config = _config(kind)
   recipe, plain = recipes.recipe(config), recipes.recipe(_config('none'))
   assert plain.model.energy is None
-  params = recipe.model.init(jax.random.key(0))
+  params = jax.jit(recipe.model.init)(jax.random.key(0))
   keys, labels = jax.random.split(jax.random.key(1), 3), jnp.array([0, 1, 1])
   models = [Model(recipe.model.network, params)]
   found, evaluations, _ = recipe.sampling.generate(models, keys, labels)
@@ -215,22 +221,24 @@ def test_a_config_samples_by_the_gradient_of_its_energy(kind):
 
   module, t = networks.flax_module(config.model, 2), jnp.zeros(3)
   f = lambda z: module.apply({'params': params}, z, t, labels)
+  @jax.jit
   def written(z):
-    # f + J^T z, or J^T f, or its negative.
+    # f, and f + J^T z, or J^T f, or its negative.
     y, jacobian = f(z), jax.jacobian(lambda z: f(z).sum(0))(z)
     back = lambda v: jnp.einsum('ibj,bi->bj', jacobian, v)
-    return {'dot': y + back(z), 'squared_norm': back(y), 'negative_squared_norm': -back(y)}[kind]
+    return y, {'dot': y + back(z), 'squared_norm': back(y), 'negative_squared_norm': -back(y)}[kind]
   # The same noise, with the network as the field itself and steps too small to see.
   still = _config('none', sample__solver=dict(name='gradient_descent', step_size=1e-30))
-  start = recipes.recipe(still).sampling.generate(models, keys, labels)[0]
+  start = np.asarray(recipes.recipe(still).sampling.generate(models, keys, labels)[0])
   z, by_network = start, start
   for _ in range(5):
-    z, by_network = z - 0.1 * written(z), by_network - 0.1 * f(by_network)
+    z, by_network = z - 0.1 * np.asarray(written(z)[1]), by_network - 0.1 * np.asarray(
+        written(by_network)[0])
   np.testing.assert_allclose(found, z, atol=1e-5)
-  assert abs(np.asarray(found - by_network)).max() > 0.05, 'f itself would give this'
-  values = recipe.model.energy(params)(start, t, labels)
-  np.testing.assert_allclose(values, [RESTATED[kind](np.asarray(a), np.asarray(b))
-                                      for a, b in zip(start, f(start))], rtol=1e-5)
+  assert abs(found - by_network).max() > 0.05, 'f itself would give this'
+  values = jax.jit(recipe.model.energy(params))(start, t, labels)
+  np.testing.assert_allclose(values, [RESTATED[kind](a, np.asarray(b))
+                                      for a, b in zip(start, written(start)[0])], rtol=1e-5)
 
 
 def test_a_config_trains_the_gradient_and_the_loss_falls():
@@ -245,10 +253,11 @@ def test_a_config_trains_the_gradient_and_the_loss_falls():
     value, grads = jax.value_and_grad(mean)(params)
     updates, state = adam.update(grads, state)
     return (optax.apply_updates(params, updates), state), value
-  params = recipe.model.init(jax.random.key(1))
-  found = recipe.model.network(params)(batch['x'], jnp.zeros(64), batch['label'])
+  params = jax.jit(recipe.model.init)(jax.random.key(1))
   energy = lambda z: recipe.model.energy(params)(z, jnp.zeros(64), batch['label']).sum()
-  np.testing.assert_allclose(found, jax.grad(energy)(batch['x']), rtol=1e-5)
+  np.testing.assert_allclose(*jax.jit(lambda z: (
+      recipe.model.network(params)(z, jnp.zeros(64), batch['label']), jax.grad(energy)(z)))(batch['x']),
+      rtol=1e-5)
   values = jax.jit(lambda: jax.lax.scan(step, (params, adam.init(params)), length=200)[1])()
   assert values[-1] < 0.8 * values[0]
 

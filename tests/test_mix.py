@@ -1,6 +1,7 @@
 """The plane: conversions are exact and reciprocal, and reject what has no meaning."""
 
 from fractions import Fraction
+import functools
 import itertools
 
 import jax
@@ -13,41 +14,56 @@ from eqflow import arrays, outputs, processes
 from eqflow.mix import Mix, det, gain, mix, remix
 from tests import rows
 
+N = 16
 PAIRS = list(itertools.product(rows.OUTPUTS, rows.OUTPUTS))
 
 
-def _pairs(coordinates, t):
-  """(source, target) of PAIRS, one pair after the other along [b]: a call converts all of them."""
-  whole = lambda number: jnp.broadcast_to(jnp.asarray(number, t.dtype), t.shape)
-  return tuple(Mix(*(jnp.concatenate([whole(number) for number in numbers]) for numbers in zip(*(
-      coordinates[name] for name in names)))) for names in zip(*PAIRS))
+def _coordinates(process, t):
+  """The state and every output at t."""
+  return process(t), {key: output(process, t) for key, output in rows.OUTPUTS.items()}
 
 
-def _repeated(tree):
-  return jax.tree.map(lambda leaf: jnp.tile(leaf, len(PAIRS)), tree)
+@functools.cache
+def _at_times(name, dtype):
+  """_coordinates at N times, in this dtype."""
+  found = jax.jit(Partial(_coordinates, rows.PROCESSES[name]))(rows.times(name, N, dtype))
+  return jax.tree.map(lambda a: jnp.asarray(np.broadcast_to(np.asarray(a, dtype), N)), found)
 
 
-def _exact(coordinates, x, eps):
-  """a x + b eps in rational arithmetic, element by element."""
-  return [Fraction(float(a)) * Fraction(float(p)) + Fraction(float(b)) * Fraction(float(q))
-          for a, b, p, q in zip(*map(np.asarray, (*coordinates, x, eps)))]
+def _pairs(name, dtype):
+  """(state, source, target) at N times, one of PAIRS after the other: a call converts all of them."""
+  state, out = _at_times(name, dtype)
+  return tuple(Mix(*(jnp.asarray(np.concatenate(numbers)) for numbers in zip(*vectors)))
+               for vectors in zip(*((state, out[source], out[target]) for source, target in PAIRS)))
+
+
+def _repeated(a):
+  return jnp.asarray(np.tile(a, len(PAIRS)))
+
+
+def _exact(a, b, x, eps):
+  """a x + b eps in rational arithmetic: the nearest float64 of each element, and what is left of it."""
+  exact = [Fraction(float(a)) * Fraction(float(p)) + Fraction(float(b)) * Fraction(float(q))
+           for a, b, p, q in zip(a, b, x, eps)]
+  nearest = np.array(list(map(float, exact)))
+  return nearest, np.array([float(e - Fraction(float(n))) for e, n in zip(exact, nearest)])
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_any_output_gives_any_other_within_four_units_in_the_last_place(name, dtype, x64):
-  process, t = rows.PROCESSES[name], rows.times(name, 16, dtype)
-  rng = np.random.default_rng(0)
-  x, eps = (_repeated(jnp.asarray(rng.normal(size=t.shape), dtype)) for _ in range(2))
-  out, to = _pairs({key: output(process, t) for key, output in rows.OUTPUTS.items()}, t)
-  state = _repeated(process(t))
+  x, eps = map(_repeated, np.random.default_rng(0).normal(size=(2, N)).astype(dtype))
+  state, out, to = _pairs(name, dtype)
   found = remix(to, state=state, out=out, z=mix(state, x, eps), y=mix(out, x, eps))
   area = det(state, out)
   a, b = det(to, out) / area, det(state, to) / area
   spread = lambda m: abs(m.x * x) + abs(m.eps * eps)
   scale = abs(a) * spread(state) + abs(b) * spread(out) + spread(to)
-  error = [float(abs(Fraction(float(f)) - e) / Fraction(float(s)))
-           for f, e, s in zip(found, _exact(to, x, eps), scale)]
+  # PAIRS begin with each target once, and go on with the same targets of the next source.
+  targets = len(rows.OUTPUTS)
+  nearest, left = (np.tile(part, targets) for part in _exact(
+      *(np.asarray(a)[:targets * N] for a in (*to, x, eps))))
+  error = abs((np.float64(found) - nearest) - left) / scale
   worst = np.reshape(error, (len(PAIRS), -1)).max(1) / np.finfo(dtype).eps
   pair = PAIRS[worst.argmax()]
   assert worst.max() <= 4, f'{pair} on {name} is {worst.max():.2f} units in the last place off'
@@ -55,66 +71,63 @@ def test_any_output_gives_any_other_within_four_units_in_the_last_place(name, dt
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_an_output_converted_to_itself_is_untouched(name):
-  process, t = rows.PROCESSES[name], rows.times(name, 64, 'float32')
-  z, y = jax.random.normal(jax.random.key(0), (2, 64, 3))
+  z, y = np.random.default_rng(0).normal(size=(2, N, 3)).astype(np.float32)
 
-  def converted(outputs):
-    found = {key: output(process, t) for key, output in outputs.items()}
-    return {key: remix(out, state=process(t), out=out, z=z, y=y) for key, out in found.items()}
+  def converted(state, found):
+    return {key: remix(out, state=state, out=out, z=z, y=y) for key, out in found.items()}
 
-  for how, convert in (('eagerly', converted), ('under jit', jax.jit(converted))):
-    for key, same in convert(arrays.pytree(rows.OUTPUTS)).items():
+  compiled = jax.jit(lambda t: converted(*_coordinates(rows.PROCESSES[name], t)))
+  for how, every in (('eagerly', converted(*_at_times(name, 'float32'))),
+                     ('under jit', compiled(rows.times(name, N, 'float32')))):
+    for key, same in every.items():
       assert jnp.array_equal(same, y), f'{key} on {name} changed {how} when converted to itself'
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_gains_there_and_back_cancel(name, x64):
-  process, t = rows.PROCESSES[name], rows.times(name, 64, 'float64')
-  out, to = _pairs({key: output(process, t) for key, output in rows.OUTPUTS.items()}, t)
-  state = _repeated(process(t))
+  state, out, to = _pairs(name, 'float64')
   product = gain(to, state=state, out=out) * gain(out, state=state, out=to)
   np.testing.assert_allclose(product, 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_an_error_in_the_output_is_stretched_by_the_gain(name, x64):
-  process, t = rows.PROCESSES[name], rows.times(name, 16, 'float64')
-  z, y, error = map(_repeated, jax.random.normal(jax.random.key(1), (3, 16)))
-  out, to = _pairs({key: output(process, t) for key, output in rows.OUTPUTS.items()}, t)
-  state = _repeated(process(t))
+  z, y, error = map(_repeated, np.random.default_rng(1).normal(size=(3, N)))
+  state, out, to = _pairs(name, 'float64')
   _, moved = jax.jvp(lambda y: remix(to, state=state, out=out, z=z, y=y), (y,), (error,))
   np.testing.assert_allclose(moved, gain(to, state=state, out=out) * error, rtol=1e-12)
 
 
 @pytest.mark.parametrize('name', rows.PROCESSES)
 def test_state_and_velocity_span_the_falling_log_snr(name, x64):
-  process, t = rows.PROCESSES[name], rows.times(name, 64, 'float64')
-  state, u = process(t), processes.rate(process, t)
-  expected = -state.x * state.eps * processes.logsnr_rate(process, t) / 2
-  np.testing.assert_allclose(det(state, u), expected, rtol=1e-9)
+  process = rows.PROCESSES[name]
+  alpha, sigma, area, slope = map(np.asarray, jax.jit(lambda t: (
+      *process(t), det(process(t), processes.rate(process, t)), processes.logsnr_rate(process, t)))(
+          rows.times(name, 64, 'float64')))
+  np.testing.assert_allclose(area, -alpha * sigma * slope / 2, rtol=1e-9)
 
 
 def test_coordinates_match_the_papers(x64):
-  t = jnp.linspace(0.1, 0.9, 9)
-  alpha, sigma, ones = 1 - t, t, jnp.ones(9)
-  n = jnp.sqrt(sigma**2 + 0.25 * alpha**2)
-  c = 4 * jnp.minimum(1, 5 * t)
+  t = np.linspace(0.1, 0.9, 9)
+  alpha, sigma, ones = 1 - t, t, np.ones(9)
+  n = np.sqrt(sigma**2 + 0.25 * alpha**2)
+  c = 4 * np.minimum(1, 5 * t)
   table = {
       'x': (ones, 0 * t), 'eps': (0 * t, ones), 'v': (-sigma, alpha), 'u': (-ones, ones),
       'score': (0 * t, -1 / sigma), 'edm': (sigma / (0.5 * n), -0.5 * alpha / n),
       'equilibrium_truncated': (-c, c),
   }
+  _, found = jax.jit(Partial(_coordinates, processes.linear))(t)
   for key, expected in table.items():
-    found = rows.OUTPUTS[key](processes.linear, t)
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15, err_msg=key)
+    np.testing.assert_allclose(found[key], expected, rtol=1e-12, atol=1e-15, err_msg=key)
 
 
 def test_edm_of_unit_data_is_minus_v_on_variance_preserving_processes(x64):
   for name in ('cosine', 'variance_preserving'):
-    process, t = rows.PROCESSES[name], rows.times(name, 9, 'float64')
-    f = Partial(outputs.edm, sigma_data=1.0)(process, t)
-    v = outputs.v(process, t)
-    np.testing.assert_allclose(f, (-v.x, -v.eps), rtol=1e-12, err_msg=name)
+    process = rows.PROCESSES[name]
+    f, v = jax.jit(lambda t, process=process: (
+        outputs.edm(process, t, sigma_data=1.0), outputs.v(process, t)))(rows.times(name, 9, 'float64'))
+    np.testing.assert_allclose(f, np.negative(tuple(v)), rtol=1e-12, err_msg=name)
 
 
 def test_trees_of_any_structure_are_data():
