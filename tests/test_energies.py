@@ -125,7 +125,8 @@ def test_any_function_with_one_number_per_example_is_an_energy(x64):
     square = jnp.sum((z[:, None] - alpha[..., None] * mixture['means']) ** 2, -1)
     return -jax.nn.logsumexp(jnp.log(mixture['weights'] / variance) - square / (2 * variance), axis=1)
   score = Partial(oracles.mixture, process=processes.linear, output=outputs.score, **mixture)
-  found, expected = jax.jit(lambda z, t: (energies.energy_gradient(surprise)(z, t, None), -score(z, t)))(
+  gradient = energies.energy_gradient(surprise)
+  found, expected = jax.jit(lambda z, t: (gradient(z, t, None), -score(z, t)))(
       np.random.default_rng(2).normal(size=(6, 2)), np.linspace(0.1, 0.9, 6))
   np.testing.assert_allclose(found, expected, rtol=1e-9)
 

@@ -139,26 +139,26 @@ def test_the_loss_of_an_example_depends_on_its_own_key_only():
   np.testing.assert_allclose(alone, together[7:9], rtol=1e-6)
 
 
-@pytest.mark.parametrize('output', ['x', 'eps', 'v', 'u', 'edm', 'equilibrium_truncated'])
+@pytest.mark.parametrize('output', [
+    'v', 'edm', 'equilibrium_truncated',
+    *(pytest.param(name, marks=pytest.mark.long) for name in ('x', 'eps', 'u'))])
 def test_the_exact_predictor_has_the_minimum_loss(output):
   # x ~ N(m, s^2): Var[x | z] = s^2 sigma^2/(alpha^2 s^2 + sigma^2), and an error e in x, with
   # eps = (z - alpha x)/sigma, is an error e det(state, out)/sigma in the output.
   n, m, s, t = 40_000, 0.5, 0.3, 0.6
-  keys = jax.random.split(jax.random.key(0), n)
-  x = m + s * jax.random.normal(jax.random.key(1), (n, 1))
+  x = m + s * np.random.default_rng(1).normal(size=(n, 1)).astype(np.float32)
   process, out = processes.cosine, rows.OUTPUTS[output]
   exact = Partial(oracles.gaussian, process=process, output=out, mean=jnp.array([m]),
                   cov=jnp.array([[s * s]]))
-  loss, _ = losses.matching_loss(keys, exact, x, process=process, output=out,
-                                 density=densities.uniform, u=jnp.full(n, t))
+  loss, worse = jax.jit(lambda keys: [losses.matching_loss(
+      keys, predict, x, process=process, output=out, density=densities.uniform, u=jnp.full(n, t))[0]
+      for predict in (exact, lambda z, t: exact(z, t) + 0.3)])(jax.random.split(jax.random.key(0), n))
   alpha, sigma = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
-  a, b = (float(c) for c in out(process, jnp.float32(t)))
+  a, b = map(float, jax.jit(lambda t: out(process, t))(jnp.float32(t)))
   floor = s**2 * sigma**2 / (alpha**2 * s**2 + sigma**2) * ((alpha * b - sigma * a) / sigma) ** 2
   # The loss is chi-square with one degree of freedom: its mean has relative spread sqrt(2/n).
   assert abs(loss.mean() / floor - 1) < 5 * np.sqrt(2 / n), (
       f'{output}: loss {loss.mean()} for a floor of {floor}')
-  worse = losses.matching_loss(keys, lambda z, t: exact(z, t) + 0.3, x, process=process,
-                               output=out, density=densities.uniform, u=jnp.full(n, t))[0]
   np.testing.assert_allclose(worse.mean() - loss.mean(), 0.09, atol=0.02)
 
 
@@ -168,11 +168,14 @@ def test_a_weight_on_log_snr_gives_the_same_loss_for_any_density(name, density, 
   # With eps errors of 1, the loss is int w dlambda: 8 for a sigmoid is softplus at its ends.
   process = rows.PROCESSES[name]
   weight = Partial(weights.on_logsnr, w=Partial(weights.sigmoid, bias=1.0), density=density)
-  u = (jnp.arange(200_000) + 0.5) / 200_000
-  t = density.quantile(u)
-  value = processes.logsnr(process, t)
-  inside = abs(value) < 6
-  found = jnp.mean(jnp.where(inside, weight(process, t), 0))
+
+  @jax.jit
+  def weighed(u):
+    t = density.quantile(u)
+    return processes.logsnr(process, t), weight(process, t)
+
+  value, each = map(np.asarray, weighed((np.arange(200_000) + 0.5) / 200_000))
+  found = np.mean(np.where(abs(value) < 6, each, 0))
   expected = np.logaddexp(0, 7) - np.logaddexp(0, -5)
   np.testing.assert_allclose(found, expected, rtol=2e-3)
 
@@ -208,7 +211,13 @@ def test_a_low_precision_network_is_compared_in_full_precision():
   assert seen == [jnp.float32] and loss.dtype == jnp.float32
 
 
-@pytest.mark.parametrize('source', rows.OUTPUTS)
+# Alike enough to another row for the long tests alone; a new row runs in all.
+ALIKE = ('x', 'eps', 'u', 'displacement', 'equilibrium_constant', 'equilibrium_linear',
+         'equilibrium_piecewise')
+
+
+@pytest.mark.parametrize('source', [
+    pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in rows.OUTPUTS])
 def test_the_loss_in_a_space_does_not_depend_on_the_output(source, x64):
   # One guess of the noise, said as each output: in each space its error is a (x' - x) + b (eps' - eps).
   process, density = processes.cosine, densities.uniform_on(0.1, 0.9)
@@ -272,8 +281,9 @@ def test_marginal_and_conditional_matching_have_the_same_gradient(
 def test_the_marginal_score_is_the_gradient_of_the_log_density(x64):
   z, t = np.linspace(-2, 2, 9), 0.4
   alpha, sigma = np.cos(np.pi / 2 * t), np.sin(np.pi / 2 * t)
-  found = oracles.finite(jnp.asarray(z)[:, None], jnp.full(9, t), process=processes.cosine,
-                         output=outputs.score, data=RECORDS[:, None])[:, 0]
+  score = Partial(oracles.finite, process=processes.cosine, output=outputs.score,
+                  data=RECORDS[:, None])
+  found = jax.jit(score)(z[:, None], np.full(9, t))[:, 0]
   # log p(z) = logsumexp_i -(z - alpha x_i)^2/(2 sigma^2) + a constant, differentiated in the plain.
   likelihood = np.exp(-((z[:, None] - alpha * RECORDS) ** 2) / (2 * sigma**2))
   slopes = -(z[:, None] - alpha * RECORDS) / sigma**2
@@ -284,15 +294,19 @@ def test_the_marginal_score_is_the_gradient_of_the_log_density(x64):
 def test_velocity_and_score_convert_as_mit_writes_them(process, x64):
   # [MIT 6.S184]: time r from noise to data, x_r = a z + b eps, so a(r) = alpha(1 - r), and velocities
   # change sign. u = (b^2 a'/a - b' b) s + (a'/a) x and s = (a u - a' x)/(b^2 a' - a b' b).
-  process, t = rows.PROCESSES[process], jnp.array([0.2, 0.5, 0.9])
-  state, rate, score = process(t), processes.rate(process, t), outputs.score(process, t)
-  rng = np.random.default_rng(0)
-  x, y = rng.normal(size=(2, 3))
-  a, b, a_rate, b_rate = state.x, state.eps, -rate.x, -rate.eps
-  given = dict(state=state, z=jnp.asarray(x), y=jnp.asarray(y))
-  u = -remix(outputs.u(process, t), out=score, **given)
+  process = rows.PROCESSES[process]
+
+  @jax.jit
+  def converted(t, x, y):
+    state, score, velocity = process(t), outputs.score(process, t), outputs.u(process, t)
+    given = dict(state=state, z=x, y=y)
+    return (*state, *processes.rate(process, t), -remix(velocity, out=score, **given),
+            remix(score, out=velocity, **given))
+
+  x, y = np.random.default_rng(0).normal(size=(2, 3))
+  a, b, *rates, u, s = map(np.asarray, converted(np.array([0.2, 0.5, 0.9]), x, y))
+  a_rate, b_rate = np.negative(rates)
   np.testing.assert_allclose(u, (b**2 * a_rate / a - b_rate * b) * y + a_rate / a * x, rtol=1e-11)
-  s = remix(score, out=outputs.u(process, t), **given)
   np.testing.assert_allclose(s, (a * -y - a_rate * x) / (b**2 * a_rate - a * b_rate * b), rtol=1e-11)
 
 
@@ -304,11 +318,12 @@ def test_dispersion_is_the_log_mean_of_a_gaussian_kernel_over_all_pairs(
   flat = h.reshape(7, -1)
   pairs = [np.sum((flat[i] - flat[j]) ** 2) / 10 for i in range(7) for j in range(i)]
   kernel = np.exp(-np.array(pairs + pairs + [0.0] * 7) / temperature)
-  found = losses.dispersive(jnp.asarray(h), temperature=temperature)
+  dispersive = jax.jit(Partial(losses.dispersive, temperature=temperature))
+  found = dispersive(h)
   np.testing.assert_allclose(found, np.log(kernel.mean()), rtol=1e-11)
   # It falls as activations spread, from 0 where all are one.
-  assert losses.dispersive(jnp.asarray(2 * h), temperature=temperature) < found < 0
-  np.testing.assert_allclose(losses.dispersive(jnp.asarray(h[:1].repeat(7, 0))), 0, atol=1e-12)
+  assert dispersive(2 * h) < found < 0
+  np.testing.assert_allclose(dispersive(h[:1].repeat(7, 0)), 0, atol=1e-12)
 
 
 def test_a_penalty_is_added_to_the_loss_but_not_to_the_error():

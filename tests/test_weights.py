@@ -25,13 +25,14 @@ VALUES = np.linspace(-6.3, 6.1, 41)
 @functools.cache
 def _at(name, values=tuple(VALUES)):
   """The times at which log-SNR has these values."""
-  high = 100.0 if name == 'edm' else 1.0
-  return processes.time_of_logsnr(rows.PROCESSES[name], jnp.asarray(values), high=high)
+  inverse = Partial(processes.time_of_logsnr, rows.PROCESSES[name],
+                    high=100.0 if name == 'edm' else 1.0)
+  return np.asarray(jax.jit(inverse)(np.array(values)))
 
 
 def _implied(process, density, output, **more):
-  return np.asarray(weights.implied(rows.PROCESSES[process], _at(process), density=density,
-                                    output=output, **more))
+  return np.asarray(jax.jit(lambda t: weights.implied(
+      rows.PROCESSES[process], t, density=density, output=output, **more))(_at(process)))
 
 
 @pytest.mark.parametrize('process,density,expected', [
@@ -50,13 +51,17 @@ def test_the_loss_on_eps_has_the_density_over_log_snr_as_its_weight(process, den
 def test_an_output_stretches_the_error_of_eps_by_its_row(process, x64):
   # [diffusionflow.github.io]: x e^-l, v alpha^2 (e^-l + 1)^2, eps - x (e^(-l/2) + 1)^2. EDM's F:
   # 1/c_out^2 = 1/s^2 + 1/sd^2 of x, s^2 = e^-l.
-  ratio = lambda output: (_implied(process, densities.uniform, output)
-                          / _implied(process, densities.uniform, outputs.eps))
-  alpha = np.asarray(rows.PROCESSES[process](_at(process)).x)
-  np.testing.assert_allclose(ratio(outputs.x), np.exp(-VALUES), rtol=1e-11)
-  np.testing.assert_allclose(ratio(outputs.v), alpha**2 * (np.exp(-VALUES) + 1) ** 2, rtol=1e-11)
-  np.testing.assert_allclose(ratio(outputs.displacement), (np.exp(-VALUES / 2) + 1) ** 2, rtol=1e-11)
-  np.testing.assert_allclose(ratio(EDM), np.exp(-VALUES) / SD**2 + 1, rtol=1e-11)
+  @jax.jit
+  def found(t):
+    implied = Partial(weights.implied, rows.PROCESSES[process], t, density=densities.uniform)
+    return rows.PROCESSES[process](t).x, [implied(output=output) for output in (
+        outputs.eps, outputs.x, outputs.v, outputs.displacement, EDM)]
+
+  alpha, (eps, x, v, displacement, edm) = jax.tree.map(np.asarray, found(_at(process)))
+  np.testing.assert_allclose(x / eps, np.exp(-VALUES), rtol=1e-11)
+  np.testing.assert_allclose(v / eps, alpha**2 * (np.exp(-VALUES) + 1) ** 2, rtol=1e-11)
+  np.testing.assert_allclose(displacement / eps, (np.exp(-VALUES / 2) + 1) ** 2, rtol=1e-11)
+  np.testing.assert_allclose(edm / eps, np.exp(-VALUES) / SD**2 + 1, rtol=1e-11)
 
 
 # name: w, its formula, and the loss that has it, with the constant that is left out.
@@ -99,7 +104,7 @@ SPECTRA = {
 @pytest.mark.parametrize('name', SPECTRA)
 def test_a_row_is_the_formula_of_its_paper_and_implied_by_its_loss(name, x64):
   w, formula, loss = SPECTRA[name]
-  np.testing.assert_allclose(w(jnp.asarray(VALUES)), formula(VALUES), rtol=1e-13)
+  np.testing.assert_allclose(jax.jit(w)(VALUES), formula(VALUES), rtol=1e-13)
   if loss:
     constant, process, density, output, weight = loss
     found = _implied(process, density, output, weight=weight)
@@ -133,21 +138,26 @@ def test_the_sigmoid_on_x_equals_the_sigmoid_on_eps(x64):
   np.testing.assert_allclose(found, scipy.special.expit(BIAS - VALUES), rtol=1e-11)
 
 
-@pytest.mark.parametrize('process', ['linear', 'cosine', 'variance_preserving', 'edm', 'shifted',
-                                     'logsnr_shifted'])
-@pytest.mark.parametrize('density', [
-    densities.uniform, densities.logit_normal(0.4, 1.3), densities.mode(0.8), densities.cosmap],
-                         ids=['uniform', 'logit_normal', 'mode', 'cosmap'])
+DENSITIES = {'uniform': densities.uniform, 'logit_normal': densities.logit_normal(0.4, 1.3),
+             'mode': densities.mode(0.8), 'cosmap': densities.cosmap,
+             'lognormal': densities.lognormal(0.4, 1.3)}
+
+
+# The long tests take every pair; here each process and each density comes once or more.
+@pytest.mark.parametrize('process,density', [('edm', 'lognormal'), *(
+    pytest.param(process, density, marks=[pytest.mark.long] * (
+        process != 'cosine' and density != 'logit_normal'))
+    for process in ('linear', 'cosine', 'variance_preserving', 'shifted', 'logsnr_shifted')
+    for density in ('uniform', 'logit_normal', 'mode', 'cosmap'))])
 def test_implied_undoes_on_logsnr(process, density, x64):
-  if process == 'edm':
-    density = densities.lognormal(0.4, 1.3)
+  density = DENSITIES[density]
   # All rows in one call, each at its own stretch of the times.
-  t = jnp.tile(_at(process), len(SPECTRA))
+  t = np.tile(_at(process), len(SPECTRA))
   each = lambda value: jnp.concatenate([w(v) for (w, *_), v in zip(
       SPECTRA.values(), value.reshape(len(SPECTRA), -1))])
-  found = weights.implied(
+  found = jax.jit(lambda t: weights.implied(
       rows.PROCESSES[process], t, density=density, output=outputs.v, space=outputs.eps,
-      weight=Partial(weights.on_logsnr, w=each, density=density))
+      weight=Partial(weights.on_logsnr, w=each, density=density)))(t)
   expected = np.concatenate([formula(VALUES) for _, formula, _ in SPECTRA.values()])
   np.testing.assert_allclose(found, expected, rtol=1e-9)
 
@@ -174,11 +184,12 @@ def _expected_loss(process, output, density, w):
       U_WEIGHTS, [0.5, 0.5], NOISE_WEIGHTS / np.sqrt(2 * np.pi), indexing='ij')], axis=0)
   u, x, eps = (jnp.asarray(a) for a in mesh)
   predict = fields.as_output(_network(process), process=process, output=outputs.eps, to=output)
-  loss, _ = losses.matching_loss(
-      jax.random.split(jax.random.key(0), len(u)), predict, x[:, None], process=process,
-      output=output, density=density, u=u, coupling=lambda keys, x: eps[:, None], space=outputs.eps,
-      weight=Partial(weights.on_logsnr, w=w, density=density))
-  return float(loss @ mass)
+  keys = jax.random.split(jax.random.key(0), len(u))
+  loss, _ = jax.jit(lambda keys: losses.matching_loss(
+      keys, predict, x[:, None], process=process, output=output, density=density, u=u,
+      coupling=lambda keys, x: eps[:, None], space=outputs.eps,
+      weight=Partial(weights.on_logsnr, w=w, density=density)))(keys)
+  return np.asarray(loss) @ mass
 
 
 LOW, HIGH = -7.0, 5.0
