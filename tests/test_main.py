@@ -199,7 +199,7 @@ def test_every_mode_has_a_command_and_every_option_a_mode():
 def trained(tmp_path_factory):
   """(flags, workdir, what it printed) of a small run, trained and evaluated by the program."""
   folder = tmp_path_factory.mktemp('main')
-  flags = [DIGITS, f'--workdir={folder / "run"}', f'--config.data.dir={folder}', *TINY]
+  flags = [DIGITS, f'--workdir={folder / "run"}', f'--config.data.dir={folder.parent / "data"}', *TINY]
   done = eqflow(*flags)
   assert done.returncode == 0, done.stderr[-2000:]
   return flags, folder / 'run', done.stdout
@@ -208,8 +208,13 @@ def trained(tmp_path_factory):
 def test_a_training_ends_with_its_table_its_picture_and_three_commands(trained):
   _, workdir, said = trained
   assert 'FID' not in said
-  rows = json.loads((workdir / 'evaluation.json').read_text())['rows']
-  assert set(rows) > {'one Gaussian', 'a Gaussian per class'}
+  found = json.loads((workdir / 'evaluation.json').read_text())
+  rows = found['rows']
+  assert set(rows) == {'run, step 2', 'two halves of the data', 'bootstrap of the data',
+                       'a Gaussian per class', 'one Gaussian'} and found['num_samples'] == 16
+  assert all(np.isfinite(list(row.values())).all() for row in rows.values())
+  with np.load(workdir / 'samples.npz') as file:
+    assert file['samples'].shape == (16, 8, 8, 1) and abs(file['samples']).max() <= 1
   *_, table, picture, commands = said.strip().split('\n\n')
   assert all(row in table for row in rows) and picture == f'{workdir}/samples.png'
   assert commands.count('  python -m ') == 3

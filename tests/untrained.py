@@ -13,7 +13,7 @@ SHAPE = 8, 8, 1
 def tiny(place, variant='eqm', **changed):
   """A small config of the digits."""
   config = load('digits').get_config(variant)
-  config.data.dir = str(place / 'data')
+  config.data.dir = str(place.parent / 'data')
   config.model.update(dict(width=16, depth=1, heads=2))
   config.sample.update(dict(num_steps=4, batch=8, params='params') | changed)
   config.evaluate.num_samples = 12

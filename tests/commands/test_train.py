@@ -13,7 +13,6 @@ import pytest
 
 from eqflow import arrays
 from eqflow.commands import train
-from eqflow.commands.evaluate import evaluate
 from eqflow.config import recipes
 from eqflow.fields import Model
 from eqflow.runs import claim, dataset, generate, identity
@@ -75,12 +74,24 @@ def interrupt(monkeypatch, at):
   monkeypatch.setattr(sharding, 'place_batch', broken)
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(
-    tmp_path, monkeypatch, capsys):
-  config = tiny(tmp_path)
+def points(variant='flow', *, num_classes=0, **changes):
+  """A config of points in the plane, which trains within a second: 12 steps, a save every 2."""
+  config = load('toy').get_config(variant)
+  config.data.update(dict(name='mixture', num_classes=num_classes))
+  config.model.update(dict(width=8, depth=1))
+  config.train.update(dict(batch=16, num_examples=192, log_examples=32, sample_examples=10**6,
+                           checkpoint_examples=32) | changes)
+  config.sample.update(dict(num_steps=2, batch=8))
+  config.evaluate.num_samples = 8
+  config.optimizer.schedule = ConfigDict(dict(name='constant'))
+  return config
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
   # A log every 3 steps, a checkpoint every 8: a restart is between two lines.
-  with config.unlocked():
-    config.train.log_examples = 48
+  config = points(num_classes=8, drop_label=0.2, num_examples=384, log_examples=48,
+                  checkpoint_examples=128)
+  config.optimizer.update(dict(schedule=ConfigDict(dict(name='cosine')), warmup_examples=64))
   whole = train.train(run_of(config, tmp_path / 'whole'))
   with monkeypatch.context() as patch:
     interrupt(patch, 13)
@@ -107,14 +118,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(
   assert json.loads((tmp_path / 'whole/config.json').read_text())['train']['batch'] == 16
   assert list((tmp_path / 'whole/tensorboard').glob('events.*'))
 
-  # A finished run does nothing more, and can be evaluated.
+  # A finished run does nothing more.
   assert_bitwise_equal(train.train(run_of(config, tmp_path / 'whole')), whole)
-  rows = evaluate(run_of(config, tmp_path / 'whole'))
-  assert set(rows) == {'whole, step 24', 'two halves of the data', 'bootstrap of the data',
-                       'a Gaussian per class', 'one Gaussian'}
-  assert all(np.isfinite(list(row.values())).all() for row in rows.values())
-  found = json.loads((tmp_path / 'whole/evaluation.json').read_text())
-  assert found['rows'] == rows and found['num_samples'] == 40
 
   # Without its checkpoints, as when a disk is not mounted, it does not start from scratch.
   before = (tmp_path / 'whole/metrics.jsonl').read_text()
@@ -122,21 +127,6 @@ def test_an_interrupted_run_resumes_bit_for_bit(
   with pytest.raises(ValueError, match='whole/checkpoints'):
     train.train(run_of(config, tmp_path / 'whole'))
   assert (tmp_path / 'whole/metrics.jsonl').read_text() == before
-  with np.load(tmp_path / 'whole/samples.npz') as file:
-    assert file['samples'].shape == (40, 8, 8, 1) and abs(file['samples']).max() <= 1
-
-
-def points(**changes):
-  """A config of points in the plane, which trains within a second: 12 steps, a save every 2."""
-  config = load('toy').get_config()
-  config.data.update(dict(name='mixture', num_classes=0))
-  config.model.update(dict(width=8, depth=1))
-  config.train.update(dict(batch=16, num_examples=192, log_examples=32, sample_examples=10**6,
-                           checkpoint_examples=32) | changes)
-  config.sample.update(dict(num_steps=2, batch=8))
-  config.evaluate.num_samples = 8
-  config.optimizer.schedule = ConfigDict(dict(name='constant'))
-  return config
 
 
 @pytest.mark.long
@@ -309,7 +299,7 @@ def test_devices_and_accumulation_do_not_change_the_histogram():
 
 def test_fixed_tables_are_neither_trained_nor_given_optimizer_state(one_device):
   config, state, _ = one_device
-  start = recipes.recipe(config).model.init(jax.random.key(0))
+  start = jax.jit(recipes.recipe(config).model.init)(jax.random.key(0))
   np.testing.assert_array_equal(state.params['fixed_positions'], start['fixed_positions'])
   held = [name for name in leaves(state.opt_state) if 'fixed' in name.split('[')[-1]]
   assert not held, f'the optimizer has {held}'
@@ -360,7 +350,8 @@ def test_a_converged_sample_does_not_depend_on_its_slot_or_device(tmp_path):
 
 def test_a_sample_depends_on_seed_and_index_alone(tmp_path):
   recipe = recipes.recipe(tiny(tmp_path))
-  params = jax.tree.map(lambda p: p + 0.02, recipe.model.init(jax.random.key(0)))
+  params = jax.tree.map(lambda p: p + np.float32(0.02),
+                        jax.device_get(jax.jit(recipe.model.init)(jax.random.key(0))))
   labels = generate.labels_of(3, 20, 10)
   np.testing.assert_array_equal(labels[:7], generate.labels_of(3, 7, 10))
   draw = functools.partial(generate.samples, recipe.sampling, [Model(recipe.model.network, params)],
