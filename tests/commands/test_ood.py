@@ -54,8 +54,9 @@ def test_training_records_are_compared_with_other_records(eqm, tmp_path, capsys)
 
 @pytest.mark.parametrize('solver,drops', [
     (dict(name='adam', step_size=0.003), False),
-    (dict(name='momentum', step_size=0.003, momentum=0.9), False),
-    (dict(name='langevin', step_size=0.003, temperature=0.0), False),
+    pytest.param(dict(name='momentum', step_size=0.003, momentum=0.9), False, marks=pytest.mark.long),
+    pytest.param(dict(name='langevin', step_size=0.003, temperature=0.0), False,
+                 marks=pytest.mark.long),
     (dict(name='nesterov', step_size=0.003, momentum=0.3), True)], ids=lambda each: str(each)[:20])
 def test_only_steps_along_the_field_have_a_descent_drop(eqm, tmp_path, solver, drops):
   config = eqm.config.copy_and_resolve_references().unlock()

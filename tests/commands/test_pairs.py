@@ -206,8 +206,8 @@ def test_the_loss_of_a_reflow_uses_the_noise_of_its_pairs(flow):
   batch = pipeline.gather(sources.load('pairs', split='train', data_dir=flow.folder), np.arange(50))
   batch['index'] = np.arange(50, dtype=np.uint32)
   # A new network is zero, so the loss is the mean square of its target.
-  params = recipe.model.init(jax.random.key(0))
-  loss, _ = recipe.objective.loss(jax.random.split(jax.random.key(0), 50), params, batch)
+  loss, _ = jax.jit(lambda keys: recipe.objective.loss(keys, recipe.model.init(keys[0]), batch))(
+      jax.random.split(jax.random.key(0), 50))
   np.testing.assert_allclose(loss, np.square(batch['eps'] - batch['x']).mean(1), rtol=1e-4)
 
 
@@ -255,7 +255,8 @@ def test_the_command_counts_the_pairs_that_did_not_converge(flow, tmp_path, caps
 
 def test_pairs_have_the_labels_of_the_model(tmp_path):
   recipe = recipes.recipe(tiny('toy', num_classes=2))
-  params = jax.tree.map(lambda p: p + 0.1, recipe.model.init(jax.random.key(0)))
+  start = jax.jit(recipe.model.init)(jax.random.key(0))
+  params = jax.tree.map(lambda p: p + np.float32(0.1), jax.device_get(start))
   labels = generate.labels_of(0, 20, 2)
   tmp_path.joinpath('pairs').mkdir()
   models = [Model(recipe.model.network, params)]

@@ -52,8 +52,9 @@ def test_every_decay_and_its_gain_is_a_row(section, written):
   recipe = recipes.recipe(_config(output__decay=section, **small))
   flow = recipes.recipe(_config(output=dict(name='u'), sample=ODE, **small))
   batch, keys = _batch(POINTS.repeat(8, 0)), jax.random.split(jax.random.key(1), 16)
-  params = recipe.model.init(jax.random.key(0))
-  (found, aux), (plain, _) = (one.objective.loss(keys, params, batch) for one in (recipe, flow))
+  params = jax.jit(recipe.model.init)(jax.random.key(0))
+  (found, aux), (plain, _) = jax.jit(lambda params: [
+      one.objective.loss(keys, params, batch) for one in (recipe, flow)])(params)
   np.testing.assert_allclose(found, written(1 - np.asarray(aux['t'])) ** 2 * plain, rtol=1e-4)
 
 
@@ -98,7 +99,8 @@ def test_a_fraction_of_the_batch_is_clean_data():
   small = dict(model__width=8, model__depth=1)
   batch, keys = _batch(POINTS.repeat(50, 0)), jax.random.split(jax.random.key(1), 100)
   recipe = recipes.recipe(_config(loss__at_data=0.2, **small))
-  loss, aux = recipe.objective.loss(keys, recipe.model.init(jax.random.key(0)), batch)
+  loss, aux = jax.jit(lambda key: recipe.objective.loss(keys, recipe.model.init(key), batch))(
+      jax.random.key(0))
   at_data = np.asarray(aux['t'] == 0)
   assert abs(at_data.sum() - 20) <= 1
   # There the target is zero, and so is a network that starts at zero.
@@ -134,9 +136,9 @@ def test_the_dispersive_loss_takes_the_activations_of_the_last_block():
                                            loss__dispersive=weight)) for weight in (0.0, 0.5))
   x = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
   batch, keys = _batch(x, 10), jax.random.split(jax.random.key(1), 6)
-  params = jax.tree.map(lambda a: a + 0.1, plain.model.init(jax.random.key(0)))
   module = networks.flax_module(config.model, 10)
-  def captured(params):
+  def captured(key):
+    params = jax.tree.map(lambda a: a + 0.1, plain.model.init(key))
     (loss, aux), (more, _) = (one.objective.loss(keys, params, batch) for one in (plain, dispersed))
     # Which states the loss saw.
     seen = {}
@@ -150,6 +152,6 @@ def test_the_dispersive_loss_takes_the_activations_of_the_last_block():
                            capture_intermediates=lambda m, _: m.name == 'block_1')
     h = kept['intermediates']['block_1']['__call__'][0]
     return loss, more, losses.dispersive(h)
-  loss, more, spread = jax.jit(captured)(params)
+  loss, more, spread = jax.jit(captured)(jax.random.key(0))
   assert spread < -1e-3
   np.testing.assert_allclose(more - loss, 0.5 * spread * np.ones(6), rtol=2e-3, atol=1e-5)
