@@ -289,8 +289,9 @@ ENDS = jnp.arange(11.0)
 
 
 @pytest.mark.parametrize('method', [
-    descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3), descent.from_optax(optax.adam(0.2)),
-    descent.langevin(0.1, 1e-4)])
+    descent.from_optax(optax.adam(0.2)), descent.langevin(0.1, 1e-4), *(
+        pytest.param(method, marks=pytest.mark.long)
+        for method in (descent.gradient_descent(0.1), descent.nesterov(0.1, 0.3)))])
 def test_a_sample_does_not_depend_on_its_slot(method):
   keys = jax.random.split(jax.random.key(1), 11)
   given = dict(max_steps=60, threshold=0.4, keys=keys)

@@ -161,6 +161,10 @@ CASES = {
     **{f'vdm {name}': Case(conventions.vdm(rows.OUTPUTS[name]), _vdm(name), 5.0, -13.0)
        for name in ('eps', 'v', 'x')},
 }
+# Alike enough to another case for the long tests alone.
+ALIKE = ('sit vp score', 'fm condot data', 'fm cosine velocity', 'mit condot velocity',
+         'diffusers sample', 'diffusers flow', 'vdm x')
+MARKED = [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in CASES]
 OURS = {name: rows.OUTPUTS[name] for name in ('x', 'eps', 'v', 'displacement')}
 
 
@@ -172,16 +176,16 @@ def _times(case, n):
 
 def _near(found, expected, what=''):
   """Passes if they agree to 1e-12 of the largest entry."""
-  error = float(abs(found - expected).max() / abs(expected).max())
+  error = abs(np.subtract(found, expected)).max() / abs(np.asarray(expected)).max()
   assert error <= 1e-12, f'{what}: {error:.1e}'
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', MARKED)
 def test_their_state_and_target_become_ours_for_the_same_data_and_noise(name, x64):
   convention, theirs, _, _ = CASES[name]
   their_t = _times(CASES[name], 64)
-  x, eps = jax.random.normal(jax.random.key(1), (2, 64, 3))
-  their_z, their_y = theirs(their_t[:, None], x, eps)
+  x, eps = np.random.default_rng(1).normal(size=(2, 64, 3))
+  their_z, their_y = jax.jit(theirs)(their_t[:, None], x, eps)
   for to, output in OURS.items():
     t, z, y = conventions.to_ours(convention, their_t, their_z, their_y, output=output)
     expected = mix(convention.process(t), x, eps), mix(output(convention.process, t), x, eps)
@@ -189,7 +193,7 @@ def test_their_state_and_target_become_ours_for_the_same_data_and_noise(name, x6
       _near(found, ours, to)
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', MARKED)
 def test_as_model_inverts_to_ours_for_any_state_and_output(name, x64):
   convention = CASES[name].convention
   their_t = _times(CASES[name], 64)
@@ -305,7 +309,7 @@ def test_their_conversions_are_cramers_rule(name, output, formula, x64):
   t = _times(CASES[name], 64)
   z, y = jax.random.normal(jax.random.key(2), (2, 64, 3))
   _, _, found = conventions.to_ours(CASES[name].convention, t, z, y, output=output)
-  _near(found, formula(t[:, None], z, y))
+  _near(found, jax.jit(formula)(t[:, None], z, y))
 
 
 @pytest.mark.parametrize('convention,clean,noisy,their_clean,their_noisy', [
@@ -349,30 +353,35 @@ def _exact_model(z, t, *, theirs):
 
 def _cumulated(theirs, t, z):
   """P(their state at t < z)."""
-  alpha, sigma, *_ = _plane(theirs, jnp.float64(t))
+  alpha, sigma, *_ = _plane(theirs, t)
   mean, std, weight = COMPONENTS.T
   return (weight * jax.scipy.stats.norm.cdf(z, alpha * mean, jnp.hypot(alpha * std, sigma))).sum(1)
 
 
 @pytest.mark.parametrize('name', [
-    'sit linear velocity', 'sit vp score', 'eqm', 'fm cubic velocity', 'fm condot data',
-    'mit general velocity', 'edm denoiser', 'edm network', 'diffusers v_prediction',
-    'diffusers flow, shift 3', 'vdm eps'])
+    'eqm', 'fm cubic velocity', 'edm network', 'diffusers v_prediction', 'vdm eps',
+    *(pytest.param(name, marks=pytest.mark.long) for name in (
+        'sit linear velocity', 'sit vp score', 'fm condot data', 'mit general velocity', 'edm denoiser',
+        'diffusers flow, shift 3'))])
 def test_our_solver_samples_an_exact_network_of_theirs(name, x64):
   # In one dimension the ODE preserves order, so the CDF at a trajectory is constant.
   convention, theirs, start, end = CASES[name]
-  their_times = np.linspace(start, end, 1000)
-  if name == 'edm denoiser':
-    their_times = np.geomspace(start, end, 1000)
-  times = np.asarray(convention.time(their_times))
-  at = lambda t: float(convention.scale(jnp.float64(t)))
-  their_z = jnp.linspace(-2, 2, 9)[:, None] * np.hypot(*_plane(theirs, jnp.float64(start))[:2])
   model = Partial(_exact_model, theirs=Partial(theirs))
   solver = samplers.dpmpp_2m(convention.process, convention.output)
-  z = samplers.sample(solver, conventions.as_predict(convention, model), their_z / at(times[0]),
-                      times)
-  found = _cumulated(theirs, end, z * at(times[-1]))
-  np.testing.assert_allclose(found, _cumulated(theirs, start, their_z), atol=2e-4)
+
+  @jax.jit
+  def cumulated(their_times):
+    times = convention.time(their_times)
+    alpha, sigma, *_ = _plane(theirs, their_times[0])
+    their_z = np.linspace(-2, 2, 9)[:, None] * jnp.hypot(alpha, sigma)
+    z = samplers.sample(solver, conventions.as_predict(convention, model),
+                        their_z / convention.scale(times[0]), times)
+    return (_cumulated(theirs, their_times[0], their_z),
+            _cumulated(theirs, their_times[-1], z * convention.scale(times[-1])))
+
+  spaced = np.geomspace if name == 'edm denoiser' else np.linspace
+  first, last = cumulated(spaced(start, end, 1000))
+  np.testing.assert_allclose(last, first, atol=2e-4)
 
 
 def _any_model(z, t):
@@ -393,9 +402,9 @@ def test_our_predictor_is_a_network_for_their_sampler(x64):
   # The pipeline needs v; our predictor returns x = 2.
   theirs = CASES['diffusers v_prediction'].convention
   model = conventions.as_model(theirs, lambda z, t: 2 * jnp.ones_like(z), output=outputs.x)
-  k, sample = np.array([0, 500, 999]), jnp.array([[1.0], [-0.5], [0.3]])
-  alpha, sigma = (c[:, None] for c in _alpha_sigma(k))
-  _near(model(sample, k), alpha * (sample - alpha * 2) / sigma - sigma * 2)
+  k, sample = np.array([0, 500, 999]), np.array([[1.0], [-0.5], [0.3]])
+  alpha, sigma = np.sqrt([SCALED_LINEAR[k], 1 - SCALED_LINEAR[k]])[..., None]
+  _near(jax.jit(model)(sample, k), alpha * (sample - alpha * 2) / sigma - sigma * 2)
 
 
 @pytest.mark.parametrize('make,output,named', [
