@@ -20,6 +20,14 @@ def config(tmp_path_factory):
   return config.lock()
 
 
+@pytest.fixture
+def heldout(config):
+  """The config of 297 records, as if they had been trained on."""
+  config = config.copy_and_resolve_references().unlock()
+  config.data.split = 'heldout'
+  return config
+
+
 def test_copies_of_training_records_are_detected(config, tmp_path, capsys):
   train = dataset.training_records(config)
   nearest.report(config, tmp_path, train[[5, 700, 3]])
@@ -39,23 +47,22 @@ def test_copies_of_training_records_are_detected(config, tmp_path, capsys):
   assert ' 0% of the samples' in capsys.readouterr().out
 
 
-def test_the_nearest_record_of_each_sample_is_saved(config, tmp_path):
-  train = dataset.training_records(config)
-  x = train[[5, 700, 3]] + np.float32([0, 0.01, 0]).reshape(3, 1, 1, 1) * (train[[5, 700, 3]] < 0)
-  nearest.report(config, tmp_path, x)
+def test_the_nearest_record_of_each_sample_is_saved(heldout, tmp_path):
+  records = dataset.training_records(heldout)[[5, 200, 3]]
+  x = records + np.float32([0, 0.01, 0]).reshape(3, 1, 1, 1) * (records < 0)
+  nearest.report(heldout, tmp_path, x)
   found = np.load(tmp_path / 'neighbours.npz')
-  np.testing.assert_array_equal(found['index'], [5, 700, 3])
-  np.testing.assert_allclose(found['squared'], np.square(x - train[[5, 700, 3]]).sum((1, 2, 3)))
+  np.testing.assert_array_equal(found['index'], [5, 200, 3])
+  np.testing.assert_allclose(found['squared'], np.square(x - records).sum((1, 2, 3)))
   assert not found['mirrored'].any() and (found['squared'] > 0).tolist() == [False, True, False]
 
 
-def test_mirrored_records_count_if_the_data_are_flipped(config, tmp_path, capsys):
-  plain = dataset.training_records(config)
-  config = config.copy_and_resolve_references().unlock()
-  config.data.flip = True
-  nearest.report(config, tmp_path, plain[[5, 700, 3]][:, :, ::-1])
+def test_mirrored_records_count_if_the_data_are_flipped(heldout, tmp_path, capsys):
+  plain = dataset.training_records(heldout)
+  heldout.data.flip = True
+  nearest.report(heldout, tmp_path, plain[[5, 200, 3]][:, :, ::-1])
   found = np.load(tmp_path / 'neighbours.npz')
   np.testing.assert_array_equal(found['squared'], 0)
-  np.testing.assert_array_equal(found['index'], [5, 700, 3])
+  np.testing.assert_array_equal(found['index'], [5, 200, 3])
   assert found['mirrored'].all()
-  assert 'nearest of 3,594 training records, half of them mirrored' in capsys.readouterr().out
+  assert 'nearest of 594 training records, half of them mirrored' in capsys.readouterr().out

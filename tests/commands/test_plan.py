@@ -28,8 +28,8 @@ def digits(**sections):
 
 @pytest.fixture(scope='module')
 def planned():
-  """configs/digits.py on cpu:8: (its config, its plan)."""
-  config = digits()
+  """configs/digits.py with a small network on cpu:8: (its config, its plan)."""
+  config = digits(model=TINY)
   return config, plan.compiled(config, topologies.of('cpu:8'))
 
 

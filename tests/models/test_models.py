@@ -58,7 +58,8 @@ def _jitted(network):
   return jax.jit(network.apply)
 
 
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.long] * (name not in ('S/2', 'B/4'))) for name in PUBLISHED])
 def test_published_sizes(name):
   size, patch = name.split('/')
   network = DiT(patch=int(patch), **dit.SIZES[size], num_classes=1000, doubled=True)

@@ -92,6 +92,8 @@ def test_undivided_names_what_cannot_be_sharded():
 def _config(file, variant, batch):
   config = load(file).get_config(variant)
   config.train.update(dict(batch=batch, num_examples=60 * batch))
+  if config.model.name == 'mlp':
+    config.model.update(dict(width=32, depth=1))
   if 'patch' in config.model:
     config.model.update(dict(width=32, depth=1, heads=4))
   if config.model.name == 'edm2':
