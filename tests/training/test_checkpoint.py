@@ -75,7 +75,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize('kind', [
-    pytest.param(kind, marks=[pytest.mark.long] * (kind in ('truncated', 'zeroed'))) for kind in DAMAGES])
+    pytest.param(kind, marks=[pytest.mark.long] * (kind in ('truncated', 'zeroed')))
+    for kind in DAMAGES])
 def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_restored(tmp_path, kind, capsys):
   folder, random = written(tmp_path / 'whole', 1, 2), np.random.default_rng(0)
   names = sorted(path.relative_to(folder / '2') for path in (folder / '2').rglob('*') if path.is_file()
