@@ -127,7 +127,8 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.long] * (name in ('single', 'half'))) for name in VARIANTS])
 def test_sizes_are_read_from_the_shapes(name, saved, tmp_path):
   sizes, expected = VARIANTS[name]
   state = _state(**sizes)
