@@ -58,9 +58,11 @@ def test_every_decay_and_its_gain_is_a_row(section, written):
   np.testing.assert_allclose(found, written(1 - np.asarray(aux['t'])) ** 2 * plain, rtol=1e-4)
 
 
-@pytest.mark.parametrize('c_noise', ['none', 'time'])
-@pytest.mark.parametrize('decay', [
-    dict(name='constant', gain=1.0), dict(name='truncated', start=0.8, gain=4.0)], ids=str)
+@pytest.mark.parametrize('decay,c_noise', [
+    (dict(name='truncated', start=0.8, gain=4.0), 'none'), (dict(name='constant', gain=1.0), 'time'),
+    *(pytest.param(*row, marks=pytest.mark.long) for row in [
+        (dict(name='truncated', start=0.8, gain=4.0), 'time'),
+        (dict(name='constant', gain=1.0), 'none')])], ids=str)
 def test_each_combination_of_decay_and_time_conditioning_trains_and_samples(decay, c_noise):
   # Two points: noise goes to the one that it is nearer to.
   descends = c_noise == 'none' and decay['name'] == 'truncated'
