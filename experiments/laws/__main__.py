@@ -13,6 +13,7 @@ import numpy as np
 from eqflow import oracles, outputs, processes, samplers
 from eqflow.mix import det, mix, remix
 from tests import rows
+from tests.laws.solvers import field
 from tests.samplers import test_onestep
 
 
@@ -48,13 +49,13 @@ def order(solver, process, output):
   for n in steps:
     grid = np.concatenate([np.full(steps[-1] - n, start), np.linspace(start, end, n + 1)])
     found = samplers.sample(solver(process, output), predict, z, grid)
-    errors.append(float(abs(found - test_onestep._exact(process, z, start, end)).max()))
+    errors.append(float(abs(found - test_onestep.exact(process, z, start, end)).max()))
   return f'{-np.polyfit(np.log(steps), np.log(errors), 1)[0]:.2f}'
 
 
 def ancestral_bias(process):
   coefficients = jax.jit(jax.vmap(
-      lambda t, s: jnp.stack(test_onestep._affine(process, outputs.v, t, s))))
+      lambda t, s: jnp.stack(test_onestep.affine(process, outputs.v, t, s))))
   steps, bias = np.array([128, 256, 512]), []
   for n in steps:
     grid = jnp.asarray(np.linspace(1, 0, n + 1))
@@ -68,18 +69,18 @@ def ancestral_bias(process):
 def euler_against_ddim(steps):
   z = jax.random.normal(jax.random.key(0), (64, 3))
   grid = np.linspace(1, 1 - 1 / 50, 2) if steps == 1 else np.linspace(1, 0, 51)
-  ends = [samplers.sample(make(processes.linear, outputs.u), test_onestep._field, z, grid)
+  ends = [samplers.sample(make(processes.linear, outputs.u), field, z, grid)
           for make in (samplers.ddim, samplers.euler)]
   return f'{float(abs(ends[0] - ends[1]).max() / abs(ends[0]).max()):.1e}'
 
 
 def scaled_against_plain(steps):
-  c, output = test_onestep._scale, outputs.eps
+  c, output = test_onestep.scale, outputs.eps
   stretched = Partial(processes.scaled, process=processes.cosine, scale=Partial(c))
   z = jax.random.normal(jax.random.key(0), (64, 3))
   grid = np.linspace(0.98, 0.96, 2) if steps == 1 else np.linspace(0.98, 0, 51)
-  plain = samplers.sample(samplers.ddim(processes.cosine, output), test_onestep._field, z, grid)
-  unscaled = lambda z, t: test_onestep._field(z / c(t)[:, None], t)
+  plain = samplers.sample(samplers.ddim(processes.cosine, output), field, z, grid)
+  unscaled = lambda z, t: field(z / c(t)[:, None], t)
   other = samplers.sample(samplers.ddim(stretched, output), unscaled, c(grid[0]) * z, grid)
   return f'{float(abs(other / c(grid[-1]) - plain).max() / abs(plain).max()):.1e}'
 

@@ -12,6 +12,7 @@ import numpy as np
 from eqflow import arrays, grids, outputs, processes, samplers
 from tests import rows
 from tests.laws import test_equivalence
+from tests.laws.solvers import field
 from tests.samplers import test_multistep, test_stochastic
 
 
@@ -42,8 +43,8 @@ def row_equalities():
   cases = itertools.product(('displacement', 'x', 'eps'), ('linear', 'cosine', 'variance_preserving'))
   found = {1: 0.0, 50: 0.0}
   for (name, process), steps in itertools.product(cases, found):
-    process, grid = rows.PROCESSES[process], test_equivalence._grid(steps)
-    ends = [samplers.sample(solver, test_equivalence._field, test_equivalence.Z, grid) for solver in (
+    process, grid = rows.PROCESSES[process], test_equivalence.GRID[:steps + 1]
+    ends = [samplers.sample(solver, field, test_equivalence.Z, grid) for solver in (
         samplers.ddim(process, rows.OUTPUTS[name]),
         samplers.euler(process, rows.OUTPUTS[name], along=outputs.v))]
     error = float(abs(ends[0] - ends[1]).max() / abs(ends[0]).max())

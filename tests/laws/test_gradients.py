@@ -117,8 +117,10 @@ def _tanh(z, t):
   return jnp.tanh(3 * z)
 
 
-@pytest.mark.parametrize('make,slope', [(samplers.heun, 0.0304067), (samplers.dpmpp_2m, -0.0666848),
-                                        (samplers.dpmpp_3m, -0.0742275), (samplers.unipc, -0.0696653)])
+@pytest.mark.parametrize('make,slope', [
+    (samplers.heun, 0.0304067), (samplers.dpmpp_3m, -0.0742275),
+    *(pytest.param(*row, marks=pytest.mark.long) for row in [
+        (samplers.dpmpp_2m, -0.0666848), (samplers.unipc, -0.0696653)])])
 def test_the_derivative_in_an_inner_time_from_pure_noise(make, slope, x64):
   solver = make(processes.linear, outputs.u)
   end = lambda m: samplers.sample(solver, _tanh, jnp.ones((1, 1)), jnp.stack([1.0, m, 0.3, 0.1])).sum()
@@ -126,7 +128,9 @@ def test_the_derivative_in_an_inner_time_from_pure_noise(make, slope, x64):
     np.testing.assert_allclose(jax.grad(end)(0.6), slope, atol=1e-7)
 
 
-@pytest.mark.parametrize('make,slope', [(samplers.dpmpp_2m, -0.0170186), (samplers.unipc, -0.0173176)])
+@pytest.mark.parametrize('make,slope', [
+    (samplers.dpmpp_2m, -0.0170186),
+    pytest.param(samplers.unipc, -0.0173176, marks=pytest.mark.long)])
 def test_the_derivative_in_the_shift_of_a_process(make, slope, x64):
   def end(shift):
     process = Partial(processes.shifted, process=processes.linear, shift=shift)
@@ -140,5 +144,5 @@ def test_an_infinite_velocity_stays_infinite_and_sigma_has_no_slope_in_its_numbe
   process = lambda shift, beta: Partial(processes.shifted, shift=shift, process=Partial(
       processes.variance_preserving, beta_min=beta, beta_max=20.0))
   assert processes.rate(process(3.0, 0.1), 0.0).eps == np.inf
-  slopes = jax.grad(lambda *numbers: process(*numbers)(0.0).eps, (0, 1))(3.0, 0.1)
+  slopes = jax.jit(jax.grad(lambda *numbers: process(*numbers)(0.0).eps, (0, 1)))(3.0, 0.1)
   assert slopes == (0, 0)

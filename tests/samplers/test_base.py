@@ -131,8 +131,10 @@ def test_solvers_that_evaluate_at_s_reject_a_blind_last_time(make, ahead):
 
 
 @pytest.mark.parametrize('make', [
-    samplers.ddim, samplers.heun, samplers.adams_bashforth, samplers.dpmpp_2m, samplers.unipc,
-    samplers.adaptive, samplers.sde, lambda p, o: samplers.edm(p, o, num_steps=4, churn=1.0)])
+    samplers.unipc, samplers.adaptive, samplers.sde,
+    lambda p, o: samplers.edm(p, o, num_steps=4, churn=1.0), *(
+        pytest.param(make, marks=pytest.mark.long) for make in (
+            samplers.ddim, samplers.heun, samplers.adams_bashforth, samplers.dpmpp_2m))])
 def test_every_solver_is_an_argument_of_compiled_functions(make):
   keys, grid = jax.random.split(jax.random.key(0), 3), np.array([0.9, 0.7, 0.5, 0.3, 0.1])
   traces = []

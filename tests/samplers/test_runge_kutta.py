@@ -39,10 +39,10 @@ def _transported(process, z, t, s):
 
 
 @pytest.mark.parametrize('name,output,start,end', [
-    ('linear', 'u', 1.0, 0.01), ('edm', 'eps', 0.01, 40.0),
+    ('edm', 'eps', 0.01, 40.0),
     *(pytest.param(*row, marks=pytest.mark.long) for row in [
-        ('cosine', 'x', 1.0, 0.01), ('variance_preserving', 'eps', 1.0, 0.01),
-        ('edm', 'edm', 40.0, 0.01), ('linear', 'v', 0.01, 1.0)])])
+        ('linear', 'u', 1.0, 0.01), ('cosine', 'x', 1.0, 0.01), ('edm', 'edm', 40.0, 0.01),
+        ('variance_preserving', 'eps', 1.0, 0.01), ('linear', 'v', 0.01, 1.0)])])
 def test_the_error_follows_the_tolerance(name, output, start, end, x64):
   process, out = rows.PROCESSES[name], rows.OUTPUTS[output]
   z = jnp.linspace(-2, 2, 15)[:, None] * np.hypot(*process(start))
@@ -58,13 +58,14 @@ def test_the_error_follows_the_tolerance(name, output, start, end, x64):
   assert 0.8 < slope < 1.2, f'error ~ tolerance^{slope:.2f}, errors {errors}'
 
 
-def test_one_pair_of_times_is_enough(x64):
+@pytest.mark.parametrize('grid', [
+    [1.0, 0.0], pytest.param([1.0, 0.7, 0.2, 0.0], marks=pytest.mark.long)])
+def test_one_pair_of_times_is_enough(grid, x64):
   # On Gaussian data the map from noise to data is mean + std z.
   z = jnp.array([[-1.0], [0.3], [2.0]])
   make = samplers.adaptive(LINEAR, outputs.u, rtol=1e-9, atol=1e-9, last=1e-5)
-  for grid in ([1.0, 0.0], [1.0, 0.7, 0.2, 0.0]):
-    found = samplers.sample(make, _gaussian(LINEAR, outputs.u), z, grid)
-    np.testing.assert_allclose(found, 0.7 + 0.4 * z, atol=1e-8)
+  found = samplers.sample(make, _gaussian(LINEAR, outputs.u), z, grid)
+  np.testing.assert_allclose(found, 0.7 + 0.4 * z, atol=1e-8)
 
 
 def test_float32_reaches_its_default_tolerance():
@@ -81,28 +82,35 @@ def _counting(calls):
   return predict
 
 
-def test_the_state_counts_the_evaluations_of_each_sample():
+def test_each_sample_has_its_own_steps_and_the_state_counts_its_evaluations():
   z, calls = jnp.array([[0.1], [0.9], [30.0]]), []
   make, predict = samplers.adaptive(LINEAR, outputs.u, rtol=1e-4), _counting(calls)
 
   def run(z, grid):
     calls.clear()
-    _, state = samplers.run(make, predict, z, grid)
+    end, state = samplers.run(make, predict, z, grid)
     jax.effects_barrier()
     assert min(t.min() for t in calls) > 0
-    return np.asarray(samplers.evaluations(make, grid, state)), len(calls)
+    return np.asarray(samplers.evaluations(make, grid, state)), len(calls), np.asarray(end)
 
   for grid in ([1.0, 0.6, 0.0], [1.0, 0.6, 0.1]):
     alone = [run(z[i:i + 1], grid) for i in range(3)]
-    assert all(count[0] == made for count, made in alone)
+    assert all(count[0] == made for count, made, _ in alone)
     # Together, each counts its own steps, and the network runs as often as the slowest needs.
-    counts, made = run(z, grid)
-    np.testing.assert_array_equal(counts, [count[0] for count, _ in alone])
+    counts, made, ends = run(z, grid)
+    np.testing.assert_array_equal(counts, [count[0] for count, *_ in alone])
+    np.testing.assert_allclose(ends, np.concatenate([end for *_, end in alone]), rtol=1e-6, atol=1e-7)
     assert len(set(counts.tolist())) > 1 and counts.max() <= made < counts.sum()
+  # A time that repeats changes nothing and costs nothing.
+  calls.clear()
+  end, state = samplers.run(make, predict, z, [1.0, 1.0, 1.0])
+  np.testing.assert_array_equal(end, z)
+  assert not calls and not state.evaluations.any()
   with pytest.raises(ValueError, match='adaptive chooses its steps: call `run`'):
     samplers.evaluations(make, grid)
 
 
+@pytest.mark.long
 def test_a_sample_does_not_depend_on_the_others():
   condition = jnp.array([1.0, 5.0, 60.0])
   network = lambda z, t, c: -c[:, None] * jnp.sin(z) + t[:, None]
@@ -115,32 +123,27 @@ def test_a_sample_does_not_depend_on_the_others():
     np.testing.assert_allclose(ends[i:i + 1], alone, rtol=1e-6, atol=1e-7)
 
 
-def test_trees_are_integrated_leaf_by_leaf():
-  z = {'a': jnp.ones((2, 3)), 'b': jnp.ones((2, 1, 1))}
-  end = samplers.sample(samplers.adaptive(LINEAR, outputs.u), lambda z, t: z, z, [1.0, 0.5])
-  np.testing.assert_allclose(end['a'], np.exp(-0.5), rtol=1e-4)
-  np.testing.assert_allclose(end['b'], end['a'][:, :1, None], rtol=1e-6)
-
-
-def test_leaves_of_any_dtype_are_integrated_in_float32_or_wider(x64):
-  z = {name: jnp.full((2, 3), 0.5, name) for name in ('bfloat16', 'float16', 'float32', 'float64')}
+@pytest.mark.parametrize('wide', [True, pytest.param(False, marks=pytest.mark.long)])
+def test_leaves_of_any_dtype_are_integrated_in_float32_or_wider(wide, x64):
+  shapes = {'bfloat16': (2, 3), 'float16': (2,), 'float32': (2, 1, 1), 'float64': (2, 3)}
+  z = {name: jnp.full(shape, 0.5, name) for name, shape in shapes.items()}
   seen = []
   def predict(z, t):
     seen.append({name: a.dtype for name, a in z.items()})
     return z
-  for wide in (True, False):
-    with jax.enable_x64(wide):
-      given = z if wide else {name: a for name, a in z.items() if name != 'float64'}
-      end, state = samplers.run(samplers.adaptive(LINEAR, outputs.u), predict, given, [1.0, 0.5])
-    for name, a in end.items():
-      assert a.dtype == name and all(dtypes[name] == name for dtypes in seen)
-      # dz/dt = z; the network receives z rounded, the sum of the steps is not rounded.
-      bound = max(1e-5, float(jnp.finfo(name).eps))
-      np.testing.assert_allclose(a.astype(float), 0.5 * np.exp(-0.5), rtol=bound, err_msg=name)
-    # Rounding of the network's input makes steps shorter, but not endlessly so.
-    assert state.evaluations.max() < 300
+  with jax.enable_x64(wide):
+    given = z if wide else {name: a for name, a in z.items() if name != 'float64'}
+    end, state = samplers.run(samplers.adaptive(LINEAR, outputs.u), predict, given, [1.0, 0.5])
+  for name, a in end.items():
+    assert a.dtype == name and all(dtypes[name] == name for dtypes in seen)
+    # dz/dt = z; the network receives z rounded, the sum of the steps is not rounded.
+    bound = max(1e-5, float(jnp.finfo(name).eps))
+    np.testing.assert_allclose(np.float64(a), 0.5 * np.exp(-0.5), rtol=bound, err_msg=name)
+  # Rounding of the network's input makes steps shorter, but not endlessly so.
+  assert state.evaluations.max() < 300
 
 
+@pytest.mark.long
 def test_float32_under_x64_is_float32():
   z = jnp.array([[-1.0], [0.3]])
   with jax.enable_x64(True):
@@ -160,13 +163,6 @@ def test_failure_is_nan_for_the_sample_that_fails():
   broken, state = samplers.run(samplers.adaptive(LINEAR, outputs.u),
                               lambda z, t: jnp.where(z > 1, jnp.nan, z), z, [1.0, 0.1])
   assert jnp.isfinite(broken[0, 0]) and jnp.isnan(broken[1, 0]) and state.evaluations[1] < 200
-
-
-def test_a_repeated_time_changes_nothing():
-  z = jax.random.normal(jax.random.key(0), (4, 1))
-  end = samplers.sample(samplers.adaptive(LINEAR, outputs.u), _gaussian(LINEAR, outputs.u), z,
-                        [1.0, 1.0, 1.0])
-  np.testing.assert_array_equal(end, z)
 
 
 def test_new_tolerances_do_not_recompile():
