@@ -16,13 +16,13 @@ from eqflow.evaluation import report
 from eqflow.runs import restore
 from eqflow.runs.run import run_of
 from eqflow.training import optimizers, sharding, snapshots, train_state, train_step
-from tests.commands.test_train import Interrupted, assert_bitwise_equal, tiny
+from tests.commands.test_train import Interrupted, assert_bitwise_equal, points
 from tests.rejected import rejected
 
 
-def config(tmp_path, **ema):
+def config(**ema):
   """24 steps of 16 with two EMAs, and a snapshot every 4 steps."""
-  found = tiny(tmp_path)
+  found = points(num_examples=384, checkpoint_examples=128)
   found.ema.update(dict(decays=(), stds=(0.05, 0.1), snapshot_examples=64) | ema)
   found.sample.params = '0.1'
   return found
@@ -32,7 +32,7 @@ def config(tmp_path, **ema):
 def trained(tmp_path_factory):
   """(config, workdir, last state) of one run; tests do not change it."""
   tmp_path = tmp_path_factory.mktemp('averages')
-  found = config(tmp_path)
+  found = config()
   return found, tmp_path / 'run', train.train(run_of(found, tmp_path / 'run'))
 
 
@@ -183,12 +183,12 @@ def test_an_ema_that_was_not_reconstructed_is_rejected_with_the_command(trained)
 ])
 def test_an_invalid_ema_is_rejected_before_compiling(changes, key, named, tmp_path):
   with rejected(key, named):
-    train.train(run_of(config(tmp_path, **changes), tmp_path / 'run'))
+    train.train(run_of(config(**changes), tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
 
 
 def test_snapshots_without_power_emas_are_rejected(tmp_path):
-  found = config(tmp_path, stds=(), decays=(0.999,))
+  found = config(stds=(), decays=(0.999,))
   found.sample.params = '0.999'
   with rejected('ema.snapshot_examples', 'ema.stds'):
     train.train(run_of(found, tmp_path / 'run'))
@@ -234,13 +234,13 @@ def test_the_rate_rises_from_zero_then_decays_as_an_inverse_square_root():
   np.testing.assert_allclose(found, [0, 1, 2, 2, 1], rtol=1e-6)
 
 
-def test_the_uncertainty_has_a_gradient(tmp_path):
-  found = tiny(tmp_path)
+def test_the_uncertainty_has_a_gradient():
+  found = points()
   found.loss.uncertainty = 8
   recipe = recipes.recipe(found)
   shapes = jax.eval_shape(recipe.model.init, jax.random.key(0))
   params = jax.tree.map(lambda a: jnp.full(a.shape, 0.1, a.dtype), shapes)
-  batch = {'x': jnp.ones((16, 8, 8, 1)), 'label': jnp.zeros(16, jnp.int32),
+  batch = {'x': jnp.ones((16, 2)), 'label': jnp.zeros(16, jnp.int32),
            'index': jnp.arange(16, dtype=jnp.uint32)}
   keys = jax.random.split(jax.random.key(1), 16)
   loss = lambda params: recipe.objective.loss(keys, params, batch, recipe.objective.histogram)[0].mean()

@@ -35,8 +35,8 @@ def test_there_is_no_histogram_without_a_threshold():
   assert not generate.steps_taken(ConfigDict(dict(sample=dict(threshold=0.0))), np.full(9, 130))
 
 
-@pytest.mark.parametrize('devices', [1, 4])
-@pytest.mark.parametrize('batch', [4, 8, 40])
+@pytest.mark.parametrize('devices,batch', [(1, 8), (4, 4), (4, 40), *(
+    pytest.param(*case, marks=pytest.mark.long) for case in [(1, 4), (1, 40), (4, 8)])])
 def test_batches_are_yielded_in_order_and_each_example_keeps_its_key(devices, batch):
   mesh = sharding.device_mesh(jax.devices()[:devices])
   params = jax.device_put(jnp.ones(()), jax.NamedSharding(mesh, jax.P()))
@@ -112,9 +112,10 @@ def _energy():
 
 
 @pytest.mark.parametrize('case', [
-    functools.partial(_guided, 2.5), functools.partial(_guided, (2.5, 1.0)), _composed, _weighted,
-    _energy],
-                         ids=['guided', 'guided by channel', 'composed', 'weighted', 'energy'])
+    pytest.param(functools.partial(_guided, 2.5), id='guided', marks=pytest.mark.long),
+    pytest.param(functools.partial(_guided, (2.5, 1.0)), id='guided by channel'),
+    pytest.param(_composed, id='composed', marks=pytest.mark.long),
+    pytest.param(_weighted, id='weighted'), pytest.param(_energy, id='energy')])
 def test_a_sample_from_a_refilled_slot_equals_the_sample_alone(case):
   (sampling, models), labels, slope, centre = case()
   found = generate.samples(sampling, models, labels, seed=SEED, batch=SLOTS)
