@@ -178,7 +178,7 @@ def inverse(f: Callable, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F
   """The t in [low, high] at which the rising function f is `value`, by 60 bisections.
 
   Differentiable in `value` and in what f closes over, by the implicit function: dt/dvalue = 1/f'(t).
-  Where f does not reach the value, t is the nearer end and its derivative 0.
+  Where f does not reach the value, t is the nearer end of f and its derivative 0.
   """
   value = floating(value)
 
@@ -189,9 +189,10 @@ def inverse(f: Callable, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> F
     return jnp.where(below, middle, left), jnp.where(below, right, middle)
 
   ends = jnp.full_like(value, low), jnp.full_like(value, high)
-  t = jax.lax.stop_gradient(sum(jax.lax.fori_loop(0, 60, halve, ends)) / 2)
-  # f need not be finite at the ends.
-  inside = (t > low) & (t < high) & jnp.isfinite(value)
+  left, right = jax.lax.stop_gradient(jax.lax.fori_loop(0, 60, halve, ends))
+  t = (left + right) / 2
+  # f need not be finite at the ends, and may end before `high`: it is NaN beyond.
+  inside = (t > low) & (t < high) & jnp.isfinite(value) & ~jnp.isnan(f(right))
   at = jnp.where(inside, t, (low + high) / 2)
   slope = jax.lax.stop_gradient(jax.jvp(f, (at,), (jnp.ones_like(at),))[1])
   # Zero in value; its derivative is the implicit function's.

@@ -127,6 +127,12 @@ SINGLE = [
     'samplers.sample(samplers.ddim(linear, outputs.u, churn=0.5), field, z, [1.0, 0.0], key)']
 
 
+@pytest.mark.parametrize('value,expected', [(0.5, (0.5, 1)), (1.5, (1, 0)), (9.0, (1, 0))])
+def test_the_inverse_of_a_function_that_ends_before_its_bounds(value, expected):
+  f = lambda t: jnp.where(t <= 1, t, jnp.nan)
+  assert jax.value_and_grad(lambda value: arrays.inverse(f, value, 0.0, 4.0))(value) == expected
+
+
 def test_a_single_key_is_rejected_with_its_shape():
   # In a process of its own, where types are not checked.
   program = f"""

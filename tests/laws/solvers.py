@@ -37,7 +37,7 @@ SOLVERS = {
     'dpmpp_3m churn': (lambda p, o, c: samplers.dpmpp_3m(p, o, churn=c, heun=True), 0.3),
     **{f'unipc {order}{" bh1" * bh1}': (lambda p, o, c, order=order, bh1=bh1: samplers.unipc(
         p, o, order=order, bh1=bh1), 0.0) for order in (1, 2, 3) for bh1 in (False, True)},
-    'adaptive precise': (lambda p, o, c: samplers.adaptive(p, o, rtol=1e-11, atol=1e-11), 0.0),
+    'adaptive precise': (lambda p, o, c: samplers.adaptive(p, o, rtol=1e-13, atol=1e-13), 0.0),
     **{f'sde {name}': (lambda p, o, c, row=row: samplers.sde(
         p, o, diffusion=Partial(row.function, norm=c)), 0.7)
        for name, row in tables.DIFFUSIONS.items()},
