@@ -158,7 +158,10 @@ def test_a_stopped_process_is_found_by_the_other_which_exits_with_its_children(t
     assert time.perf_counter() - clock < 3 + 2, 'the timeout, and the time to report'
     assert one.returncode == watchdog.EXIT_CODE == os.EX_SOFTWARE != 75
     assert 'stuck_seconds=3): process 1 (host ' in said and f'pid {other.pid}' in said
-    assert not running(int(child)), 'its child must be killed too'
+    # Killed before the process ends, but by the kernel, at its own time.
+    while running(int(child)):
+      assert time.perf_counter() - clock < 3 + 10, 'its child must be killed too'
+      time.sleep(0.01)
   finally:
     os.killpg(other.pid, signal.SIGKILL)
     other.communicate()
