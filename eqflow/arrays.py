@@ -141,11 +141,12 @@ def check_functions(**given: Any) -> None:
 
 
 def check_scalars(**given: Any) -> None:
-  """Raises TypeError unless every argument is a number or an array of numbers, naming it."""
+  """Raises TypeError unless every argument is a real number or an array of them, naming it."""
   for name, value in given.items():
     kind = getattr(value, 'dtype', type(value))
     if not isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) or not (
-        kind is bool or kind is int or jnp.issubdtype(kind, jnp.number)):
+        kind is bool or kind is int or any(
+            jnp.issubdtype(kind, each) for each in (jnp.floating, jnp.integer))):
       raise TypeError(f'{name} is the {type(value).__name__} {value!r:.60}: give a number')
 
 

@@ -80,6 +80,8 @@ def straightness(path: PyTree[Num[Array | np.ndarray, 'n b ...']],
   [0, 1]; a velocity is a difference of neighbours. [Liu+ 2209.03003, there summed over elements]
   """
   steps = jnp.diff(grid) if arrays.is_traced(grid) else np.diff(np.asarray(grid, np.float64))
+  if not arrays.is_traced(grid) and not steps.sum():
+    raise ValueError(f'grid={grid!r:.60} has no length: give times that change')
   # A time that repeats has weight 0, and its velocity must be finite.
   whole, lengths = steps.sum(), steps + (steps == 0)
   z = jax.tree.map(jnp.asarray, path)
@@ -101,6 +103,7 @@ def _paired(keys, x, group, partners: Callable, name):
                      'coupling=Partial(couplings.given, eps=eps)')
   ot = _pot()
   arrays.check_keys(keys, arrays.batch_size(x))
+  arrays.check_floating('x', x)
   if group is not None:
     arrays.check_labels('group', group, arrays.batch_size(x))
   eps = jax.tree.map(np.asarray, _noise(keys, x))

@@ -32,6 +32,9 @@ def init(params: PyTree, names: Any) -> dict[str, PyTree]:
   def kept(a):
     narrow = averaged(a) and jnp.finfo(jnp.result_type(a)).bits < 32
     return jnp.array(a, jnp.float32 if narrow else None)
+  for leaf in jax.tree.leaves(params):
+    if not isinstance(leaf, (int, float, complex, np.ndarray, np.generic, jax.Array)):
+      raise TypeError(f'params has the leaf {leaf!r:.60}: give arrays')
   return {name: jax.tree.map(kept, params) for name in names}
 
 

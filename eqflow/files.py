@@ -3,6 +3,7 @@
 import atexit
 from collections.abc import Iterator
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -84,7 +85,9 @@ def resolved(path: Path) -> pathlib.Path:
     found.exists()   # raises for a name that is too long, or a folder that may not be read
     return found
   except (OSError, RuntimeError) as error:
-    raise ValueError(f'{path} cannot be followed: {error}') from error
+    most = getattr(error, 'errno', None) == errno.ENAMETOOLONG
+    remedy = '; give names of at most 255 bytes' if most else ''
+    raise ValueError(f'{path} cannot be followed: {error}{remedy}') from error
 
 
 @functools.cache

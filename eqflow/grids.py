@@ -19,6 +19,8 @@ from eqflow.processes import Process
 def uniform(num_steps: int, start: Number = 1.0, end: Number = 0.0) -> np.ndarray:
   """num_steps + 1 times, evenly spaced from `start` to `end`, float64."""
   arrays.check_scalars(start=start, end=end)
+  if not np.isfinite([start, end]).all():
+    raise ValueError(f'start={start}, end={end}: give finite times')
   return np.linspace(start, end, _positive(num_steps) + 1)
 
 
@@ -30,9 +32,9 @@ def karras(num_steps: int, *, process: Process = processes.edm, sigma_min: Numbe
   rho = 1 is even in sigma. Raises ValueError where the process does not reach sigma_max.
   """
   arrays.check_scalars(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
-  if not (0 < sigma_min <= sigma_max and rho > 0):
+  if not (0 < sigma_min <= sigma_max < np.inf and rho > 0):
     raise ValueError(f'sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}: give 0 < sigma_min <= '
-                     'sigma_max and rho > 0')
+                     'sigma_max < inf and rho > 0')
   ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
   sigma = np.linspace(*ends, _positive(num_steps)) ** rho
   arrays.check_functions(process=process)
@@ -101,7 +103,7 @@ def _positive(num_steps):
   try:
     whole = operator.index(num_steps)
   except TypeError:
-    raise ValueError(f'num_steps={num_steps}: give a whole number, 1 or more') from None
+    raise ValueError(f'num_steps={num_steps!r}: give a whole number, 1 or more') from None
   if whole < 1:
     raise ValueError(f'num_steps={num_steps}: give a whole number, 1 or more')
   return whole

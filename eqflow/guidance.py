@@ -152,6 +152,8 @@ def _checked(scale):
     raise TypeError(f'scale is the {type(scale).__name__} {scale}: give one number, an array [b] for '
                     'one per example, or an array [1, ..., c] for one per channel')
   arrays.check_scalars(scale=scale)
+  if not arrays.is_traced(scale) and np.isnan(np.asarray(scale)).any():
+    raise ValueError(f'scale={scale} is NaN: give a number')
   return scale
 
 

@@ -168,7 +168,7 @@ def unexpected(error: BaseException) -> tuple[str, int]:
 def parse(argv: list[str]) -> list[str]:
   """Parses flags and config overrides; exits with one line that names a wrong one."""
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS(options.last_of_each(argv))
   except Exception as error:
     # absl and ml_collections raise errors of many kinds, in their own words.
     reject(words.of(error, argv))

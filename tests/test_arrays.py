@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import math
 import re
 import subprocess
 import sys
@@ -131,6 +132,15 @@ SINGLE = [
 def test_the_inverse_of_a_function_that_ends_before_its_bounds(value, expected):
   f = lambda t: jnp.where(t <= 1, t, jnp.nan)
   assert jax.value_and_grad(lambda value: arrays.inverse(f, value, 0.0, 4.0))(value) == expected
+
+
+@pytest.mark.parametrize('value,error', [
+    (jnp.array(2 + 0j), TypeError), (2j, TypeError), ('3', TypeError), (np.array('3'), TypeError),
+    (None, TypeError)])
+def test_what_is_not_a_real_number_is_rejected(value, error):
+  arrays.check_scalars(scale=1, other=np.float16(math.inf), more=jnp.ones(3, jnp.bfloat16))
+  with pytest.raises(error, match='scale'):
+    arrays.check_scalars(scale=value)
 
 
 def test_a_single_key_is_rejected_with_its_shape():

@@ -133,6 +133,11 @@ def test_optimal_transport_makes_the_velocity_a_function_of_z():
   assert left['optimal'] < 0.01 * expected, f'{left["optimal"]:.3g} of the velocity is left'
 
 
+def test_a_path_over_a_grid_without_length_is_rejected():
+  with pytest.raises(ValueError, match='0.5.*times that change'):
+    couplings.straightness(np.ones((3, 4, 2)), [0.5, 0.5, 0.5])
+
+
 def test_straightness_is_the_mean_square_deviation_from_the_chord():
   # For a half circle at constant speed |dz/dt - chord|^2 averages to pi^2 - 4, for a line to 0.
   grid = np.linspace(1, 0, 1_001) ** 2

@@ -115,6 +115,11 @@ def test_guidance_on_eight_devices_needs_no_collectives():
   assert not found, f'guidance moves data between devices: {set(found)}'
 
 
+def test_a_scale_that_is_not_a_number_is_rejected():
+  with pytest.raises(ValueError, match='scale=nan'):
+    guidance.added([lambda z, t, condition: z], [np.nan])
+
+
 def test_conditions_of_another_shape_than_null_are_rejected():
   with pytest.raises(ValueError, match='null'):
     guidance.guided(Partial(_network), jnp.ones(2), jnp.zeros(3), scale=2.0)

@@ -105,6 +105,13 @@ REJECTED = [
     ([DIGITS, '--config.model.dtype=float16', '--config.train.max_skipped=3'],
      ["config.model.dtype='float16'", 'bfloat16']),
     ([DIGITS, '--config.ema.decays=(0.9999999,)'], ["['params', '0.9999999']"]),
+    # The last value counts, of a tuple as of a number.
+    ([DIGITS, '--config.ema.decays=(0.9,)', '--config.ema.decays=(0.99,)'], ["['params', '0.99']"]),
+    ([DIGITS, "--config.ema={'decays': (0.9,)}"], ['config.ema.stds', 'default is ()']),
+    ([DIGITS, '--config.model.width=abc'], ["config.model.width='abc'", 'whole number']),
+    ([DIGITS, '--config.sample.grid.start=zero'], ["config.sample.grid.start='zero'", 'number']),
+    ([DIGITS, '--config.data.shape=2.5'], ['config.data.shape=(2.5,)', 'tuple', 'whole number']),
+    ([DIGITS, '--config.data.name='], ["name=''", 'moons', 'folder']),
 ]
 # Keys that take any text.
 FREE_OF_WORDS = ('data.name', 'data.split', 'data.dir', 'evaluate.split', 'sample.params',

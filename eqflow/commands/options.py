@@ -105,6 +105,17 @@ def define(modes: Sequence[str]) -> None:
     option.define(name, None, f'{option.help} (--mode={uses})', **option.limits)
 
 
+def last_of_each(argv: Sequence[str]) -> list[str]:
+  """The command line without the values of a config key that a later one replaces.
+
+  ml_collections would join the values of a tuple.
+  """
+  name = lambda arg: arg.lstrip('-').partition('=')[0]
+  last = {name(arg): i for i, arg in enumerate(argv)}
+  return [arg for i, arg in enumerate(argv)
+          if last[name(arg)] == i or not (name(arg).startswith('config.') and '=' in arg)]
+
+
 def given(mode: str) -> dict[str, Any]:
   """{name: value} of the flags that were given.
 

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from eqflow.config import kinds, rows, schema
+from eqflow.config import rows, schema
 from eqflow.config.errors import ConfigError
 
 _KEY = re.compile(r'config(\.\w+(\[\d+\])*)+')
@@ -30,22 +30,27 @@ def of(error: Exception, argv: list[str]) -> str:
   if isinstance(error, (AttributeError, KeyError)):
     return _wrong_key(given) or text
   if found := re.match(r'--config\.([\w.]+)=', text):
-    return _wrong_value(found[1], given.get(f'config.{found[1]}', ''), text)
+    return _wrong_value(given['config'], found[1], given.get(f'config.{found[1]}', ''), text)
   for theirs, ours in _VALUES.items():
     if theirs in text:
       return f'{text.partition(": ")[0]} {ours}'
   return text
 
 
-def _wrong_value(key, given, text):
-  """The sentence about a value of another kind than its key."""
-  kind = schema.KEYS[key].kind if key in schema.KEYS else kinds.section
-  value = _literal(given)
-  try:
-    kind(value if isinstance(value, (int, float, tuple)) else given, key)
-    kind(given, key)
-  except ConfigError as error:
-    return str(error)
+def _wrong_value(file, key, given, text):
+  """The sentence about the value `given` of a key that has another kind of value."""
+  *path, name = key.split('.')
+  literal = _literal(given)
+  for value in (literal if isinstance(literal, (int, float, tuple)) else given, given):
+    config = flags.FLAGS['config'].parser.parse(file).unlock()
+    try:
+      with config.ignore_type():
+        functools.reduce(getattr, path, config)[name] = value
+      schema.check(config)
+    except ConfigError as error:
+      return str(error)
+    except (LookupError, AttributeError, TypeError, ValueError):
+      return text
   return text
 
 

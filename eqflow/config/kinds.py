@@ -72,9 +72,13 @@ def one_of(table: Mapping[str, Any]) -> Kind:
 def several(kind: Kind, *, least: int = 0) -> Kind:
   """A tuple of `least` or more values of a kind."""
   def check(value, key):
+    what = f'must be a tuple{" of one or more" if least else ""}'
     if not isinstance(value, (tuple, list)) or len(value) < least:
-      raise ConfigError(key, value, f'must be a tuple{" of one or more" if least else ""}')
-    return tuple(kind(each, f'{key}') for each in value)
+      raise ConfigError(key, value, what)
+    try:
+      return tuple(kind(each, key) for each in value)
+    except ConfigError as error:
+      raise ConfigError(key, value, f'{what}; each value {error.allowed}', error.remedy) from error
 
   return check
 

@@ -34,12 +34,15 @@ def read(given: str) -> ConfigDict:
 def stored(path: pathlib.Path) -> ConfigDict:
   """The config that a run has written. Raises ValueError for another file."""
   try:
-    config = ConfigDict(_tuples(files.read_json(path)))
+    found = _tuples(files.read_json(path))
+    if not isinstance(found, dict) or not isinstance(found.get('sample'), dict):
+      raise ValueError("it has no section 'sample'")
+    config = ConfigDict(found)
     config.sample.scale = numbered(config.sample.scale)
   except OSError as error:
     raise ValueError(str(error)) from error
   except (ValueError, TypeError, AttributeError) as error:
-    raise ValueError(f'{path} is not the config of a run ({error})') from error
+    raise ValueError(f'{path} is not the config of a run ({error}); {_ADVICE}') from error
   return config
 
 

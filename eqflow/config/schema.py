@@ -164,4 +164,6 @@ def _check_section(found: ConfigDict, path: str, keys: Mapping[str, Kind]) -> No
     if key in found:
       check_value(found[key], dotted(key))
     else:
-      raise ConfigError(dotted(key), ABSENT, 'is missing', 'see eqflow/config/schema.py')
+      default = KEYS[dotted(key)].default if dotted(key) in KEYS else ABSENT
+      raise ConfigError(dotted(key), ABSENT, 'is missing', 'see eqflow/config/schema.py'
+                        if default is ABSENT else f'its default is {default!r}')

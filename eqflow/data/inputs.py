@@ -15,6 +15,7 @@ import numpy as np
 from eqflow import files
 
 MOST = 2**30       # bytes of an array, where uint8 counts as the float32 that it becomes
+DIRECTORY = 2**22  # bytes of the table of members of a .npz file
 _HEADER = 10_000   # bytes before an array; numpy's own limit
 
 
@@ -50,8 +51,18 @@ def _of_array(file, shape):
   return _as_data(_array(opened, size, lambda *found: _check(*found, shape))), None
 
 
+class _Bounded(io.BufferedReader):
+  """A file that is read in pieces: zipfile would read a directory of any size as one."""
+
+  def read(self, size: int | None = -1) -> bytes:
+    """Raises ValueError for more than DIRECTORY bytes at once."""
+    if size is not None and size > DIRECTORY:
+      raise ValueError(f'its directory has {size:,} bytes, more than {DIRECTORY:,}')
+    return super().read(size)
+
+
 def _of_zip(file, shape):
-  with zipfile.ZipFile(file) as archive:
+  with zipfile.ZipFile(_Bounded(file)) as archive:
     members = {info.filename.removesuffix('.npy'): info for info in archive.infolist()}
     key = next((key for key in ('samples', 'x') if key in members), None)
     if key is None:
@@ -73,12 +84,16 @@ def _array(opened: Callable[[], contextlib.AbstractContextManager[BinaryIO]], si
   """The array of a .npy file of `size` bytes, after check(its shape, its dtype)."""
   with opened() as file:
     head = io.BytesIO(file.read(_HEADER))
+  if not head.getvalue().startswith(np.lib.format.MAGIC_PREFIX):
+    raise ValueError('it is not an array of np.save')
   header = {(1, 0): np.lib.format.read_array_header_1_0}.get(
       np.lib.format.read_magic(head), np.lib.format.read_array_header_2_0)
   shape, _, dtype = header(head, max_header_size=_HEADER)
+  if min(shape, default=0) < 0:
+    raise ValueError(f'its header has the shape {shape}')
   check(shape, dtype)
   needed = head.tell() + math.prod(shape) * dtype.itemsize
-  if min(shape, default=0) < 0 or size < needed:
+  if size < needed:
     raise ValueError(f'its header promises {needed:,} bytes, but it has {size:,}')
   with opened() as file:
     return np.lib.format.read_array(file, allow_pickle=False)

@@ -32,6 +32,9 @@ def load(name: str, *, split: str, data_dir: str | os.PathLike | None,
   Raises ValueError for an unknown split and FileNotFoundError for missing data; both say what exists
   and what to do.
   """
+  if not name:
+    raise ValueError(f'no data set has an empty name: give one of {sorted(TOYS)}, digits, '
+                     'fashion_mnist, folder, pairs, or one of TFDS')
   if name in TOYS:
     return _toy(name, split, num_points, seed)
   if name == 'folder':

@@ -29,9 +29,14 @@ def described(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
 
 
 def read(path: Path, key: str) -> np.ndarray:
-  """The tensor of this key. Raises ValueError for NaN and infinite numbers."""
+  """The tensor of this key. Raises ValueError for NaN, infinity and dtypes not in DTYPES."""
   # Opened for each tensor: the pages of a mapped file stay in memory until it is closed.
   with _open(path) as file:
+    if key not in file.keys():
+      raise ValueError(f'{path} has no tensor {key}; it has {sorted(file.keys())[:20]}')
+    dtype = file.get_slice(key).get_dtype()
+    if dtype not in DTYPES:
+      raise ValueError(f'{path}: {key} has dtype {dtype}; weights are {", ".join(DTYPES)}: cast it')
     a = file.get_tensor(key)
   bad = a.size - int(np.isfinite(a).sum())
   if bad:

@@ -166,6 +166,7 @@ def _run(solver, predict, z, times, keys, *, path):
     raise TypeError(f'{name} is a {type(solver).__name__}, but only a Solver integrates over times: '
                     'run a Descent with descent.descend')
   arrays.check_functions(predict=predict)
+  arrays.check_scalars(times=times if arrays.is_traced(times) else np.asarray(times))
   if keys is not None:
     arrays.check_keys(keys, arrays.batch_size(z))
   if solver.traits.stochastic:

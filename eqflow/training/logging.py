@@ -28,6 +28,8 @@ class Board:
 
   def __init__(self, folder: pathlib.Path, *, step: int):
     self.folder, self.file, self.flushed, self.whole = folder, None, time.monotonic(), True
+    # tensorboardX names a file by its second, and would empty that of a session in the same second.
+    self.suffix = f'.{len(list(folder.glob("*"))):06}'
     self.add(step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
   def add(self, step: int, **what: Any) -> None:
@@ -35,7 +37,7 @@ class Board:
     try:
       if self.file is None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = event_file_writer.EventsWriter(str(self.folder / 'events'))
+        self.file = event_file_writer.EventsWriter(str(self.folder / 'events'), self.suffix)
       self.file.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
       if time.monotonic() - self.flushed > _FLUSH_SECONDS:
         self.file.flush()

@@ -117,6 +117,8 @@ ZIPPED = {
     'by LZMA': _npz({'x': _few()}, zipfile.ZIP_LZMA), 'by BZ2': _npz({'x': _few()}, zipfile.ZIP_BZIP2),
     'x that ends early': _npz({'x': _header((9, *SHAPE))}), 'no x': _npz({'y': _few()}),
     'cut': lambda path: (_npz({'x': _few()})(path), os.truncate(path, 100)),
+    # Its table of members has 6 MB: a name may have 65,535 bytes.
+    'long names': _npz({'x': _few()} | {f'{i:060000}': b'' for i in range(100)}),
 }
 UNUSED = _npz({'x': _few(), 'unused': (_header((3 * 2**28,)), 3 * 2**30)})
 

@@ -332,6 +332,14 @@ def test_weights_that_are_not_finite_are_rejected(saved, value, dtype):
     interop.load(saved(state), **TINY)
 
 
+@pytest.mark.parametrize('key,named', [('zz', 'no tensor zz'), ('a', 'a has dtype I32.*F32')])
+def test_a_tensor_of_another_name_or_dtype_is_rejected(tmp_path, key, named):
+  path = tmp_path / 'w.safetensors'
+  safetensors.save_file({'a': np.arange(3, dtype=np.int32)}, path)
+  with pytest.raises(ValueError, match=f'w.safetensors.*{named}'):
+    interop.files.read(path, key)
+
+
 @pytest.mark.parametrize('name', hostile.WEIGHTS)
 def test_a_hostile_file_is_rejected(tmp_path, name):
   hostile.WEIGHTS[name](tmp_path / 'w.safetensors')
