@@ -8,6 +8,7 @@ if __name__ == '__main__':
   preemption.answer()
 
 import contextlib
+import importlib
 import pathlib
 import shlex
 import sys
@@ -23,15 +24,15 @@ except ImportError:
 import jax
 from ml_collections import ConfigDict, config_flags
 
-from eqflow.commands import (
-    denoise, evaluate, ood, options, pairs, plan, posthoc_ema, sample, train, words)
-from eqflow.runs.run import run_of
-from eqflow.training.runtime import ledger, multihost
+from eqflow.commands import options, words
+from eqflow.runs.run import Run, run_of
+from eqflow.training.runtime import compile_cache, ledger, multihost
 
-# Each takes a Run and the flags that were given, of commands/options.py.
+# {mode: its function in eqflow/commands}, of a Run and of the flags that were given, of
+# commands/options.py. They are imported when they run: a rejected config needs none of them.
 COMMANDS = {
-    'sample': sample.sample, 'pairs': pairs.draw_pairs, 'denoise': denoise.denoise, 'ood': ood.detect,
-    'reconstruct': posthoc_ema.reconstruct, 'sweep': posthoc_ema.sweep,
+    'sample': 'sample.sample', 'pairs': 'pairs.draw_pairs', 'denoise': 'denoise.denoise',
+    'ood': 'ood.detect', 'reconstruct': 'posthoc_ema.reconstruct', 'sweep': 'posthoc_ema.sweep',
 }
 # train and evaluate may be one of several processes; plan has neither folder nor devices.
 MODES = 'train', 'evaluate', *COMMANDS, 'plan'
@@ -62,9 +63,12 @@ def main(argv: list[str]) -> None:
       streams.log_to(workdir / f'log-{mode}.txt')
     with preemption.watched(preemption.AGAIN):
       if mode == 'plan':
+        from eqflow.commands import plan
         plan.plan(config, workdir, **given)
       else:
-        COMMANDS[mode](run_of(config, workdir), **given)
+        run = opened(config, workdir)
+        file, function = COMMANDS[mode].split('.')
+        getattr(importlib.import_module(f'eqflow.commands.{file}'), function)(run, **given)
   except preemption.Stopped as stopped:
     preemption.end(*stopped.args)
   except REJECTIONS as error:
@@ -81,7 +85,8 @@ def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
     with preemption.watched():
       multihost.join(*cluster)
   with preemption.watched() as stop, contextlib.closing(book):
-    run = run_of(config, workdir)
+    run = opened(config, workdir)
+    from eqflow.commands import evaluate, train
     if mode == 'train':
       train.train(run, stop, book)
     elif workdir.is_dir():
@@ -94,6 +99,13 @@ def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
   if jax.process_index() == 0:
     print(next_commands(config, workdir), flush=True)
   multihost.leave()
+
+
+def opened(config: ConfigDict, workdir: pathlib.Path) -> Run:
+  """The run of a config in `workdir`, with the programs on disk that were compiled before."""
+  run = run_of(config, workdir)
+  compile_cache.use(run.config.train.compile_cache)
+  return run
 
 
 def next_commands(config: ConfigDict, workdir: pathlib.Path) -> str:

@@ -102,14 +102,18 @@ def test_the_first_three_levels_need_only_jax_numpy_and_jaxtyping():
       assert set(_other_imports(path)) <= allowed, f'{path}: {set(_other_imports(path)) - allowed}'
 
 
-def test_importing_the_library_brings_no_flax_optax_tfds_or_tensorflow():
-  heavy = ['flax', 'optax', 'tensorflow_datasets', 'tensorflow', 'grain', 'orbax', 'matplotlib',
-           'diffrax', 'ot']
-  code = (f'from eqflow import samplers, descent, losses, ema; import sys; '
-          f'print([m for m in {heavy} if m in sys.modules])')
+HEAVY = ['tensorflow_datasets', 'tensorflow', 'grain', 'orbax', 'tensorboardX', 'matplotlib', 'sklearn']
+
+
+@pytest.mark.parametrize('imports,absent', [
+    ('from eqflow import samplers, descent, losses, ema', [*HEAVY, 'flax', 'optax', 'diffrax', 'ot']),
+    # A config is read and rejected, and a step is planned, with what these bring.
+    ('from eqflow import main; from eqflow.commands import plan', HEAVY)])
+def test_what_an_import_does_not_need_is_not_imported(imports, absent):
+  code = f'{imports}; import sys; print([m for m in {absent} if m in sys.modules])'
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                        cwd=ROOT)
-  assert out.stdout.strip() == '[]', f'the library imported {out.stdout}'
+  assert out.stdout.strip() == '[]', f'{imports} imported {out.stdout}'
 
 
 def test_own_modules_are_imported_under_their_own_name():

@@ -115,7 +115,7 @@ REJECTED = [
 ]
 # Keys that take any text.
 FREE_OF_WORDS = ('data.name', 'data.split', 'data.dir', 'evaluate.split', 'sample.params',
-                 'sample.guide.workdir', 'sample.guide.params')
+                 'sample.guide.workdir', 'sample.guide.params', 'train.compile_cache')
 
 
 

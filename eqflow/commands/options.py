@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from eqflow import files
-from eqflow.commands.posthoc_ema import stds_of
+from eqflow.commands.widths import stds_of
 from eqflow.config import reading
 
 

@@ -94,6 +94,8 @@ KEYS = {
     'train.keep_checkpoints': _free(COUNT, 2),
     'train.max_skipped': _free(whole(0), 0),
     'train.stuck_seconds': _free(NOT_NEGATIVE, 600.0),
+    # A folder of compiled programs, for all runs; '': compile at every start.
+    'train.compile_cache': _free(text, '~/.cache/eqflow/xla'),
     'optimizer.rate': Key(NOT_NEGATIVE),
     'optimizer.b1': Key(BELOW_ONE, 0.9),
     'optimizer.b2': Key(BELOW_ONE, 0.999),

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from eqflow.commands import posthoc_ema, train
+from eqflow.commands import posthoc_ema, train, widths
 from eqflow.config import recipes
 from eqflow.evaluation import report
 from eqflow.runs import restore
@@ -198,7 +198,7 @@ def test_snapshots_without_power_emas_are_rejected(tmp_path):
     ('0.1', [0.1]), ('0.03,0.05,...,0.11', [0.03, 0.05, 0.07, 0.09, 0.11]),
     ('0.1,0.1,0.2', [0.1, 0.2]), ('0.05,0.1,...,0.22', [0.05, 0.1, 0.15, 0.2, 0.22])])
 def test_widths_are_listed_or_continued_in_steps(given, expected):
-  assert posthoc_ema.stds_of(given.split(',')) == expected
+  assert widths.stds_of(given.split(',')) == expected
 
 
 @pytest.mark.parametrize('given, message', [
@@ -209,7 +209,7 @@ def test_widths_are_listed_or_continued_in_steps(given, expected):
     ('0.1,0.10000000001,...,0.2', '1000')])
 def test_invalid_widths_are_rejected(given, message):
   with pytest.raises(ValueError, match=message):
-    posthoc_ema.stds_of(given.split(',') if given else None)
+    widths.stds_of(given.split(',') if given else None)
 
 
 def test_a_step_prepares_the_parameters_then_updates_them_then_the_emas():
