@@ -82,7 +82,7 @@ def _counting(calls):
   return predict
 
 
-def test_each_sample_has_its_own_steps_and_the_state_counts_its_evaluations():
+def test_each_sample_has_its_own_steps_and_the_state_counts_its_evaluations(x64):
   z, calls = jnp.array([[0.1], [0.9], [30.0]]), []
   make, predict = samplers.adaptive(LINEAR, outputs.u, rtol=1e-4), _counting(calls)
 
