@@ -82,7 +82,9 @@ def resolved(path: Path) -> pathlib.Path:
     raise ValueError(f'{path} names no user of this machine; use ./{path} for a folder of that name')
   try:
     found = pathlib.Path(home).resolve()
-    found.exists()   # raises for a name that is too long, or a folder that may not be read
+    # Raises for a circle of links, a name that is too long, or a folder that may not be read.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+      found.stat()
     return found
   except (OSError, RuntimeError) as error:
     most = getattr(error, 'errno', None) == errno.ENAMETOOLONG
