@@ -25,6 +25,7 @@ import jax
 from ml_collections import ConfigDict, config_flags
 
 from eqflow.commands import options, words
+from eqflow.config.errors import naming
 from eqflow.runs.run import Run, run_of
 from eqflow.training.runtime import compile_cache, ledger, multihost
 
@@ -104,7 +105,8 @@ def train_and_evaluate(mode: str, config: ConfigDict, workdir: pathlib.Path,
 def opened(config: ConfigDict, workdir: pathlib.Path) -> Run:
   """The run of a config in `workdir`, with the programs on disk that were compiled before."""
   run = run_of(config, workdir)
-  compile_cache.use(run.config.train.compile_cache)
+  with naming('train.compile_cache'):
+    compile_cache.use(run.config.train.compile_cache)
   return run
 
 

@@ -25,6 +25,11 @@ def test_each_average_follows_its_own_decay():
     np.testing.assert_allclose(emas[name]['w'], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_leaf_that_is_no_array_is_rejected():
+  with pytest.raises(TypeError, match="'text'"):
+    ema.init({'a': np.ones(2), 'b': 'text'}, ['0.9'])
+
+
 def test_warm_up_forgets_the_start():
   held = np.prod([float(ema.warmed(0.999, n)) for n in range(3000)])
   assert held < 1e-6, f'after 3,000 updates {held:.1e} of the start is left'

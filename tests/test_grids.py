@@ -1,6 +1,7 @@
 """Grids are as the papers define them."""
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -27,6 +28,15 @@ def test_the_logsnr_grid_is_even_in_log_snr_in_float64():
   assert grid.dtype == np.float64
   # lambda = 2 log((1 - t)/t).
   np.testing.assert_allclose(2 * np.log((1 - grid) / grid), np.linspace(-8, 8, 17), atol=1e-12)
+
+
+@pytest.mark.parametrize('grid,named', [
+    (lambda: grids.uniform(3, start=math.nan), 'start=nan'),
+    (lambda: grids.uniform(3, end=-math.inf), 'end=-inf'),
+    (lambda: grids.karras(3, sigma_max=math.inf), 'sigma_max=inf')])
+def test_the_ends_of_a_grid_are_finite(grid, named):
+  with pytest.raises(ValueError, match=named):
+    grid()
 
 
 def test_the_number_of_steps_is_a_positive_whole_number():

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 
 from tests import ROOT
 
@@ -32,10 +33,11 @@ def test_the_first_example_samples_both_modes_and_ddim_is_remix():
   assert np.abs(offsets.mean(0)).max() < 0.05 and np.abs(offsets.std(0) - 0.25).max() < 0.05
 
 
-def test_the_training_example_samples_moons():
-  # A quarter of its steps suffice for the bounds here.
+# A quarter of the steps is enough for these bounds.
+@pytest.mark.parametrize('steps', ['500', pytest.param('2_000', marks=pytest.mark.long)])
+def test_the_training_example_samples_moons(steps):
   assert EXAMPLES[1].count('range(2_000)') == 1
-  names = _run(EXAMPLES[1].replace('range(2_000)', 'range(500)'))
+  names = _run(EXAMPLES[1].replace('range(2_000)', f'range({steps})'))
   samples, data = np.asarray(names['samples']), np.asarray(names['data'])[:3_000]
   assert samples.shape == (1_000, 2)
   square = ((samples[:, None] - data) ** 2).sum(-1)

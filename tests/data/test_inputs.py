@@ -26,6 +26,16 @@ def test_inputs_of_another_kind_are_rejected(tmp_path, arrays, message):
     inputs.read(saved(tmp_path / 'x.npz', **arrays), SHAPE)
 
 
+@pytest.mark.parametrize('content,named', [
+    (b'no array', 'not an array of np.save'),
+    (b"\x93NUMPY\1\0\x46\0{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 8, 8, 1)}".ljust(
+        79) + b'\n' + bytes(512), r'shape \(-1, 8, 8, 1\)')])
+def test_a_file_that_is_no_array_is_named_as_what_it_is(tmp_path, content, named):
+  (tmp_path / 'x.npy').write_bytes(content)
+  with pytest.raises(ValueError, match=f'x.npy.*{named}'):
+    inputs.read(tmp_path / 'x.npy', SHAPE)
+
+
 def test_only_the_needed_arrays_are_read(tmp_path):
   x, path = np.random.RandomState(0).randn(3, *SHAPE), tmp_path / 'x.npz'
   np.savez(path, x=x, labels=np.arange(3), unused=np.zeros(10**6))

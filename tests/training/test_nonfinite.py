@@ -16,6 +16,7 @@ from eqflow.config import recipes
 from eqflow.runs.run import run_of
 from eqflow.training import logging, nonfinite, sharding, train_state, train_step
 from tests import config_file as load
+from tests.faults import logs
 from tests.rejected import rejected
 
 
@@ -263,6 +264,15 @@ def test_a_full_disk_does_not_block_tensorboard(tmp_path, capsys, monkeypatch):
   writer.close()
   after = {path: path.stat().st_size for path in tmp_path.glob('tensorboard/*')}
   assert any(size > before.get(path, 0) for path, size in after.items()), 'nothing more was written'
+
+
+def test_sessions_that_start_in_one_second_write_files_of_their_own(tmp_path, monkeypatch):
+  monkeypatch.setattr(event_file_writer.time, 'time', lambda: 1e9)
+  for step in (0, 3):
+    writer = logging.Writer(tmp_path, step=step)
+    writer.scalars(step + 1, {'loss': 0.5})
+    writer.close()
+  assert logs.board(tmp_path) == {(1, 'loss'): 0.5, (4, 'loss'): 0.5}
 
 
 def test_tensorboard_reads_what_was_logged(tmp_path):

@@ -17,8 +17,8 @@ _WORTH = 0.05
 def use(folder: str) -> None:
   """Keeps compiled programs in `folder`, and reads them from there; an empty string keeps none.
 
-  A folder that JAX has been given already, as by JAX_COMPILATION_CACHE_DIR, stays. One that cannot be
-  written is reported, and programs are compiled.
+  If JAX already has a folder, from JAX_COMPILATION_CACHE_DIR, it is used instead. If the folder cannot
+  be written, a line says so, and programs are compiled at every start.
   """
   if not folder or jax.config.jax_compilation_cache_dir:
     return
